@@ -1,0 +1,109 @@
+"""Settings: one pydantic model per step, one YAML per profile, dotted overrides on top.
+
+A profile file has one mapping per step (``ingest:``, ``split:``, …) and may name another profile in ``extends``. What a
+profile does not mention keeps the default of the model, which is the paper's number wherever the paper gives one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .errors import ConfigError
+
+PROFILES = Path(__file__).parent / "profiles"
+
+
+class Settings(BaseModel):
+    """Base of every step's settings: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def profile_names() -> list[str]:
+    """Names of the profiles that ship with svdflow."""
+    return sorted(path.stem for path in PROFILES.glob("*.yaml"))
+
+
+def load_profile(profile: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The raw settings of a profile: step name to mapping, bases merged in, overrides applied.
+
+    Args:
+        profile: a shipped profile's name, or the path of a YAML file.
+        overrides: dotted path to value, as ``{"filter.motion_percent": 25}``.
+
+    Raises:
+        ConfigError: the profile does not exist, is no mapping, or an override runs through a plain value.
+    """
+    path = PROFILES / f"{profile}.yaml"
+    if not path.is_file():
+        path = Path(profile)
+        if path.suffix not in (".yaml", ".yml") or not path.is_file():
+            raise ConfigError(f"profile {profile!r} is neither a shipped one ({', '.join(profile_names())}) nor a YAML file")
+    loaded = yaml.safe_load(path.read_text()) or {}
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path}: a profile is a mapping of step names to settings")
+    base = loaded.pop("extends", None)
+    merged = merge(load_profile(base), loaded) if base else loaded
+    for dotted, value in (overrides or {}).items():
+        merged = merge(merged, _nest(dotted.split("."), value))
+    return merged
+
+
+def load_settings(model: type[SettingsT], section: str, profile: str, overrides: Mapping[str, Any] | None = None) -> SettingsT:
+    """The validated settings of one step.
+
+    Raises:
+        ConfigError: names the field, the reason and the profile.
+    """
+    return validate_settings(model, section, load_profile(profile, overrides).get(section) or {})
+
+
+def validate_settings(model: type[SettingsT], section: str, values: Mapping[str, Any]) -> SettingsT:
+    """Build settings from plain values; errors name the dotted field."""
+    try:
+        return model(**values)
+    except (ValidationError, TypeError) as error:
+        if not isinstance(error, ValidationError):
+            raise ConfigError(f"{section}: {error}") from None
+        faults = [f"{'.'.join([section, *map(str, e['loc'])])}: {e['msg']}" for e in error.errors()]
+        raise ConfigError("; ".join(faults)) from None
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split ``a.b=value``; the value is read as YAML, so ``1e-4``, ``true`` and ``[1, 2]`` mean what they say.
+
+    Raises:
+        ConfigError: there is no ``=`` or no key.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {text!r}: write it as step.setting=value, for example filter.motion_percent=25")
+    parsed = yaml.safe_load(value) if value else ""
+    if isinstance(parsed, str):
+        try:
+            parsed = float(parsed)  # YAML 1.1 reads 1e-4 as text
+        except ValueError:
+            pass
+    return key.strip(), parsed
+
+
+def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """Deep merge of mappings: values of ``top`` win; lists are replaced, not joined."""
+    out = copy.deepcopy(dict(base))
+    for key, value in top.items():
+        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+        out[key] = merge(out[key], value) if both else copy.deepcopy(value)
+    return out
+
+
+def _nest(keys: list[str], value: Any) -> dict[str, Any]:
+    return {keys[0]: value if len(keys) == 1 else _nest(keys[1:], value)}

@@ -1,0 +1,206 @@
+"""The manifests: Parquet tables with declared Arrow schemas, the only interface between components.
+
+Column names carry their units. A table is written in one canonical form (declared column order, rows sorted by id), so that
+equal content gives equal bytes. Manifests hold no clock times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .errors import BadInputError
+
+SCHEMA_VERSION = "1"
+
+VIDEOS = pa.schema(
+    [
+        pa.field("video_id", pa.string(), nullable=False),  # sha256 of the bytes
+        pa.field("uri", pa.string(), nullable=False),  # data-root URI of the bytes; "" when set aside before it was stored
+        pa.field("name", pa.string(), nullable=False),  # path below the source
+        pa.field("bytes", pa.int64(), nullable=False),
+        pa.field("container", pa.string()),
+        pa.field("codec", pa.string()),
+        pa.field("duration_s", pa.float64()),
+        pa.field("fps", pa.float64()),
+        pa.field("width", pa.int32()),  # as displayed: after rotation
+        pa.field("height", pa.int32()),
+        pa.field("frames", pa.int64()),
+        pa.field("rotation", pa.int32()),  # degrees clockwise: 0, 90, 180 or 270
+        pa.field("licence", pa.string()),
+        pa.field("source", pa.string(), nullable=False),  # "footage", or "generated" for footage this project makes
+        pa.field("description", pa.string()),  # caption that came with the file (sidecar), if any
+        pa.field("status", pa.string(), nullable=False),  # "ok" or "set_aside"
+        pa.field("error", pa.string()),  # why it was set aside
+    ]
+)
+
+CLIPS = pa.schema(
+    [
+        pa.field("clip_id", pa.string(), nullable=False),  # identity of video, span and cutter version
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("start_s", pa.float64(), nullable=False),  # on the source's time line
+        pa.field("end_s", pa.float64(), nullable=False),
+        pa.field("first_frame", pa.int64(), nullable=False),  # index in the source, display order
+        pa.field("last_frame", pa.int64(), nullable=False),  # inclusive
+        pa.field("cut_evidence", pa.string(), nullable=False),  # JSON: what opened and what closed the shot
+        pa.field("shard_uri", pa.string(), nullable=False),  # data-root URI of the tar shard
+        pa.field("member", pa.string(), nullable=False),  # name inside the tar
+        pa.field("offset", pa.int64(), nullable=False),  # of the member's bytes in the tar
+        pa.field("bytes", pa.int64(), nullable=False),
+        pa.field("frames", pa.int64(), nullable=False),
+        pa.field("fps", pa.float64(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),  # as displayed
+        pa.field("height", pa.int32(), nullable=False),
+    ]
+)
+
+_FRAMES3 = pa.list_(pa.float64(), 3)  # first, middle and last frame
+
+ANNOTATIONS = pa.schema(
+    [
+        pa.field("clip_id", pa.string(), nullable=False),
+        pa.field("motion_score", pa.float64()),  # mean flow magnitude, px per flow interval at the flow resolution
+        pa.field("motion_unit", pa.string()),  # e.g. "px/0.5s@h128": interval and flow resolution
+        pa.field("camera_motion", pa.list_(pa.float64(), 3)),  # mean flow dx, dy in px and radial zoom, same unit
+        pa.field("text_area", _FRAMES3),  # fraction of the frame covered by text boxes, 0 to 1
+        pa.field("aesthetic", _FRAMES3),
+        pa.field("caption_image", pa.string()),
+        pa.field("caption_image_model", pa.string()),
+        pa.field("caption_video", pa.string()),
+        pa.field("caption_video_model", pa.string()),
+        pa.field("caption_summary", pa.string()),
+        pa.field("caption_summary_model", pa.string()),
+        pa.field("similarity_image", _FRAMES3),  # of caption_image to first, middle and last frame, -1 to 1
+        pa.field("similarity_video", _FRAMES3),
+        pa.field("similarity_summary", _FRAMES3),
+        pa.field("embedding_uri", pa.string()),  # data-root URI of the image embeddings (safetensors)
+        pa.field("annotators", pa.string(), nullable=False),  # JSON: axis to "name@version"
+    ]
+)
+
+AXES = ("motion", "text", "aesthetic", "similarity")
+
+SELECTION = pa.schema(
+    [
+        pa.field("clip_id", pa.string(), nullable=False),
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("keep", pa.bool_(), nullable=False),
+        pa.field("split", pa.string()),  # "train" or "held_out"; null when dropped
+        pa.field("reasons", pa.list_(pa.string()), nullable=False),  # names of the axes it failed, and "missing_<axis>"
+        *[field for axis in AXES for field in (
+            pa.field(f"{axis}_value", pa.float64()),
+            pa.field(f"{axis}_cut", pa.float64()),  # the cut value; null when the axis is not filtered
+            pa.field(f"{axis}_failed", pa.bool_(), nullable=False),
+        )],
+        pa.field("thresholds", pa.string(), nullable=False),  # JSON: what was asked for
+    ]
+)  # fmt: skip
+
+SAMPLES = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),  # identity of clip, encoder and settings
+        pa.field("clip_id", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),  # "train" or "held_out"
+        pa.field("shard_uri", pa.string(), nullable=False),  # data-root URI of a safetensors shard
+        pa.field("tensor_prefix", pa.string(), nullable=False),  # tensors are "<prefix>.latents", "<prefix>.…"
+        pa.field("frames", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),  # px
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("fps", pa.float64(), nullable=False),
+        pa.field("motion_score", pa.float64()),
+        pa.field("elevation_deg", pa.float64()),  # multi-view orbits only
+        pa.field("captions", pa.list_(pa.string()), nullable=False),  # image, video, summary
+    ]
+)
+
+ORBITS = pa.schema(
+    [
+        pa.field("orbit_id", pa.string(), nullable=False),  # identity of object, elevation, renderer version and settings
+        pa.field("object_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),  # "generated" for procedural objects, else the file's name
+        pa.field("split", pa.string(), nullable=False),  # by object: "train" or "held_out"
+        pa.field("elevation_deg", pa.float64(), nullable=False),
+        pa.field("frames", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("shard_uri", pa.string(), nullable=False),  # a tar of lossless PNG views: "<orbit_id>/<view:03d>.png"
+    ]
+)
+
+SCHEMAS: dict[str, pa.Schema] = {
+    "videos": VIDEOS,
+    "clips": CLIPS,
+    "annotations": ANNOTATIONS,
+    "selection": SELECTION,
+    "samples": SAMPLES,
+    "orbits": ORBITS,
+}
+_KEYS = {"videos": "name", "clips": "clip_id", "annotations": "clip_id", "selection": "clip_id", "samples": "sample_id", "orbits": "orbit_id"}
+
+
+def write_manifest(kind: str, rows: Iterable[Mapping[str, Any]] | pa.Table, path: str | Path) -> pa.Table:
+    """Write a manifest atomically, in canonical form.
+
+    Args:
+        kind: a key of SCHEMAS.
+        rows: mappings with the declared columns (missing nullable ones become null), or a table.
+        path: the Parquet file.
+
+    Returns:
+        The table as written.
+
+    Raises:
+        BadInputError: a row has an unknown column or a value of the wrong type.
+    """
+    schema = SCHEMAS[kind]
+    if not isinstance(rows, pa.Table):
+        rows = list(rows)
+        if unknown := {name for row in rows for name in row} - set(schema.names):
+            raise BadInputError(f"{kind} manifest: unknown columns {sorted(unknown)}; the schema has {schema.names}")
+        try:
+            rows = pa.Table.from_pylist(rows, schema=schema)
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise BadInputError(f"{kind} manifest: {error}") from error
+    table = rows.select(schema.names).cast(schema).sort_by(_KEYS[kind])
+    for field in schema:
+        if not field.nullable and table[field.name].null_count:
+            raise BadInputError(f"{kind} manifest: column {field.name} must not be null")
+    table = table.replace_schema_metadata({"svdflow.kind": kind, "svdflow.schema_version": SCHEMA_VERSION})
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    pq.write_table(table, partial, compression="zstd")
+    partial.replace(path)
+    return table
+
+
+def read_manifest(kind: str, path: str | Path) -> pa.Table:
+    """Read a manifest and hold it against its declared schema.
+
+    Raises:
+        BadInputError: no such file, not Parquet, another kind of manifest, or other columns than declared.
+    """
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise BadInputError(f"{path}: there is no {kind} manifest here; run the step that writes it") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise BadInputError(f"{path}: cannot be read as a {kind} manifest: {error}") from error
+    schema = SCHEMAS[kind]
+    if table.schema.names != schema.names:
+        odd = sorted(set(table.schema.names) ^ set(schema.names)) or "the same names in another order"
+        raise BadInputError(f"{path}: not a {kind} manifest of schema {SCHEMA_VERSION}: columns differ: {odd}")
+    try:
+        return table.cast(schema)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+        raise BadInputError(f"{path}: {kind} manifest with columns of the wrong type: {error}") from error
+
+
+def read_rows(kind: str, path: str | Path) -> list[dict[str, Any]]:
+    """A manifest as a list of plain dictionaries (for small ones)."""
+    return read_manifest(kind, path).to_pylist()

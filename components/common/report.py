@@ -1,0 +1,127 @@
+"""What a step tells about itself, and the one page that is made of it.
+
+A step fills a StepReport; ``render_page`` turns many of them into one self-contained HTML page (no script from elsewhere, no
+network request). Sections are typed so that a step says what it has to show and not how it looks.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclass
+class StepReport:
+    """A step's account of itself.
+
+    Attributes:
+        step: the task's name, as ``split``.
+        title: as a reader would call it.
+        done: units of work computed in this run; reused: units found done.
+        counts: what went in and out, by name, in reading order; shown as the funnel.
+        summary: merged into ``summary.json``; its top-level keys are the stable ones (``clips``, ``training``, …).
+        sections: what is shown, made with the functions below.
+        versions: of the libraries and models that made the result.
+        seconds: filled in by the step runner.
+    """
+
+    step: str
+    title: str
+    done: int = 0
+    reused: int = 0
+    counts: dict[str, int | float] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    sections: list[dict[str, Any]] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    error: str | None = None
+
+    def to_json(self) -> bytes:
+        """As JSON; NaN and infinities become null."""
+        return json.dumps(_finite(asdict(self)), indent=1).encode()
+
+    @staticmethod
+    def from_json(data: bytes) -> StepReport:
+        """Inverse of ``to_json``."""
+        return StepReport(**json.loads(data))
+
+
+def table(title: str, columns: list[str], rows: list[list[Any]], note: str = "") -> dict[str, Any]:
+    """A table; cells are text or numbers."""
+    return {"kind": "table", "title": title, "columns": columns, "rows": rows, "note": note}
+
+
+def text(title: str, body: str) -> dict[str, Any]:
+    """A paragraph."""
+    return {"kind": "text", "title": title, "body": body}
+
+
+def histogram(title: str, values: Any, unit: str, cut: float | None = None, side: str = "below", note: str = "") -> dict[str, Any]:
+    """A histogram of finite values; ``cut`` marks what was dropped (``side``: "below" or "above")."""
+    array = np.asarray([v for v in values if v is not None], dtype=float)
+    array = array[np.isfinite(array)]
+    if not len(array):
+        return text(title, "no values")
+    counts, edges = np.histogram(array, bins=min(40, max(8, int(np.sqrt(len(array)) * 2))))
+    return {"kind": "histogram", "title": title, "counts": counts.tolist(), "edges": edges.tolist(), "unit": unit,
+            "cut": cut, "side": side, "note": note}  # fmt: skip
+
+
+def curves(title: str, series: dict[str, tuple[list[float], list[float]]], x: str, y: str, log_y: bool = False, note: str = "") -> dict[str, Any]:
+    """Line curves: name to (xs, ys)."""
+    return {"kind": "curves", "title": title, "x": x, "y": y, "log_y": log_y, "note": note,
+            "series": {name: [list(map(float, xs)), list(map(float, ys))] for name, (xs, ys) in series.items()}}  # fmt: skip
+
+
+def images(title: str, items: list[tuple[np.ndarray, str]], note: str = "", height_px: int = 96) -> dict[str, Any]:
+    """Pictures with captions: uint8 [H, W, 3] arrays, shown ``height_px`` high."""
+    return {"kind": "images", "title": title, "note": note, "height": height_px,
+            "items": [{"src": jpeg_data_uri(image), "caption": caption} for image, caption in items]}  # fmt: skip
+
+
+def videos(title: str, items: list[tuple[Path | bytes, str]], note: str = "", height_px: int = 128) -> dict[str, Any]:
+    """Playable videos: small MP4 files (H.264) with captions, embedded."""
+    out = []
+    for source, caption in items:
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        out.append({"src": "data:video/mp4;base64," + base64.b64encode(data).decode(), "caption": caption})
+    return {"kind": "videos", "title": title, "note": note, "height": height_px, "items": out}
+
+
+def jpeg_data_uri(image: np.ndarray, max_side: int = 320, quality: int = 82) -> str:
+    """A uint8 [H, W, 3] RGB array as a JPEG data URI, made smaller when needed."""
+    from PIL import Image
+
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    picture.thumbnail((max_side, max_side))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=quality)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
+
+
+def escape(value: Any) -> str:
+    """Text safe inside HTML; floats get four significant digits."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        value = f"{value:,.4g}" if abs(value) < 1e6 else f"{value:,.0f}"
+    return html.escape(str(value))

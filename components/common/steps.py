@@ -1,0 +1,82 @@
+"""The frame around every step, local or on a cluster: settings, data root, timing, the report, one-line errors.
+
+A work directory is a local path or an ``s3://`` prefix. Below it: ``data/`` (the data root, unless another is named),
+``steps/<run>/<step>.json`` (each step's report, from which the run's page is made, also of a run that failed).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .config import Settings, load_settings
+from .errors import SvdflowError
+from .progress import emit
+from .report import StepReport
+from .storage import DataRoot, write_atomic
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+class Step:
+    """One step of one run: hand its report to ``finish``."""
+
+    def __init__(self, name: str, workdir: str, run_id: str, profile: str, overrides: Mapping[str, Any]) -> None:
+        self.name, self.workdir, self.run_id = name, workdir, run_id
+        self.profile, self.overrides = profile, dict(overrides)
+        self.report: StepReport | None = None
+
+    @property
+    def root(self) -> DataRoot:
+        """The run's data root."""
+        return DataRoot.open(os.environ.get("SVDFLOW_DATA_ROOT") or f"{self.workdir}/data")
+
+    def settings(self, model: type[SettingsT], section: str | None = None) -> SettingsT:
+        """The step's validated settings; the section is the step's name unless told."""
+        return load_settings(model, section or self.name, self.profile, self.overrides)
+
+    def finish(self, report: StepReport) -> StepReport:
+        """Keep the report; it is written when the step ends."""
+        self.report = report
+        return report
+
+
+@contextmanager
+def run_step(name: str, workdir: str, run_id: str, profile: str, overrides: Mapping[str, Any] | None = None) -> Iterator[Step]:
+    """Run a step's body: time it, write its report, turn expected errors into one line and exit status 1."""
+    os.environ["SVDFLOW_STEP"] = name
+    step = Step(name, workdir, run_id, profile, overrides or {})
+    emit(event="start")
+    started = time.monotonic()
+    error: BaseException | None = None
+    try:
+        yield step
+        if step.report is None:
+            raise RuntimeError(f"step {name} ended without a report")
+    except BaseException as caught:
+        error = caught
+    report = step.report or StepReport(step=name, title=name)
+    report.seconds = round(time.monotonic() - started, 3)
+    if error is not None:
+        shown = isinstance(error, SvdflowError)
+        report.error = str(error) if shown else f"{type(error).__name__}: {error}"
+    report.step = name
+    try:
+        write_atomic(step_report_path(workdir, run_id, name), report.to_json())
+    finally:
+        emit(event="end", error=report.error, done=report.done, reused=report.reused)
+        if isinstance(error, SvdflowError):
+            print(f"svdflow {name}: {error}", file=sys.stderr, flush=True)
+            raise SystemExit(1) from None
+        if error is not None:
+            raise error
+
+
+def step_report_path(workdir: str, run_id: str, name: str) -> Path:
+    """Where a step's report lies."""
+    return Path(workdir) / "steps" / run_id / f"{name}.json"

@@ -1,0 +1,172 @@
+"""Video in and out through PyAV: probing, decoding by time or index, small H.264 files.
+
+Everything here treats bytes as untrusted: only the named demuxers are opened, and errors of the decoder come out as
+BadInputError with the file's name.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from .errors import BadInputError
+
+MAX_PIXELS = 8192 * 8192
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a container says of its first video stream; width and height as displayed (after rotation)."""
+
+    container: str
+    codec: str
+    duration_s: float
+    fps: float
+    width: int
+    height: int
+    frames: int
+    rotation: int
+
+
+@dataclass(frozen=True)
+class VideoFrame:
+    """A decoded frame: display index, time in s from the first frame, uint8 RGB [H, W, 3] after rotation."""
+
+    index: int
+    time_s: float
+    rgb: np.ndarray
+
+
+def open_video(source: Path | bytes) -> Any:
+    """Open a container for reading; the caller closes it.
+
+    Raises:
+        BadInputError: no such file, no known container, or no video stream.
+    """
+    label = _label(source)
+    try:
+        container = av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source))
+    except (av.error.FFmpegError, ValueError, OSError) as error:
+        raise BadInputError(f"{label}: no readable video container ({_first_line(error)})") from error
+    if not container.streams.video:
+        container.close()
+        raise BadInputError(f"{label}: has no video stream")
+    stream = container.streams.video[0]
+    if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
+        container.close()
+        raise BadInputError(f"{label}: claims more than {MAX_PIXELS} pixels a frame")
+    stream.thread_type = "NONE"
+    return container
+
+
+def probe(source: Path | bytes) -> VideoInfo:
+    """Count and time the frames of a video by demuxing it, and decode the first one.
+
+    Raises:
+        BadInputError: it cannot be opened, has no video stream, or no frame of it decodes.
+    """
+    label = _label(source)
+    with open_video(source) as container:
+        stream = container.streams.video[0]
+        try:
+            first = next(container.decode(stream), None)
+        except av.error.FFmpegError as error:
+            raise BadInputError(f"{label}: its first frame does not decode ({_first_line(error)})") from error
+        if first is None:
+            raise BadInputError(f"{label}: holds no frame")
+        rotation = _rotation(first)
+        width, height = (first.height, first.width) if rotation in (90, 270) else (first.width, first.height)
+        name, codec, rate = container.format.name, stream.codec_context.name, stream.average_rate or stream.guessed_rate
+    with open_video(source) as container:
+        stream = container.streams.video[0]
+        times, last = [], Fraction(0)
+        try:
+            for packet in container.demux(stream):
+                if packet.size and packet.pts is not None:
+                    times.append(packet.pts * packet.time_base)
+                    last = (packet.duration or 0) * packet.time_base
+        except av.error.FFmpegError as error:
+            raise BadInputError(f"{label}: breaks off while reading ({_first_line(error)})") from error
+    frames = len(times)
+    if not frames:
+        raise BadInputError(f"{label}: holds no timed frame")
+    fps = float(rate) if rate else 25.0
+    duration = float(max(times) - min(times) + last) or frames / fps
+    return VideoInfo(name, codec, duration, fps, width, height, frames, rotation)
+
+
+def decode(source: Path | bytes) -> Iterator[VideoFrame]:
+    """All frames in display order, one at a time.
+
+    Raises:
+        BadInputError: opening fails, or decoding breaks off.
+    """
+    with open_video(source) as container:
+        stream = container.streams.video[0]
+        start: float | None = None
+        try:
+            for index, frame in enumerate(container.decode(stream)):
+                time_s = float(frame.time) if frame.time is not None else index / float(stream.average_rate or 25)
+                start = time_s if start is None else start
+                yield VideoFrame(index, time_s - start, upright_rgb(frame))
+        except av.error.FFmpegError as error:
+            raise BadInputError(f"{_label(source)}: decoding breaks off ({_first_line(error)})") from error
+
+
+def read_frames(source: Path | bytes, indices: Sequence[int]) -> np.ndarray:
+    """The frames at display indices (in any order, repeats allowed), uint8 [N, H, W, 3]; one decode of the video.
+
+    Raises:
+        BadInputError: the video has no such frame.
+    """
+    wanted, found = set(indices), {}
+    for frame in decode(source):
+        if frame.index in wanted:
+            found[frame.index] = frame.rgb
+            if len(found) == len(wanted):
+                break
+    if missing := sorted(wanted - found.keys()):
+        raise BadInputError(f"{_label(source)}: has no frame {missing[0]}")
+    return np.stack([found[index] for index in indices])
+
+
+def upright_rgb(frame: Any) -> np.ndarray:
+    """A decoded PyAV frame as uint8 RGB [H, W, 3], turned upright by its display matrix."""
+    rgb = frame.to_ndarray(format="rgb24")
+    turns = _rotation(frame) // 90
+    return np.ascontiguousarray(np.rot90(rgb, k=-turns)) if turns else rgb
+
+
+def encode_mp4(frames_FHWC: np.ndarray, fps: float, crf: int = 18, gop: int | None = None) -> bytes:
+    """H.264 in MP4, playable in browsers (yuv420p); frames are uint8 [F, H, W, 3] with even sides."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        options = {"crf": str(crf), "preset": "veryfast", "threads": "1"}
+        if gop:
+            options |= {"g": str(gop), "keyint_min": str(gop), "sc_threshold": "0"}
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
+        stream.height, stream.width = int(frames_FHWC.shape[1]), int(frames_FHWC.shape[2])
+        stream.pix_fmt = "yuv420p"
+        for rgb in frames_FHWC:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def _rotation(frame: Any) -> int:
+    return int(-getattr(frame, "rotation", 0)) % 360
+
+
+def _label(source: Path | bytes) -> str:
+    return f"{len(source)} bytes of video" if isinstance(source, bytes) else str(source)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

