@@ -163,13 +163,14 @@ def write_manifest(kind: str, rows: Iterable[Mapping[str, Any]] | pa.Table, path
         if unknown := {name for row in rows for name in row} - set(schema.names):
             raise BadInputError(f"{kind} manifest: unknown columns {sorted(unknown)}; the schema has {schema.names}")
         try:
-            rows = pa.Table.from_pylist(rows, schema=schema)
+            rows = pa.Table.from_pylist(rows, schema=pa.schema([field.with_nullable(True) for field in schema]))
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise BadInputError(f"{kind} manifest: {error}") from error
-    table = rows.select(schema.names).cast(schema).sort_by(_KEYS[kind])
+    table = rows.select(schema.names)
     for field in schema:
         if not field.nullable and table[field.name].null_count:
             raise BadInputError(f"{kind} manifest: column {field.name} must not be null")
+    table = table.cast(schema).sort_by(_KEYS[kind])
     table = table.replace_schema_metadata({"svdflow.kind": kind, "svdflow.schema_version": SCHEMA_VERSION})
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,8 @@ class Step:
     """One step of one run: hand its report to ``finish``."""
 
     def __init__(self, name: str, workdir: str, run_id: str, profile: str, overrides: Mapping[str, Any]) -> None:
-        self.name, self.workdir, self.run_id = name, workdir, run_id
+        # a local run names itself: the id that kfp.local makes up is not known outside of it
+        self.name, self.workdir, self.run_id = name, workdir, os.environ.get("SVDFLOW_RUN_ID") or run_id
         self.profile, self.overrides = profile, dict(overrides)
         self.report: StepReport | None = None
 
@@ -39,6 +40,13 @@ class Step:
     def settings(self, model: type[SettingsT], section: str | None = None) -> SettingsT:
         """The step's validated settings; the section is the step's name unless told."""
         return load_settings(model, section or self.name, self.profile, self.overrides)
+
+    def keep(self, place: str, path: Path) -> None:
+        """Keep a copy of a file or a directory in the work directory, as ``manifests/videos.parquet``."""
+        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+        for file in files:
+            target = Path(self.workdir) / place / (file.relative_to(path) if path.is_dir() else "")
+            write_atomic(target, file.read_bytes())
 
     def finish(self, report: StepReport) -> StepReport:
         """Keep the report; it is written when the step ends."""
@@ -67,7 +75,7 @@ def run_step(name: str, workdir: str, run_id: str, profile: str, overrides: Mapp
         report.error = str(error) if shown else f"{type(error).__name__}: {error}"
     report.step = name
     try:
-        write_atomic(step_report_path(workdir, run_id, name), report.to_json())
+        write_atomic(steps_directory(workdir, step.run_id) / f"{name}.json", report.to_json())
     finally:
         emit(event="end", error=report.error, done=report.done, reused=report.reused)
         if isinstance(error, SvdflowError):
@@ -77,6 +85,6 @@ def run_step(name: str, workdir: str, run_id: str, profile: str, overrides: Mapp
             raise error
 
 
-def step_report_path(workdir: str, run_id: str, name: str) -> Path:
-    """Where a step's report lies."""
-    return Path(workdir) / "steps" / run_id / f"{name}.json"
+def steps_directory(workdir: str, run_id: str) -> Path:
+    """Where the reports of one run's steps lie."""
+    return Path(workdir) / "steps" / run_id

@@ -68,6 +68,10 @@ class DataRoot(ABC):
         """An entry's bytes (for small ones)."""
 
     @abstractmethod
+    def size(self, uri: str) -> int:
+        """Bytes of an entry."""
+
+    @abstractmethod
     def fetch(self, uri: str) -> Path:
         """A local file with the entry's content; read-only, not to be moved."""
 
@@ -95,9 +99,9 @@ class DataRoot(ABC):
             self.writes += 1
         return uri
 
-    def put_bytes(self, data: bytes) -> str:
-        """Store bytes by their content. Returns the URI."""
-        uri = object_uri(md5(data, usedforsecurity=False).hexdigest())
+    def put_bytes(self, data: bytes, suffix: str = "") -> str:
+        """Store bytes by their content; ``suffix`` is ".dir" for a directory's listing. Returns the URI."""
+        uri = object_uri(md5(data, usedforsecurity=False).hexdigest() + suffix)
         if not self.exists(uri):
             self._write_bytes(uri, data)
             self.writes += 1
@@ -105,15 +109,17 @@ class DataRoot(ABC):
 
     def put_tree(self, directory: Path) -> str:
         """Store a directory: each file as an object, and a ``.dir`` object that lists them. Returns its URI."""
-        entries = []
-        for path in sorted(p for p in directory.rglob("*") if p.is_file()):
-            entries.append({"md5": uri_md5(self.put_file(path)), "relpath": path.relative_to(directory).as_posix()})
-        listing = json.dumps(entries, sort_keys=True).encode()
-        uri = object_uri(md5(listing, usedforsecurity=False).hexdigest() + ".dir")
-        if not self.exists(uri):
-            self._write_bytes(uri, listing)
-            self.writes += 1
-        return uri
+        paths = {path.relative_to(directory).as_posix(): path for path in directory.rglob("*") if path.is_file()}
+        entries = [{"md5": uri_md5(self.put_file(paths[name])), "relpath": name} for name in sorted(paths)]
+        return self.put_bytes(json.dumps(entries, sort_keys=True).encode(), ".dir")
+
+    def copy_from(self, source: DataRoot, uri: str) -> bool:
+        """Take an object over from another root, under the same name. Returns whether it had to be written."""
+        if self.exists(uri):
+            return False
+        self._write_file(uri, source.fetch(uri))
+        self.writes += 1
+        return True
 
     def fetch_tree(self, uri: str) -> Path:
         """A local directory with the content of a stored one; read-only, shared between callers."""
@@ -121,16 +127,20 @@ class DataRoot(ABC):
         if target.is_dir():
             return target
         partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}")
-        for entry in json.loads(self.read(uri)):
-            path = partial / entry["relpath"]
-            if not path.resolve().is_relative_to(partial.resolve()):
-                raise StorageError(f"{uri}: {entry['relpath']!r} leaves the directory; the listing is not to be trusted")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            link_or_copy(self.fetch(object_uri(entry["md5"])), path)
-        partial.mkdir(parents=True, exist_ok=True)
         try:
-            partial.rename(target)
-        except OSError:  # another process was faster
+            partial.mkdir(parents=True)
+            for entry in json.loads(self.read(uri)):
+                path = partial / entry["relpath"]
+                if not path.resolve().is_relative_to(partial.resolve()):
+                    raise StorageError(f"{uri}: {entry['relpath']!r} leaves the directory; the listing is not to be trusted")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                link_or_copy(self.fetch(object_uri(entry["md5"])), path)
+            try:
+                partial.rename(target)
+            except OSError:
+                if not target.is_dir():  # else another process was faster
+                    raise
+        finally:
             shutil.rmtree(partial, ignore_errors=True)
         return target
 
@@ -168,6 +178,9 @@ class DirectoryRoot(DataRoot):
     def read(self, uri: str) -> bytes:
         with _storage_errors(self._path(uri)):
             return self._path(uri).read_bytes()
+
+    def size(self, uri: str) -> int:
+        return self.fetch(uri).stat().st_size
 
     def fetch(self, uri: str) -> Path:
         path = self._path(uri)

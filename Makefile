@@ -1,0 +1,67 @@
+# make demo: set up and run the whole chain on sample footage.   make test: set up and pass the tests.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+CACHE  := .cache
+WORKDIR ?= runs/demo
+export OMP_NUM_THREADS ?= 1
+export SVDFLOW_TORCH_EXTENSIONS := $(CURDIR)/$(CACHE)/torch_extensions
+export DO_NOT_TRACK := 1
+SOURCES := $(shell find components pipelines -name '*.py' -newer $(VENV)/.package 2>/dev/null | head -1)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench doctor compile lock clean
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+$(VENV)/.dependencies: requirements.lock
+	@bash infra/setup/system_libraries.sh
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25' 'setuptools>=77,<82' wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep -E '^torch==' requirements.lock)
+	grep -vE '^torch==' requirements.lock > $(VENV)/rest.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(VENV)/rest.lock
+	touch $@
+
+# An editable install links the files that there are: new ones need a new install, which takes two seconds.
+$(VENV)/.package: $(VENV)/.dependencies pyproject.toml $(SOURCES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . --config-settings editable_mode=strict
+	touch $@
+
+$(CACHE)/media/.complete: $(VENV)/.package components/ingest/samples.py
+	$(BIN)/python -m svdflow.ingest.samples $(CACHE)/media
+	touch $@
+
+$(CACHE)/torch_extensions/.built: $(VENV)/.package
+	$(BIN)/python -m svdflow.training.train.build_ops
+	mkdir -p $(@D) && touch $@
+
+setup: $(VENV)/.package $(CACHE)/media/.complete $(CACHE)/torch_extensions/.built ## install everything: environment, sample footage, compiled ops
+
+demo: setup ## run the pipeline svd on sample footage in runs/demo and write runs/demo/report.html
+	$(BIN)/svdflow run svd --profile local --workdir $(WORKDIR) --source $(CACHE)/media
+
+test: setup ## pass the tests
+	$(BIN)/python -m pytest
+
+lint: setup ## ruff, mypy, hadolint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy components pipelines
+	$(BIN)/hadolint containers/*/Dockerfile
+
+bench: setup ## run the benchmarks
+	$(BIN)/python -m pytest tests/benchmarks -s
+
+doctor: setup ## say what this machine has and lacks
+	$(BIN)/svdflow doctor
+
+compile: setup ## compile the pipelines to pipelines/compiled
+	$(BIN)/svdflow compile
+
+lock: ## write requirements.lock from the environment as it is
+	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(svdflow|pip|setuptools|wheel)\b' | sed -E 's/^(torch==[0-9.]+)\+cpu/\1/' > requirements.lock
+
+clean: ## remove what was made here, the environment included
+	rm -rf $(VENV) $(CACHE) runs build *.egg-info

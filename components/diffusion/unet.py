@@ -1,0 +1,181 @@
+"""The UNets: building them, and growing one kind into the next without changing what it computes.
+
+    image ──inflate──▶ text_to_video ──to_image_to_video──▶ image_to_video ──to_multi_view──▶ multi_view
+
+All are diffusers classes, so that any of its tools can load them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel, UNetSpatioTemporalConditionModel
+
+from ..common.errors import BadInputError
+from .settings import VECTOR_CONDITIONS, Kind, UNetSettings
+
+_TEMPORAL = ("temporal_res_block", "temporal_transformer_blocks", "time_pos_embed", "time_mixer")
+# the last layers of every temporal branch: zero, and the branch adds nothing
+_ZEROED = (
+    "temporal_res_block.conv2",
+    ".ff_in.net.2",
+    ".ff.net.2",
+    ".attn1.to_out.0",
+    ".attn2.to_out.0",
+)
+
+
+def build_image_unet(settings: UNetSettings) -> UNet2DConditionModel:
+    """An untrained image UNet with text context: Stable Diffusion 2.1's at the default settings."""
+    widths = settings.block_out_channels
+    attending = len(widths) - 1
+    return UNet2DConditionModel(
+        sample_size=settings.sample_size,
+        in_channels=settings.latent_channels,
+        out_channels=settings.latent_channels,
+        down_block_types=("CrossAttnDownBlock2D",) * attending + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * attending,
+        block_out_channels=widths,
+        layers_per_block=settings.layers_per_block,
+        cross_attention_dim=settings.cross_attention_dim,
+        attention_head_dim=settings.attention_heads,  # the number of heads: diffusers keeps a misnomer of its first days
+        use_linear_projection=True,
+    )
+
+
+def build_video_unet(settings: UNetSettings, kind: Kind) -> UNetSpatioTemporalConditionModel:
+    """An untrained video UNet.
+
+    Args:
+        settings: the architecture.
+        kind: ``text_to_video``, ``image_to_video`` or ``multi_view``: the last two take a conditioning latent in twice the channels.
+    """
+    widths = settings.block_out_channels
+    attending = len(widths) - 1
+    return UNetSpatioTemporalConditionModel(
+        sample_size=settings.sample_size,
+        in_channels=settings.latent_channels * (1 if kind == "text_to_video" else 2),
+        out_channels=settings.latent_channels,
+        down_block_types=("CrossAttnDownBlockSpatioTemporal",) * attending + ("DownBlockSpatioTemporal",),
+        up_block_types=("UpBlockSpatioTemporal",) + ("CrossAttnUpBlockSpatioTemporal",) * attending,
+        block_out_channels=widths,
+        addition_time_embed_dim=settings.addition_time_embed_dim,
+        projection_class_embeddings_input_dim=settings.addition_time_embed_dim * len(VECTOR_CONDITIONS[kind]),
+        layers_per_block=settings.layers_per_block,
+        cross_attention_dim=settings.cross_attention_dim,
+        num_attention_heads=settings.attention_heads,
+        num_frames=settings.num_frames,
+    )
+
+
+def inflate(image_unet: UNet2DConditionModel, settings: UNetSettings) -> UNetSpatioTemporalConditionModel:
+    """A text-to-video UNet that at first treats every frame as the image UNet would.
+
+    The spatial weights are taken over and the last layer of every temporal branch, of the frame embedding and of the vector
+    conditioning is zero. The paper does not say how its temporal layers start; Align your Latents starts them as identities by the
+    mixing factor, here the factor keeps the released 0.5, so that the branches learn from the first step. About 2e-4 of difference
+    remains: diffusers' spatio-temporal blocks normalise with an epsilon of 1e-6, its image blocks with 1e-5.
+
+    Raises:
+        BadInputError: the image UNet is of another architecture than the settings describe.
+    """
+    video = build_video_unet(settings, "text_to_video")
+    spatial = {_spatial_name(name): tensor for name, tensor in image_unet.state_dict().items()}
+    expected = {name: tensor.shape for name, tensor in video.state_dict().items() if not is_temporal(name)}
+    if expected.keys() != spatial.keys() or any(spatial[n].shape != shape for n, shape in expected.items()):
+        wrong = sorted(n for n in expected.keys() | spatial.keys() if n not in spatial or expected.get(n) != spatial[n].shape)
+        raise BadInputError(f"the image UNet does not fit the video UNet's settings, first at {wrong[0]}: give both the same settings")
+    video.load_state_dict(spatial, strict=False)
+    with torch.no_grad():
+        for name, parameter in video.named_parameters():
+            module = name.rpartition(".")[0]
+            in_temporal_block = "temporal_" in name and module.endswith(_ZEROED)
+            if in_temporal_block or module.endswith("time_pos_embed.linear_2") or module == "add_embedding.linear_2":
+                parameter.zero_()
+    return video.to(dtype=image_unet.dtype)
+
+
+def to_image_to_video(unet: UNetSpatioTemporalConditionModel) -> UNetSpatioTemporalConditionModel:
+    """Give a text-to-video UNet the conditioning latent and the noise augmentation; the new weights are zero, nothing changes yet.
+
+    Raises:
+        BadInputError: it is no text-to-video UNet.
+    """
+    _expect(unet, "text_to_video")
+    latent = unet.config.out_channels
+    grown = _rebuild(unet, in_channels=2 * latent, conditions=len(VECTOR_CONDITIONS["image_to_video"]))
+    return _grow(unet, grown)
+
+
+def to_multi_view(unet: UNetSpatioTemporalConditionModel) -> UNetSpatioTemporalConditionModel:
+    """Append the camera's elevation to an image-to-video UNet's vector conditioning (SVD D.6); the new weights are zero.
+
+    Raises:
+        BadInputError: it is no image-to-video UNet.
+    """
+    _expect(unet, "image_to_video")
+    return _grow(unet, _rebuild(unet, in_channels=unet.config.in_channels, conditions=len(VECTOR_CONDITIONS["multi_view"])))
+
+
+def unet_kind(unet: Any) -> Kind:
+    """Which kind a UNet is, by its class and widths.
+
+    Raises:
+        BadInputError: it is none that svdflow knows.
+    """
+    if isinstance(unet, UNet2DConditionModel):
+        return "image"
+    if isinstance(unet, UNetSpatioTemporalConditionModel):
+        conditions, remainder = divmod(unet.config.projection_class_embeddings_input_dim, unet.config.addition_time_embed_dim)
+        joined = unet.config.in_channels // unet.config.out_channels
+        for kind, expected in (("text_to_video", 1), ("image_to_video", 2), ("multi_view", 2)):
+            if not remainder and joined == expected and conditions == len(VECTOR_CONDITIONS[kind]):
+                return kind  # type: ignore[return-value]
+        raise BadInputError(f"a video UNet with {unet.config.in_channels} input channels and {conditions} vector conditions is of no known kind")
+    raise BadInputError(f"{type(unet).__name__} is no UNet of svdflow's")
+
+
+def is_temporal(name: str) -> bool:
+    """Whether a parameter is new in the video UNet: a temporal layer, the mixing factor or the vector conditioning."""
+    return any(part in name.split(".") for part in _TEMPORAL) or name.startswith("add_embedding.")
+
+
+def parameter_counts(unet: torch.nn.Module) -> dict[str, int]:
+    """Parameters: ``spatial`` (the image UNet's), ``temporal``, ``vector`` (fps, motion and so on) and ``total``."""
+    counts = {"spatial": 0, "temporal": 0, "vector": 0}
+    for name, parameter in unet.named_parameters():
+        part = "vector" if name.startswith("add_embedding.") else "temporal" if is_temporal(name) else "spatial"
+        counts[part] += parameter.numel()
+    return {**counts, "total": sum(counts.values())}
+
+
+def _spatial_name(name: str) -> str:
+    head, resnets, tail = name.partition(".resnets.")
+    if not resnets:
+        return name
+    index, _, rest = tail.partition(".")
+    return f"{head}.resnets.{index}.spatial_res_block.{rest}"
+
+
+def _expect(unet: UNetSpatioTemporalConditionModel, kind: Kind) -> None:
+    if (found := unet_kind(unet)) != kind:
+        raise BadInputError(f"this step starts from a UNet of kind {kind}, not {found}")
+
+
+def _rebuild(unet: UNetSpatioTemporalConditionModel, in_channels: int, conditions: int) -> UNetSpatioTemporalConditionModel:
+    width = conditions * unet.config.addition_time_embed_dim
+    config = {**unet.config, "in_channels": in_channels, "projection_class_embeddings_input_dim": width}
+    return UNetSpatioTemporalConditionModel.from_config(config)
+
+
+def _grow(old: UNetSpatioTemporalConditionModel, new: UNetSpatioTemporalConditionModel) -> UNetSpatioTemporalConditionModel:
+    """Copy all weights; where an input grew, the new columns are zero."""
+    weights = old.state_dict()
+    for name in ("conv_in.weight", "add_embedding.linear_1.weight"):
+        wide = torch.zeros_like(new.get_parameter(name), dtype=weights[name].dtype)
+        wide[:, : weights[name].shape[1]] = weights[name]
+        weights[name] = wide
+    new = new.to(dtype=old.dtype)
+    new.load_state_dict(weights)
+    return new

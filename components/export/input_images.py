@@ -1,0 +1,63 @@
+"""The images that the serving check sends: first frames of different clips, held-out ones first."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..common.errors import BadInputError
+from ..common.manifests import read_manifest
+from ..common.storage import DataRoot
+from ..common.video import read_frames
+from .service import fit_image
+
+_ORIGINS = ("held out", "train", "dropped")
+_ALIKE_LEVELS = 2.0  # mean absolute difference, of 255, below which two images are one (two black first frames)
+
+
+@dataclass(frozen=True)
+class InputImage:
+    """The first frame of a clip at the model's size: uint8 [H, W, 3]; origin is how the selection has the clip."""
+
+    clip_id: str
+    origin: str
+    rgb: np.ndarray
+
+
+def choose_images(clips: Path, selection: Path, root: DataRoot, count: int, size: tuple[int, int]) -> list[InputImage]:
+    """Up to ``count`` images that differ, in an order that content alone decides: by origin, one per source video in turn.
+
+    Raises:
+        BadInputError: there are not two different images.
+    """
+    chosen: list[InputImage] = []
+    for origin, row in _ordered(read_manifest("clips", clips).to_pylist(), read_manifest("selection", selection).to_pylist()):
+        try:
+            frame = read_frames(root.read_range(row["shard_uri"], row["offset"], row["bytes"]), [0])[0]
+        except BadInputError:
+            continue  # a clip that does not decode is the curation's matter
+        rgb = fit_image(frame, *size)
+        if all(np.abs(rgb.astype(int) - other.rgb.astype(int)).mean() >= _ALIKE_LEVELS for other in chosen):
+            chosen.append(InputImage(row["clip_id"], origin, rgb))
+        if len(chosen) == count:
+            break
+    if len(chosen) < 2:
+        raise BadInputError(f"{clips}: holds {len(chosen)} different first frames; the serving check needs two at least")
+    return chosen
+
+
+def _ordered(clips: list[dict[str, Any]], selection: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    decided = {row["clip_id"]: row for row in selection}
+    ranked = []
+    seen: dict[tuple[str, str], int] = defaultdict(int)
+    for clip in sorted(clips, key=lambda row: row["clip_id"]):
+        row = decided.get(clip["clip_id"])
+        origin = "dropped" if row is None or not row["keep"] else "held out" if row["split"] == "held_out" else "train"
+        turn = seen[origin, clip["video_id"]]
+        seen[origin, clip["video_id"]] += 1
+        ranked.append((_ORIGINS.index(origin), turn, clip["video_id"], origin, clip))
+    return [(origin, clip) for _, _, _, origin, clip in sorted(ranked, key=lambda entry: entry[:3])]

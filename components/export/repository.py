@@ -1,0 +1,181 @@
+"""A promoted model as a Triton model repository."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..common.errors import BadInputError, GateRefused, StorageError
+from ..common.identity import file_sha256, identity, tree_sha256
+from ..common.report import StepReport, table
+from ..common.storage import link_or_copy
+from .model_config import MODEL_NAME, WARM_UP_STEPS_FILE, model_config_text
+from .settings import ExportSettings
+
+VERSION = "1"
+
+
+def export_repository(model: Path, metrics: Path, out: Path, settings: ExportSettings) -> StepReport:
+    """Write ``out/image_to_video``: configuration, ``<version>/model.py``, the model directory, its card and its metrics.
+
+    A repository that is there already gets the model as a further version; equal content is found, not written again.
+    What is written appears at once and whole, or not at all.
+
+    Args:
+        model: a model directory of kind image_to_video.
+        metrics: what the evaluation measured, with the gate's verdict under ``gate``.
+        out: the repository; made when missing.
+        settings: placement, bounds, defaults.
+
+    Raises:
+        GateRefused: there are no metrics, they carry no verdict, or the verdict is no.
+        BadInputError: no model of that kind.
+        StorageError: the disk is full or not writable.
+    """
+    card = _read_card(model)
+    verdict = _promoted(metrics)
+    size = _video_size(model, card, settings)
+    digest = tree_sha256(model)
+    # The configuration belongs to all versions of a model: it is not part of a version's identity.
+    key = identity(version=VERSION, model=digest, metrics=file_sha256(metrics), code=file_sha256(_MODEL_PY))
+    served = out / MODEL_NAME
+    number = settings.version or _version_with(served, key) or _next_version(served)
+    known = _key_of(served / str(number))
+    if known is not None and known != key:
+        raise BadInputError(f"{served}: version {number} holds another model; leave export.version unset for the next free number")
+
+    with _disk_errors(out):
+        if known is None:
+            _write_version(served, number, model, metrics, key)
+        _write_configuration(served, settings, size)
+    frames, height, width = size
+    facts = [
+        ["model", MODEL_NAME], ["version", number], ["frames", frames], ["height px", height], ["width px", width],
+        ["placement", settings.placement], ["instances per device", settings.instances], ["steps unless asked", settings.steps],
+        ["at most steps", settings.max_steps], ["requests that may wait", settings.max_queue], ["weights", digest[:12]],
+    ]  # fmt: skip
+    return StepReport(
+        step="export",
+        title="Triton model repository",
+        done=int(known is None),
+        reused=int(known is not None),
+        counts={"models in": 1, "model versions out": 1},
+        summary={"export": {"model": MODEL_NAME, "version": number, "frames": frames, "height": height, "width": width, "weights": digest}},
+        sections=[table("What is served", ["", ""], facts, note=f"Promoted by the gate: {verdict}")],
+        versions={"svdflow": __version__},
+    )
+
+
+_MODEL_PY = Path(__file__).with_name("triton_model.py")
+_KEY = "export.json"
+
+
+def _read_card(model: Path) -> dict[str, Any]:
+    try:
+        card = json.loads((model / "svdflow.json").read_text())
+    except FileNotFoundError:
+        raise BadInputError(f"{model}: no model directory (svdflow.json is missing); give the one that a training step wrote") from None
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"{model}/svdflow.json: cannot be read: {error}") from None
+    if card.get("kind") != "image_to_video":
+        raise BadInputError(f"{model}: a model of kind {card.get('kind')!r}; only image_to_video can be exported")
+    return card
+
+
+def _promoted(metrics: Path) -> str:
+    """The gate's verdict in words; refuses unless it is a clear yes."""
+    try:
+        measured = json.loads(metrics.read_text())
+        gate = measured["gate"]
+        passed = gate["passed"]
+    except OSError:
+        raise GateRefused(f"{metrics}: there are no metrics, so nothing is exported; run the evaluate and gate steps") from None
+    except (ValueError, KeyError, TypeError):
+        raise GateRefused(f"{metrics}: carries no verdict of the gate, so nothing is exported; run the gate step") from None
+    if passed is not True:
+        reasons = "; ".join(map(str, gate.get("reasons") or gate.get("failed") or [])) or "no reason given"
+        raise GateRefused(f"the gate refused this model, so nothing is exported: {reasons}")
+    return "; ".join(map(str, gate.get("reasons") or [])) or "all thresholds held"
+
+
+def _video_size(model: Path, card: dict[str, Any], settings: ExportSettings) -> tuple[int, int, int]:
+    """Frames, height and width of a video: as set, else as the model was trained."""
+    configuration, size = card.get("configuration") or {}, []
+    for name in ("frames", "height", "width"):
+        value = getattr(settings, name) or configuration.get(name) or card.get(name)
+        if not value:
+            raise BadInputError(f"{model}/svdflow.json: does not say the {name} of a video; set export.{name}")
+        size.append(int(value))
+    return size[0], size[1], size[2]
+
+
+def _write_version(served: Path, number: int, model: Path, metrics: Path, key: str) -> None:
+    with _appearing(served / str(number)) as partial:
+        for path in sorted(p for p in model.rglob("*") if p.is_file()):
+            target = partial / "model" / path.relative_to(model)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(path, target)
+        shutil.copyfile(_MODEL_PY, partial / "model.py")
+        shutil.copyfile(model / "svdflow.json", partial / "svdflow.json")
+        shutil.copyfile(metrics, partial / "metrics.json")
+        (partial / _KEY).write_text(json.dumps({"key": key, "svdflow": __version__}, indent=1) + "\n")
+
+
+def _write_configuration(served: Path, settings: ExportSettings, size: tuple[int, int, int]) -> None:
+    warm_up = served / "warmup" / WARM_UP_STEPS_FILE
+    warm_up.parent.mkdir(parents=True, exist_ok=True)
+    for path, data in (
+        (warm_up, (1).to_bytes(4, "little")),
+        (served / "config.pbtxt", model_config_text(settings, size).encode()),  # last: with it the model can be loaded
+    ):
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        partial.write_bytes(data)
+        partial.replace(path)
+
+
+@contextmanager
+def _appearing(target: Path) -> Iterator[Path]:
+    """A directory to fill that takes its name when all is well, and is gone otherwise."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        partial.mkdir()
+        yield partial
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _disk_errors(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{out}: the model repository cannot be written: {error.strerror or error}") from None
+
+
+def _versions(served: Path) -> list[int]:
+    return sorted(int(path.name) for path in served.glob("[0-9]*") if path.name.isdigit()) if served.is_dir() else []
+
+
+def _key_of(directory: Path) -> str | None:
+    try:
+        return str(json.loads((directory / _KEY).read_text())["key"])
+    except FileNotFoundError:
+        return "" if directory.exists() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _version_with(served: Path, key: str) -> int | None:
+    return next((number for number in reversed(_versions(served)) if _key_of(served / str(number)) == key), None)
+
+
+def _next_version(served: Path) -> int:
+    return max(_versions(served), default=0) + 1

@@ -1,0 +1,78 @@
+"""One request for a video: defaults filled in, bounds held, errors a client can act on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..common.errors import BadInputError
+
+MODEL_NAME = "image_to_video"
+MIN_SIDE_PX = 16
+
+
+@dataclass(frozen=True)
+class VideoRequest:
+    """What to make of an image. Guidance is the scale at the first and at the last frame, linear between."""
+
+    seed: int
+    fps: int
+    motion_bucket: int
+    noise_aug: float
+    steps: int
+    guidance: tuple[float, float]
+
+
+def video_request(asked: Mapping[str, Any], parameters: Mapping[str, Any]) -> VideoRequest:
+    """Fill in the defaults and hold the request against the bounds.
+
+    Args:
+        asked: the fields of VideoRequest by name; None or absent takes the default.
+        parameters: ``default_<field>`` and ``max_<field>``, as the repository's configuration has them.
+
+    Raises:
+        BadInputError: a value is out of its bounds; names the value and the bounds.
+    """
+    values = {name: parameters[f"default_{name}"] if asked.get(name) is None else asked[name] for name in VideoRequest.__annotations__}
+    guidance = [float(scale) for scale in np.ravel(values["guidance"])]
+    if len(guidance) != 2:
+        raise BadInputError(f"guidance has {len(guidance)} values; it takes two, for the first and the last frame")
+    request = VideoRequest(
+        seed=int(values["seed"]),
+        fps=int(values["fps"]),
+        motion_bucket=int(values["motion_bucket"]),
+        noise_aug=float(values["noise_aug"]),
+        steps=int(values["steps"]),
+        guidance=(guidance[0], guidance[1]),
+    )
+    for name, value, low, high in (
+        ("seed", request.seed, 0, 2**63 - 1),
+        ("fps", request.fps, 1, parameters["max_fps"]),
+        ("motion_bucket", request.motion_bucket, 0, parameters["max_motion_bucket"]),
+        ("noise_aug", request.noise_aug, 0.0, parameters["max_noise_aug"]),
+        ("steps", request.steps, 1, parameters["max_steps"]),
+        ("guidance at the first frame", request.guidance[0], 0.0, parameters["max_guidance"]),
+        ("guidance at the last frame", request.guidance[1], 0.0, parameters["max_guidance"]),
+    ):
+        if not (math.isfinite(value) and low <= value <= high):
+            raise BadInputError(f"{name} is {value}; this model takes {low} to {high}")
+    return request
+
+
+def check_image(shape: tuple[int, ...], dtype: str, parameters: Mapping[str, Any]) -> None:
+    """Refuse what is no RGB image of bearable size.
+
+    Raises:
+        BadInputError: not uint8 [H, W, 3], a side below 16 px, or more pixels than allowed.
+    """
+    if len(shape) != 3 or shape[2] != 3 or dtype != "uint8":
+        raise BadInputError(f"image is {dtype} {list(shape)}; it must be uint8 [height, width, 3], RGB")
+    height, width = shape[:2]
+    if min(height, width) < MIN_SIDE_PX:
+        raise BadInputError(f"image is {width}x{height} px; both sides must be at least {MIN_SIDE_PX} px")
+    if height * width > parameters["max_image_pixels"]:
+        raise BadInputError(f"image has {height * width} pixels; this model takes up to {parameters['max_image_pixels']}: make it smaller")

@@ -1,0 +1,61 @@
+"""Runs an image-to-video model inside Triton's python backend: copied into the repository as ``model.py``."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+import triton_python_backend_utils as pb_utils
+from svdflow.common.errors import SvdflowError
+from svdflow.export.service import Cancelled, VideoService
+
+_OPTIONAL = ("SEED", "FPS", "MOTION_BUCKET", "NOISE_AUG", "STEPS", "GUIDANCE")
+
+
+class TritonPythonModel:
+    """One instance: one copy of the model on one device."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the model directory that lies beside this file."""
+        if "OMP_NUM_THREADS" in os.environ:
+            torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        parameters = json.loads(args["model_config"])["parameters"]
+        device = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
+        directory = Path(args["model_repository"]) / args["model_version"] / "model"
+        self.service = VideoService(directory, {name: json.loads(value["string_value"]) for name, value in parameters.items()}, device)
+
+    def execute(self, requests: list) -> list:
+        """Answer each request with FRAMES, or with an error that says what to change."""
+        responses = []
+        for request in requests:
+            try:
+                asked = {name.lower(): _array(request, name) for name in _OPTIONAL}
+                image = _array(request, "IMAGE")
+                frames = self.service.generate(image, {name: _plain(value) for name, value in asked.items()}, request.is_cancelled)
+            except Cancelled:
+                responses.append(_refusal("the client has gone", pb_utils.TritonError.CANCELLED))
+                continue
+            except SvdflowError as error:
+                responses.append(_refusal(str(error), pb_utils.TritonError.INVALID_ARG))
+                continue
+            # from_dlpack of a torch tensor: with numpy 2 in this environment an older backend sends garbage for an ndarray
+            output = pb_utils.Tensor.from_dlpack("FRAMES", torch.from_numpy(np.ascontiguousarray(frames)))
+            responses.append(pb_utils.InferenceResponse([output]))
+        return responses
+
+
+def _array(request, name: str) -> np.ndarray | None:
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    # not as_numpy(): with numpy 2 an older backend repeats the first element over the whole array
+    return None if tensor is None else torch.from_dlpack(tensor.to_dlpack()).cpu().numpy().copy()
+
+
+def _plain(value: np.ndarray | None):
+    if value is None:
+        return None
+    return value.ravel().tolist() if value.size > 1 else value.item()
+
+
+def _refusal(message: str, code: int):
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))

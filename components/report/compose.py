@@ -1,0 +1,64 @@
+"""From the steps' reports to ``report.html`` and ``summary.json``."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..common.config import merge
+from ..common.report import StepReport
+from ..common.steps import steps_directory
+from ..common.storage import write_atomic
+from .page import render_page
+
+LIBRARIES = ("torch", "deepspeed", "diffusers", "kfp", "dvc", "great_expectations", "duckdb", "av", "opencv-python-headless", "tritonclient")
+
+
+def compose_report(workdir: str, run_id: str, profile: str, overrides: Mapping[str, Any]) -> str:
+    """Write the page and the summary of one run; returns the page.
+
+    Steps appear in the order in which they ended. A run without any step's report gives a page that says so.
+    """
+    files = sorted(steps_directory(workdir, run_id).glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    reports = [StepReport.from_json(path.read_bytes()) for path in files]
+    run = {
+        "id": run_id,
+        "pipeline": "svd",
+        "profile": profile,
+        "settings_changed": dict(overrides),
+        "failed": [f"{r.step}: {r.error}" for r in reports if r.error],
+        "versions": versions(reports),
+    }
+    html = render_page(reports, run)
+    write_atomic(Path(workdir) / "summary.json", json.dumps(summarize(reports, run), indent=2, sort_keys=True).encode())
+    write_atomic(Path(workdir) / "report.html", html.encode())
+    return html
+
+
+def summarize(reports: list[StepReport], run: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of a run under stable keys: the steps' own, and ``work``, ``seconds`` and ``run``."""
+    summary: dict[str, Any] = {}
+    for report in reports:
+        summary = merge(summary, report.summary)
+    summary["work"] = {r.step: {"done": r.done, "reused": r.reused} for r in reports}
+    summary["seconds"] = {r.step: r.seconds for r in reports}
+    summary["run"] = dict(run)
+    return summary
+
+
+def versions(reports: list[StepReport]) -> dict[str, str]:
+    """Versions of what made the run: svdflow, Python, the libraries, and what the steps name themselves."""
+    found = {"svdflow": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    for report in reports:
+        found |= report.versions
+    return found

@@ -1,0 +1,117 @@
+"""What a training stage can be told. The paper's numbers of each stage are the files of ``training/stages``; a profile's section lies on top.
+
+The defaults here are what the stages share. Where the paper is silent, the field says "ours".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from ...common.config import Settings, load_profile, merge, validate_settings
+from ...common.errors import ConfigError
+
+STAGES = Path(__file__).resolve().parents[1] / "stages"
+KINDS = ("image", "video", "image_to_video", "multi_view")
+
+
+class StageSettings(Settings):
+    """Settings of one stage; [P] is the paper's section."""
+
+    preset: str | None = None  # a file of training/stages; the stage's own name by default
+
+    # what is trained, and on what
+    frames: int | None = Field(None, ge=1)  # samples of another size than this are refused; None takes any one size
+    height: int | None = Field(None, ge=8)
+    width: int | None = Field(None, ge=8)
+    trainable: Literal["all", "time_embedding"] = "all"  # [P D.2]: the first image stage trains the time embedding only
+    base: str | None = None  # the image stage's start: a diffusers directory (SD 2.1); None builds a fresh U-Net from ``unet``
+    unet: dict[str, Any] = Field(default_factory=dict)  # sizes of a freshly built U-Net (diffusion.unet.UNetSettings)
+
+    # optimisation
+    steps: int = Field(150_000, ge=1)
+    batch: int = Field(1536, ge=1)  # global: over all processes and accumulated micro-batches
+    accumulation: int = Field(1, ge=1)
+    lr: float = Field(1e-4, gt=0)  # AdamW [P D.2]
+    warmup: int = Field(0, ge=0)  # ours: the paper is silent
+    betas: tuple[float, float] = (0.9, 0.999)  # ours: the paper is silent
+    weight_decay: float = Field(0.01, ge=0)  # ours: the paper is silent
+    clip: float = Field(1.0, ge=0)  # gradient norm; 0 switches it off. Ours: the paper is silent
+    ema: float | None = Field(None, gt=0, lt=1)  # decay; None keeps no average. 0.9999 at high resolution [P D.3, D.4]
+    precision: Literal["fp32", "bf16"] = "bf16"  # ours: the paper is silent. fp32 is the faster one on CPUs
+
+    # noise and conditioning
+    p_mean: float = -1.2  # ln sigma ~ N(p_mean, p_std^2) [P D.2]
+    p_std: float = Field(1.0, gt=0)
+    text_dropout: float = Field(0.15, ge=0, le=1)  # [P D.2]
+    image_dropout: float = Field(0.1, ge=0, le=1)  # of embedding and frame, each by itself and both. Ours: not published
+    caption_weights: tuple[float, float, float] = (0.5, 0.25, 0.25)  # image, video, summary caption [P E.2.2]
+    augment_mean: float = -3.0  # noise on the conditioning frame: ln sigma ~ N(-3, 0.5^2), in pixel space [P D.4]
+    augment_std: float = Field(0.5, ge=0)
+
+    # how it runs
+    processes: int = Field(8, ge=1)  # ours: as many as there are GPUs
+    zero_stage: Literal[0, 1, 2, 3] = 2  # ours
+    gradient_checkpointing: bool = False
+    checkpoint_every: int = Field(1000, ge=1)  # ours, in steps
+    keep_checkpoints: int = Field(3, ge=1)  # ours
+    seed: int = Field(0, ge=0)
+    timeout_s: float = Field(7 * 86400.0, gt=0)
+
+    # the held-out loss, before and after: fixed noise levels, fixed noise
+    held_out_samples: int = Field(64, ge=0)  # ours; 0 leaves it out
+    held_out_levels: int = Field(5, ge=1)  # noise levels, at equal steps of the training distribution's mass
+    held_out_seeds: int = Field(2, ge=1)  # noise draws per sample and level
+
+    @model_validator(mode="after")
+    def _splits_evenly(self) -> StageSettings:
+        share = self.processes * self.accumulation
+        if self.batch % share:
+            raise ValueError(
+                f"a batch of {self.batch} does not split over {self.processes} processes x {self.accumulation} "
+                f"accumulated micro-batches; take a multiple of {share}"
+            )
+        if abs(sum(self.caption_weights) - 1) > 1e-6 or min(self.caption_weights) < 0:
+            raise ValueError(f"caption_weights {self.caption_weights} must not be negative and must add up to 1")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas {self.betas} must lie in [0, 1)")
+        return self
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples that one process takes through the model at once."""
+        return self.batch // (self.processes * self.accumulation)
+
+
+OPERATIONAL = ("processes", "zero_stage", "checkpoint_every", "keep_checkpoints", "timeout_s", "preset", "gradient_checkpointing")
+"""Settings that do not change what is learned (up to floating-point order), and so are no part of a result's identity."""
+
+
+def stage_settings(stage: str, values: Mapping[str, Any], section: str | None = None) -> StageSettings:
+    """Settings of a stage: the defaults, the paper's numbers of its preset, then ``values``.
+
+    Raises:
+        ConfigError: no such stage or preset, an unknown field, or values that contradict each other.
+    """
+    if stage not in KINDS:
+        raise ConfigError(f"there is no training stage {stage!r}; the stages are {', '.join(KINDS)}")
+    section = section or f"train_{stage}"
+    preset = values.get("preset") or stage
+    path = STAGES / f"{preset}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in STAGES.glob("*.yaml")))
+        raise ConfigError(f"{section}.preset: there is no stage file {preset!r}; the shipped ones are {known}")
+    return validate_settings(StageSettings, section, merge(yaml.safe_load(path.read_text()) or {}, values))
+
+
+def load_stage_settings(stage: str, profile: str, overrides: Mapping[str, Any] | None = None) -> StageSettings:
+    """Settings of a stage under a profile, whose section is ``train_<stage>``.
+
+    Raises:
+        ConfigError: as ``stage_settings`` and ``load_profile``.
+    """
+    return stage_settings(stage, load_profile(profile, overrides).get(f"train_{stage}") or {})

@@ -1,0 +1,178 @@
+"""The command `svdflow`. Heavy imports happen inside the commands, so that --help answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from svdflow import __version__
+from svdflow.common.errors import SvdflowError
+
+app = typer.Typer(
+    name="svdflow",
+    help="Raw footage in, a served video model out: run, inspect and serve Stable-Video-Diffusion-class models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data = typer.Typer(help="Versioned datasets: list, show, pull.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+WorkdirOption = Annotated[Path, typer.Option("--workdir", "-w", help="Where the run's data, reports and model lie.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    """Print the version when asked."""
+    if version:
+        print(f"svdflow {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    pipeline: Annotated[str, typer.Argument(help="The pipeline: svd.")] = "svd",
+    profile: Annotated[str, typer.Option(help="paper, local, test, or a YAML file of your own.")] = "local",
+    source: Annotated[Path | None, typer.Option(help="Folder of raw videos. [default: the sample footage]")] = None,
+    objects: Annotated[Path | None, typer.Option(help="Folder of GLB and OBJ files for multi-view. [default: procedural objects]")] = None,
+    workdir: WorkdirOption = Path("runs/svd"),
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="STEP.SETTING=VALUE", help="Change a setting; repeatable.")] = None,
+) -> None:
+    """Run a pipeline on this machine.
+
+    A second run in the same work directory finds what the first one did and computes only what changed. Ctrl-C keeps all
+    finished work; the same command goes on from there.
+    """
+    from svdflow.common.config import parse_override
+
+    from .local.run import run_pipeline
+    from .samples_directory import samples_directory
+
+    arguments = {"source": str((source or samples_directory()).absolute()), "objects": str(objects.absolute()) if objects else ""}
+    result = run_pipeline(pipeline, workdir, profile, dict(parse_override(text) for text in set_ or []), arguments)
+    _tell(result.workdir, result.status, result.errors, result.log)
+    raise typer.Exit(result.status)
+
+
+def _tell(workdir: Path, status: int, errors: list[str], log: Path) -> None:
+    if status == 130:
+        print("interrupted; finished work is kept, and the same command goes on from there", file=sys.stderr)
+    for line in errors if status else []:
+        print(f"svdflow: {line}", file=sys.stderr)
+    if status == 1:
+        print(f"log: {log}", file=sys.stderr)
+    report = workdir / "report.html"
+    if report.is_file() and status != 130:
+        print(f"report: {report}")
+
+
+@app.command()
+def compile(  # noqa: A001 - the command's name
+    pipeline: Annotated[str | None, typer.Argument(help="The pipeline. [default: all]")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write the IR. [default: pipelines/compiled]")] = None,
+) -> None:
+    """Compile pipelines to IR YAML for a Kubeflow Pipelines backend."""
+    from .registry import PIPELINES, compile_pipeline
+
+    for name in [pipeline] if pipeline else PIPELINES:
+        print(compile_pipeline(name, out))
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has and lacks, with the remedy for each."""
+    from .doctor import examine
+
+    raise typer.Exit(examine())
+
+
+@app.command()
+def settings(
+    profile: Annotated[str, typer.Option(help="paper, local, test, or a YAML file of your own.")] = "local",
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="STEP.SETTING=VALUE", help="Change a setting; repeatable.")] = None,
+) -> None:
+    """Print every step's settings as they would be used, validated."""
+    import yaml
+
+    from svdflow.common.config import parse_override
+
+    from .registry import resolve_settings
+
+    print(yaml.safe_dump(resolve_settings(profile, dict(parse_override(text) for text in set_ or [])), sort_keys=False), end="")
+
+
+@app.command()
+def serve(
+    repository: Annotated[Path | None, typer.Argument(help="A Triton model repository. [default: WORKDIR's newest]")] = None,
+    workdir: WorkdirOption = Path("runs/svd"),
+    grpc_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8001,
+    http_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+) -> None:
+    """Serve an exported model with Triton on this machine until Ctrl-C."""
+    from svdflow.export.server import serve_forever
+
+    serve_forever(repository or workdir / "repository", http_port=http_port, grpc_port=grpc_port)
+
+
+@app.command()
+def generate(
+    image: Annotated[Path, typer.Argument(help="The picture that the video starts from.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The MP4 to write.")] = Path("generated.mp4"),
+    url: Annotated[str, typer.Option(help="host:port of Triton's gRPC.")] = "127.0.0.1:8001",
+    seed: Annotated[int, typer.Option(help="Another seed, another video.")] = 0,
+    fps: Annotated[int, typer.Option(help="Frames a second: conditions the model, and sets the pace of the MP4.")] = 7,
+    motion_bucket: Annotated[int, typer.Option(help="How much motion, 0 to 255.")] = 127,
+) -> None:
+    """Ask a served model for a video that starts from a picture."""
+    from .generate import generate_video
+
+    frames = generate_video(image, out, url=url, seed=seed, fps=fps, motion_bucket=motion_bucket)
+    print(f"{out}: {frames} frames")
+
+
+@data.command("list")
+def data_list(workdir: WorkdirOption = Path("runs/svd")) -> None:
+    """List the dataset versions of a work directory's registry."""
+    from .datasets import print_list
+
+    print_list(workdir)
+
+
+@data.command("show")
+def data_show(
+    dataset: Annotated[str, typer.Argument(metavar="NAME@TAG")],
+    workdir: WorkdirOption = Path("runs/svd"),
+) -> None:
+    """Show one dataset version: counts, thresholds, statistics, shards."""
+    from .datasets import print_one
+
+    print_one(workdir, dataset)
+
+
+@data.command("pull")
+def data_pull(
+    dataset: Annotated[str, typer.Argument(metavar="NAME@TAG")],
+    destination: Annotated[Path, typer.Argument(help="A directory that does not exist yet, or is empty.")],
+    workdir: WorkdirOption = Path("runs/svd"),
+) -> None:
+    """Get a dataset version's shards and manifests into a directory, by dvc pull."""
+    from .datasets import pull
+
+    pull(workdir, dataset, destination)
+
+
+def main() -> None:
+    """Entry point: expected errors are one line."""
+    try:
+        app()
+    except SvdflowError as error:
+        print(f"svdflow: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

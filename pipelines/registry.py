@@ -1,0 +1,97 @@
+"""What can be compiled and run: the pipelines by name, and the settings model of every step of a profile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from svdflow.common.config import load_profile, validate_settings
+from svdflow.common.errors import ConfigError
+
+COMPILED = Path(__file__).parent / "compiled"
+
+PIPELINES = {"svd": "svdflow.pipelines.svd.pipeline:svd"}
+
+SETTINGS = {
+    "ingest": "svdflow.ingest.ingest:IngestSettings",
+    "split": "svdflow.curation.split.split:SplitSettings",
+    "annotate": "svdflow.curation.annotate.settings:AnnotateSettings",
+    "validate": "svdflow.curation.validate.settings:ValidateSettings",
+    "filter": "svdflow.curation.filter.settings:FilterSettings",
+    "version": "svdflow.curation.version.settings:VersionSettings",
+    "encode": "svdflow.training.encode.settings:EncodeSettings",
+    "train_image": "svdflow.training.train.settings:StageSettings",
+    "train_video": "svdflow.training.train.settings:StageSettings",
+    "train_image_to_video": "svdflow.training.train.settings:StageSettings",
+    "render": "svdflow.multiview.settings:RenderSettings",
+    "train_multi_view": "svdflow.training.train.settings:StageSettings",
+    "multiview": "svdflow.multiview.settings:MeasureSettings",
+    "evaluate": "svdflow.evaluation.settings:EvaluateSettings",
+    "gate": "svdflow.evaluation.settings:GateSettings",
+    "export": "svdflow.export.settings:ExportSettings",
+    "serve": "svdflow.export.settings:ServeSettings",
+}
+
+
+def load_object(place: str) -> Any:
+    """Import ``module:name``."""
+    module, name = place.split(":")
+    return getattr(import_module(module), name)
+
+
+def resolve_settings(profile: str, overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every step's settings, validated, as plain values.
+
+    Raises:
+        ConfigError: a step that no pipeline has, or a setting that its step refuses; all faults are named.
+    """
+    values = load_profile(profile, overrides)
+    faults = [f"{name}: no such step; steps are {', '.join(SETTINGS)}" for name in values if name not in SETTINGS]
+    resolved = {}
+    for name, place in SETTINGS.items():
+        try:
+            resolved[name] = validate_settings(load_object(place), name, values.get(name) or {}).model_dump(mode="json")
+        except ConfigError as error:
+            faults.append(str(error))
+    if faults:
+        raise ConfigError("; ".join(faults))
+    return resolved
+
+
+def compile_pipeline(name: str, out: Path | None = None) -> Path:
+    """Compile a pipeline to IR YAML; returns the file.
+
+    Raises:
+        ConfigError: there is no pipeline of that name.
+    """
+    if name not in PIPELINES:
+        raise ConfigError(f"no pipeline {name!r}; there is {', '.join(PIPELINES)}")
+    from kfp.compiler import Compiler
+
+    path = out or compiled_path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Compiler().compile(load_object(PIPELINES[name]), str(path))
+    return path
+
+
+def compiled_path(name: str) -> Path:
+    """The committed IR of a pipeline."""
+    return COMPILED / f"{name}.yaml"
+
+
+def task_count(ir_path: Path) -> int:
+    """How many tasks run when all goes well, nested ones and the exit task included."""
+    import yaml
+
+    spec = next(iter(yaml.safe_load_all(ir_path.read_text())))
+
+    def count(dag: Mapping[str, Any]) -> int:
+        total = 0
+        for task in dag["tasks"].values():
+            component = spec["components"][task["componentRef"]["name"]]
+            total += count(component["dag"]) if "dag" in component else 1
+        return total
+
+    return count(spec["root"]["dag"])

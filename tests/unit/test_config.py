@@ -1,0 +1,91 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from svdflow.common.config import Settings, load_profile, load_settings, merge, parse_override, profile_names
+from svdflow.common.errors import ConfigError
+
+
+class Axis(Settings):
+    percent: float = 25.0
+
+
+class Example(Settings):
+    motion: Axis = Axis()
+    names: tuple[str, ...] = ("a",)
+
+
+def write(path, text):
+    path.write_text(text)
+    return str(path)
+
+
+def test_an_override_wins_over_the_profile_which_wins_over_its_base_which_wins_over_the_default(tmp_path):
+    base = write(tmp_path / "base.yaml", "example: {motion: {percent: 1}, names: [b]}")
+    top = write(tmp_path / "top.yaml", f"extends: {base}\nexample: {{motion: {{percent: 2}}}}")
+    assert load_settings(Example, "example", base).motion.percent == 1
+    assert load_settings(Example, "example", top) == Example(motion=Axis(percent=2), names=("b",))
+    assert load_settings(Example, "example", top, {"example.motion.percent": 3}).motion.percent == 3
+    assert load_settings(Example, "other", top) == Example()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field"),
+    [
+        ({"example.motion.percnt": 3}, "example.motion.percnt"),
+        ({"example.motion.percent": "many"}, "example.motion.percent"),
+        ({"example.motion": 3}, "example.motion"),
+    ],
+)
+def test_a_wrong_setting_is_refused_and_named(tmp_path, overrides, field):
+    profile = write(tmp_path / "p.yaml", "example: {}")
+    with pytest.raises(ConfigError, match=field):
+        load_settings(Example, "example", profile, overrides)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a.b=3", ("a.b", 3)),
+        ("a.b=1e-4", ("a.b", 1e-4)),
+        ("a=true", ("a", True)),
+        ("a=[1, 2]", ("a", [1, 2])),
+        ("a=x=y", ("a", "x=y")),
+        ("a=", ("a", "")),
+    ],
+)
+def test_an_override_means_what_it_says(text, expected):
+    assert parse_override(text) == expected
+
+
+@pytest.mark.parametrize("text", ["a.b", "=3", ""])
+def test_an_override_without_key_or_value_is_refused(text):
+    with pytest.raises(ConfigError):
+        parse_override(text)
+
+
+def test_an_unknown_profile_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match="local"):
+        load_profile("loca")
+
+
+def test_every_shipped_profile_holds_for_every_step():
+    from svdflow.pipelines.registry import SETTINGS, resolve_settings
+
+    for name in profile_names():
+        assert set(resolve_settings(name, {})) == set(SETTINGS)
+
+
+_TREES = st.recursive(st.integers(), lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3), max_leaves=8)
+_MAPS = st.dictionaries(st.sampled_from("abc"), _TREES, max_size=3)
+
+
+@given(_MAPS, _MAPS)
+def test_merging_keeps_all_of_the_top_and_leaves_its_arguments_alone(base, top):
+    before = repr((base, top))
+    merged = merge(base, top)
+    assert repr((base, top)) == before
+    assert merge(merged, top) == merged
+    assert merge(base, {}) == base == merge({}, base)
+    assert merged.keys() == base.keys() | top.keys()
+    assert all(merged[key] == value for key, value in top.items() if not isinstance(value, dict))

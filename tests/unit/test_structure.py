@@ -1,0 +1,113 @@
+"""The house itself: the package list, which way imports point, thin components, nothing without a README."""
+
+import ast
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from svdflow.pipelines.registry import PIPELINES, compile_pipeline, compiled_path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+COMPONENTS = REPOSITORY / "components"
+PYTHON = sorted(p for room in ("components", "pipelines") for p in (REPOSITORY / room).rglob("*.py"))
+COMPONENT_FILES = sorted(COMPONENTS.rglob("component*.py"))
+ROOMS = {"ingest", "curation", "training", "multiview", "evaluation", "export", "report"}
+
+
+def module_level_imports(tree: ast.Module) -> list[ast.stmt]:
+    return [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """First folders below components/ that a file imports, relatively or by name."""
+    here = path.relative_to(COMPONENTS).parts[:-1]
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = here[: len(here) - node.level + 1]
+            target = (*base, *(node.module.split(".") if node.module else [alias.name for alias in node.names][:1]))
+            rooms.add(target[0])
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("svdflow."):
+            rooms.add(node.module.split(".")[1])
+    return rooms
+
+
+def test_the_package_list_names_every_package_in_the_tree():
+    declared = set(tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    found = set()
+    for room, prefix in (("components", "svdflow"), ("pipelines", "svdflow.pipelines")):
+        for init in (REPOSITORY / room).rglob("__init__.py"):
+            found.add(".".join((prefix, *init.parent.relative_to(REPOSITORY / room).parts)))
+    assert declared == found
+
+
+def test_every_folder_with_python_is_a_package():
+    assert [str(p) for p in PYTHON if not (p.parent / "__init__.py").exists()] == []
+
+
+@pytest.mark.parametrize("path", COMPONENT_FILES, ids=lambda p: str(p.relative_to(COMPONENTS)))
+def test_a_component_file_imports_only_stdlib_and_kfp_at_module_level(path):
+    names = set()
+    for node in module_level_imports(ast.parse(path.read_text())):
+        names |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else {node.module or "."}
+    assert {name.split(".")[0] for name in names} - {"kfp"} <= set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("path", COMPONENT_FILES, ids=lambda p: str(p.relative_to(COMPONENTS)))
+def test_a_component_folder_has_a_readme_and_metadata_in_the_common_form(path):
+    assert len((path.parent / "README.md").read_text()) > 300
+    metadata = yaml.safe_load((path.parent / "metadata.yaml").read_text())
+    assert list(metadata)[:4] == ["name", "stability", "dependencies", "lastVerified"]
+    assert metadata["stability"] in {"experimental", "alpha", "beta", "stable"}
+    assert metadata["dependencies"]["kubeflow"][0]["name"] == "Pipelines"
+
+
+@pytest.mark.parametrize("path", [p for p in PYTHON if p.is_relative_to(COMPONENTS)], ids=lambda p: str(p.relative_to(COMPONENTS)))
+def test_imports_point_one_way(path):
+    """Rooms meet in manifests: they import common and diffusion, never one another, and nobody imports pipelines."""
+    if path.name.startswith("component"):
+        return
+    room = path.relative_to(COMPONENTS).parts[0]
+    seen = imported_rooms(path)
+    assert "pipelines" not in seen
+    if room == "common":
+        assert not seen & (ROOMS | {"diffusion"})
+    elif room == "diffusion":
+        assert not seen & ROOMS
+    elif room in ROOMS:
+        assert not seen & (ROOMS - {room})
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=lambda p: str(p.relative_to(REPOSITORY)))
+def test_domain_code_knows_no_pipeline_system_and_no_file_is_called_after_nothing(path):
+    assert path.stem not in {"utils", "helpers", "misc", "manager"}
+    text = path.read_text()
+    if path.is_relative_to(COMPONENTS) and not path.name.startswith("component"):
+        assert not re.search(r"^\s*(from|import) (kfp|kubernetes)\b", text, re.M)
+    assert not re.search(r"^\s*import pickle|torch\.load\(|shell=True", text, re.M)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_the_committed_ir_is_what_the_code_compiles_to(name, tmp_path):
+    fresh = compile_pipeline(name, tmp_path / "fresh.yaml")
+    assert fresh.read_text() == compiled_path(name).read_text(), "run `make compile` and commit pipelines/compiled"
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_the_ir_keeps_within_the_limits_of_a_kfp_backend(name):
+    text = compiled_path(name).read_text()
+    spec = next(iter(yaml.safe_load_all(text)))
+    assert len(text) < 512 * 1024
+    assert re.fullmatch(r"[a-z0-9.-]+", spec["pipelineInfo"]["name"])
+    for executor in spec["deploymentSpec"]["executors"].values():
+        arguments = " ".join(executor["container"]["command"] + executor["container"]["args"])
+        assert len(arguments) < 128 * 1024
+        assert "pip install" not in arguments
+    for component in spec["components"].values():
+        for task in component.get("dag", {}).get("tasks", {}).values():
+            if "dag" not in spec["components"][task["componentRef"]["name"]]:
+                assert not task.get("cachingOptions", {}).get("enableCache"), "reuse comes from identities, not from KFP's cache"
