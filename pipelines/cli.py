@@ -107,15 +107,15 @@ def settings(
 
 @app.command()
 def serve(
-    repository: Annotated[Path | None, typer.Argument(help="A Triton model repository. [default: WORKDIR's newest]")] = None,
+    repository: Annotated[Path | None, typer.Argument(help="A Triton model repository. [default: WORKDIR/repository]")] = None,
     workdir: WorkdirOption = Path("runs/svd"),
     grpc_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8001,
     http_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
 ) -> None:
     """Serve an exported model with Triton on this machine until Ctrl-C."""
-    from svdflow.export.server import serve_forever
+    from svdflow.export.server import serve_repository
 
-    serve_forever(repository or workdir / "repository", http_port=http_port, grpc_port=grpc_port)
+    serve_repository(repository or workdir / "repository", grpc_port=grpc_port or None, http_port=http_port or None)
 
 
 @app.command()
@@ -163,6 +163,14 @@ def data_pull(
     from .datasets import pull
 
     pull(workdir, dataset, destination)
+
+
+@data.command("store")
+def data_store(workdir: WorkdirOption = Path("runs/svd")) -> None:
+    """Serve the work directory's object store until Ctrl-C, so that plain dvc pull works in a clone of the registry."""
+    from .datasets import serve_store
+
+    serve_store(workdir)
 
 
 def main() -> None:

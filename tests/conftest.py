@@ -1,9 +1,11 @@
 """Fixtures that all tests share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from svdflow.common.object_store import EmbeddedStore, StoreEndpoint
 from svdflow.common.storage import DataRoot
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -21,3 +23,10 @@ def media() -> Path:
 @pytest.fixture
 def root(tmp_path: Path) -> DataRoot:
     return DataRoot.open(tmp_path / "data root")
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreEndpoint]:
+    """A real S3 server for the tests of this session."""
+    with EmbeddedStore(tmp_path_factory.mktemp("object store")) as endpoint:
+        yield endpoint

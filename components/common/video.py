@@ -19,6 +19,9 @@ import numpy as np
 from .errors import BadInputError
 
 MAX_PIXELS = 8192 * 8192
+# FFmpeg would also open pictures, text (as ANSI art) and play lists that name other files
+DEMUXERS = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,h264,hevc,flv,ogg,asf,mxf,nut,ivf,yuv4mpegpipe"
+_OPEN_OPTIONS = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def open_video(source: Path | bytes) -> Any:
     """
     label = _label(source)
     try:
-        container = av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source))
+        container = av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source), options=dict(_OPEN_OPTIONS))
     except (av.error.FFmpegError, ValueError, OSError) as error:
         raise BadInputError(f"{label}: no readable video container ({_first_line(error)})") from error
     if not container.streams.video:
@@ -89,7 +92,7 @@ def probe(source: Path | bytes) -> VideoInfo:
         times, last = [], Fraction(0)
         try:
             for packet in container.demux(stream):
-                if packet.size and packet.pts is not None:
+                if packet.size and packet.pts is not None and not packet.is_discard:  # an edit list may hide frames
                     times.append(packet.pts * packet.time_base)
                     last = (packet.duration or 0) * packet.time_base
         except av.error.FFmpegError as error:

@@ -6,6 +6,8 @@ Legend: F frames, C and c channels of pixels and latents, H, W pixel sides, h, w
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,13 @@ from ..common.identity import file_sha256
 
 SHIPPED = Path(__file__).parent / "weights" / "autoencoder"
 SHIPPED_NAME = "svdflow small autoencoder"  # for the record: it is not Stable Diffusion's
-_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+_CONFIG, _WEIGHTS, _COMPACT = "config.json", "diffusion_pytorch_model.safetensors", "compact.safetensors"
 
 
 @lru_cache
 def autoencoder_id(source: str = "shipped") -> str:
     """16 hex digits of the content of an autoencoder's directory (its configuration and weights)."""
-    directory = _directory(source)
-    digest = hashlib.sha256("".join(file_sha256(directory / name) for name in _FILES).encode())
+    digest = hashlib.sha256("".join(file_sha256(path) for path in _files(source)).encode())
     return digest.hexdigest()[:16]
 
 
@@ -40,12 +41,66 @@ def load_autoencoder(source: str | Path = "shipped") -> Any:
     """
     from diffusers import AutoencoderKLTemporalDecoder
 
-    directory = _directory(str(source))
+    config, weights = _files(str(source))
     try:
-        vae = AutoencoderKLTemporalDecoder.from_pretrained(directory, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True)
-    except Exception as error:  # diffusers raises whatever its readers raise
-        raise BadInputError(f"{directory}: no readable autoencoder ({str(error).splitlines()[0][:200]})") from error
+        if weights.name == _COMPACT:
+            vae = read_compact(weights.parent)
+        else:
+            vae = AutoencoderKLTemporalDecoder.from_pretrained(
+                weights.parent, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
+            )
+    except Exception as error:  # diffusers and safetensors raise whatever their readers raise
+        raise BadInputError(f"{weights.parent}: no readable autoencoder ({str(error).splitlines()[0][:200]})") from error
     return vae.eval().requires_grad_(False)
+
+
+def write_compact(vae: Any, directory: Path) -> int:
+    """Write configuration and half-precision weights without the residual blocks that are identities. Returns the stored parameters."""
+    from safetensors.torch import save_file
+
+    directory.mkdir(parents=True, exist_ok=True)
+    stored = {name: tensor.half().contiguous() for name, tensor in vae.state_dict().items()}
+    for prefix in {name.rpartition("conv2.")[0] for name in stored if name.endswith("conv2.weight") and not stored[name].any()}:
+        stored = {name: tensor for name, tensor in stored.items() if not name.startswith(prefix) or "conv_shortcut" in name}
+    save_file(stored, directory / _COMPACT)
+    (directory / _COMPACT).chmod(0o644)
+    config = {name: value for name, value in vae.config.items() if not name.startswith("_") or name == "_class_name"}
+    (directory / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return sum(tensor.numel() for tensor in stored.values())
+
+
+def read_compact(directory: Path) -> Any:
+    """The autoencoder that ``write_compact`` wrote, whole again, in float32.
+
+    Raises:
+        ValueError: a tensor is missing that no identity can stand for, or one is not the architecture's.
+    """
+    from diffusers import AutoencoderKLTemporalDecoder
+    from safetensors.torch import load_file
+
+    vae = AutoencoderKLTemporalDecoder.from_config(json.loads((directory / _CONFIG).read_text()))
+    missing, unexpected = vae.load_state_dict(load_file(directory / _COMPACT), strict=False)
+    if unexpected:
+        raise ValueError(f"unexpected tensor {unexpected[0]}")
+    fill_identities(vae, missing)
+    return vae
+
+
+def fill_identities(vae: Any, names: Sequence[str]) -> None:
+    """Make the named tensors those of residual blocks that add nothing, and that can learn from there: their second convolution is 0.
+
+    Raises:
+        ValueError: a tensor belongs to no residual block.
+    """
+    tensors = vae.state_dict()
+    for name in names:
+        if ".resnets." not in name or "conv_shortcut" in name:
+            raise ValueError(f"tensor {name} is missing")
+        tensor = tensors[name]
+        if name.endswith("conv1.weight"):
+            torch.nn.init.dirac_(tensor)
+        else:
+            tensor.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
 
 
 def spatial_factor(vae: Any) -> int:
@@ -89,12 +144,12 @@ def decode_latents(vae: Any, latents_Fchw: torch.Tensor, chunk: int = 14) -> np.
     return np.concatenate(parts)
 
 
-def _directory(source: str) -> Path:
+def _files(source: str) -> tuple[Path, Path]:
     directory = SHIPPED if source == "shipped" else Path(source)
-    for name in _FILES:
-        if not (directory / name).is_file():
-            raise BadInputError(f"{directory}: no autoencoder there, {name} is missing")
-    return directory
+    for name in (_COMPACT, _WEIGHTS):
+        if (directory / name).is_file() and (directory / _CONFIG).is_file():
+            return directory / _CONFIG, directory / name
+    raise BadInputError(f"{directory}: no autoencoder there, {_CONFIG} or {_WEIGHTS} is missing")
 
 
 def __getattr__(name: str) -> str:

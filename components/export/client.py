@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -128,8 +130,6 @@ class VideoClient:
         Raises:
             ServiceError: no answer, or no such model.
         """
-        import json
-
         found = self._call("get_model_config", self.model, client_timeout=_PROBE_TIMEOUT_S, headers=self._headers).config.parameters
         return {name: json.loads(value.string_value) for name, value in found.items()}
 
@@ -143,6 +143,7 @@ class VideoClient:
             return getattr(self._client, method)(*args, **kwargs)
         except self._triton.InferenceServerException as error:
             status, message = str(error.status() or ""), str(error.message() or "")
+        message = re.sub(r"\[request id: [^\]]*\] ", "", message)
         last = message.strip().splitlines()[-1] if message.strip() else status
         if status.endswith("INVALID_ARGUMENT"):
             raise BadInputError(last)

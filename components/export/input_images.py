@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from ..common.errors import BadInputError
+from ..common.frames import fit_frame
 from ..common.manifests import read_manifest
 from ..common.storage import DataRoot
 from ..common.video import read_frames
-from .service import fit_image
 
 _ORIGINS = ("held out", "train", "dropped")
 _ALIKE_LEVELS = 2.0  # mean absolute difference, of 255, below which two images are one (two black first frames)
@@ -40,7 +40,7 @@ def choose_images(clips: Path, selection: Path, root: DataRoot, count: int, size
             frame = read_frames(root.read_range(row["shard_uri"], row["offset"], row["bytes"]), [0])[0]
         except BadInputError:
             continue  # a clip that does not decode is the curation's matter
-        rgb = fit_image(frame, *size)
+        rgb = fit_frame(frame, *size)
         if all(np.abs(rgb.astype(int) - other.rgb.astype(int)).mean() >= _ALIKE_LEVELS for other in chosen):
             chosen.append(InputImage(row["clip_id"], origin, rgb))
         if len(chosen) == count:

@@ -34,13 +34,13 @@ def export_repository(model: Path, metrics: Path, out: Path, settings: ExportSet
         settings: placement, bounds, defaults.
 
     Raises:
-        GateRefused: there are no metrics, they carry no verdict, or the verdict is no.
+        GateRefused: there are no metrics, or the verdict is not a clear yes.
         BadInputError: no model of that kind.
         StorageError: the disk is full or not writable.
     """
-    card = _read_card(model)
+    card = read_card(model)
     verdict = _promoted(metrics)
-    size = _video_size(model, card, settings)
+    size = video_size(model, card, settings)
     digest = tree_sha256(model)
     # The configuration belongs to all versions of a model: it is not part of a version's identity.
     key = identity(version=VERSION, model=digest, metrics=file_sha256(metrics), code=file_sha256(_MODEL_PY))
@@ -67,7 +67,7 @@ def export_repository(model: Path, metrics: Path, out: Path, settings: ExportSet
         reused=int(known is not None),
         counts={"models in": 1, "model versions out": 1},
         summary={"export": {"model": MODEL_NAME, "version": number, "frames": frames, "height": height, "width": width, "weights": digest}},
-        sections=[table("What is served", ["", ""], facts, note=f"Promoted by the gate: {verdict}")],
+        sections=[table("What is served", ["", ""], facts, note=f"{verdict[0].upper()}{verdict[1:]}.")],
         versions={"svdflow": __version__},
     )
 
@@ -76,7 +76,12 @@ _MODEL_PY = Path(__file__).with_name("triton_model.py")
 _KEY = "export.json"
 
 
-def _read_card(model: Path) -> dict[str, Any]:
+def read_card(model: Path) -> dict[str, Any]:
+    """The card of an image-to-video model directory.
+
+    Raises:
+        BadInputError: no model directory, or of another kind.
+    """
     try:
         card = json.loads((model / "svdflow.json").read_text())
     except FileNotFoundError:
@@ -88,24 +93,41 @@ def _read_card(model: Path) -> dict[str, Any]:
     return card
 
 
+def repository_digest(repository: Path) -> str:
+    """Identity of what a repository serves; the bytecode that a server leaves in it does not count."""
+    files = sorted(p for p in repository.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    return identity(files={path.relative_to(repository).as_posix(): file_sha256(path) for path in files})
+
+
 def _promoted(metrics: Path) -> str:
-    """The gate's verdict in words; refuses unless it is a clear yes."""
+    """The gate's verdict in words.
+
+    Raises:
+        GateRefused: there are no metrics, or the verdict among them is not a clear yes.
+    """
     try:
         measured = json.loads(metrics.read_text())
-        gate = measured["gate"]
-        passed = gate["passed"]
     except OSError:
         raise GateRefused(f"{metrics}: there are no metrics, so nothing is exported; run the evaluate and gate steps") from None
-    except (ValueError, KeyError, TypeError):
-        raise GateRefused(f"{metrics}: carries no verdict of the gate, so nothing is exported; run the gate step") from None
-    if passed is not True:
-        reasons = "; ".join(map(str, gate.get("reasons") or gate.get("failed") or [])) or "no reason given"
-        raise GateRefused(f"the gate refused this model, so nothing is exported: {reasons}")
-    return "; ".join(map(str, gate.get("reasons") or [])) or "all thresholds held"
+    except ValueError as error:
+        raise GateRefused(f"{metrics}: the metrics cannot be read, so nothing is exported: {error}") from None
+    if not isinstance(measured, dict) or not measured:
+        raise GateRefused(f"{metrics}: holds no measurement, so nothing is exported; run the evaluate step")
+    if "gate" not in measured:
+        return "the metrics carry no verdict; in a pipeline the gate step comes before this one"
+    gate = measured["gate"] if isinstance(measured["gate"], dict) else {}
+    reasons = "; ".join(map(str, gate.get("reasons") or []))
+    if gate.get("passed") is not True:
+        raise GateRefused(f"the gate refused this model, so nothing is exported: {reasons or 'no reason given'}")
+    return f"passed the gate{': ' if reasons else ''}{reasons}"
 
 
-def _video_size(model: Path, card: dict[str, Any], settings: ExportSettings) -> tuple[int, int, int]:
-    """Frames, height and width of a video: as set, else as the model was trained."""
+def video_size(model: Path, card: dict[str, Any], settings: ExportSettings) -> tuple[int, int, int]:
+    """Frames, height and width of a video: as set, else as the model was trained.
+
+    Raises:
+        BadInputError: neither says it.
+    """
     configuration, size = card.get("configuration") or {}, []
     for name in ("frames", "height", "width"):
         value = getattr(settings, name) or configuration.get(name) or card.get(name)

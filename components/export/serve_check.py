@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import __version__
 from ..common.errors import ServiceError
-from ..common.identity import file_sha256, identity, tree_sha256
+from ..common.identity import file_sha256, identity
 from ..common.progress import Progress
 from ..common.report import StepReport, images, table, videos
 from ..common.storage import DataRoot, write_atomic
@@ -21,6 +21,7 @@ from ..common.video import encode_mp4
 from .client import VideoClient
 from .input_images import InputImage, choose_images
 from .model_config import read_parameters
+from .repository import repository_digest
 from .request import MODEL_NAME
 from .server import TritonServer
 from .service import VideoService
@@ -59,7 +60,7 @@ def check_serving(repository: Path, clips: Path, selection: Path, generated: Pat
     """
     parameters = read_parameters(repository)
     manifests = [file_sha256(path) for path in (clips, selection) if path.is_file()]
-    key = identity(version=VERSION, repository=tree_sha256(repository), manifests=manifests, settings=settings)
+    key = identity(version=VERSION, repository=repository_digest(repository), manifests=manifests, settings=settings)
     found = None if settings.url else root.find("serve", key)  # a server elsewhere may have changed meanwhile
     if found is not None:
         report = StepReport.from_json(root.read(found["report"]))

@@ -24,8 +24,15 @@ from ..common.errors import BadInputError, ServiceError
 from .request import MODEL_NAME
 
 _HOST = "127.0.0.1"
-_GRACE_S = 10.0  # for requests in flight when the server is asked to stop
+_GRACE_S = 5.0  # for requests in flight when the server is asked to stop
 _RACE_TRIES = 3
+# the most telling first; each has the cause as its group
+_CAUSES = (
+    re.compile(r"failed to load '\S+' version \d+: (?:Internal: |Invalid argument: )?([^\"\n]+)"),
+    re.compile(r"^error: (?:creating server: )?(.+)$", re.MULTILINE),
+    re.compile(r"^E\d{4} [^\]]+\] \"?((?!CudaDriverHelper)[^\"\n]+)", re.MULTILINE),
+    re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception): .+$", re.MULTILINE),
+)
 _PORT_TAKEN = re.compile(r"already in use|failed to bind|Unavailable - Socket", re.IGNORECASE)
 
 
@@ -104,7 +111,7 @@ class TritonServer:
             raise
 
     def __exit__(self, *_exc: object) -> None:
-        """Stop the server: what is being computed gets ten seconds."""
+        """Stop the server: what is being computed gets five seconds."""
         self._end()
         if self._scratch:
             shutil.rmtree(self._scratch, ignore_errors=True)
@@ -129,7 +136,7 @@ class TritonServer:
         ]  # fmt: skip
         with open(self.log, "wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "svdflow.export.supervise", str(_GRACE_S), shm_prefix, *command],
+                [sys.executable, "-m", "svdflow.export.supervise", str(_GRACE_S), shm_prefix, str(self._scratch), *command],
                 stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=self._environment(libraries),
                 start_new_session=True,  # Ctrl-C reaches this process alone, which then stops the server in order
             )  # fmt: skip
@@ -270,11 +277,9 @@ def _get(url: str) -> bytes | None:
 
 
 def _cause(log: Path) -> str:
-    """The last line of the log that says what went wrong, as ``: …``; empty when none does."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()[-400:]] if log.is_file() else []
-    exception = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Refused|Failed): ")
-    for pattern in (_PORT_TAKEN, exception, re.compile(r"failed to load"), re.compile(r"^E\d{4} "), re.compile(r"error", re.IGNORECASE)):
-        for line in reversed(lines):
-            if pattern.search(line):
-                return ": " + re.sub(r"^[EWI]\d{4} [\d:.]+ +\d+ ", "", line)[:400]
-    return f": {lines[-1][:400]}" if lines else ""
+    """What the log says went wrong, as ``: …``, in one line; empty when it says nothing."""
+    text = log.read_text(errors="replace")[-100_000:] if log.is_file() else ""
+    for pattern in _CAUSES:
+        if found := pattern.findall(text):
+            return f": {found[-1].partition(chr(92) + 'n')[0].strip()[:400]}"  # the log writes line ends as backslash and n
+    return ""

@@ -51,6 +51,7 @@ class VideoService:
             BadInputError: the image or a value asked for is out of its bounds.
             Cancelled: ``gone`` said so.
         """
+        from ..common.frames import fit_frame
         from ..diffusion.sampling import generate
 
         check_image(image.shape, str(image.dtype), self.parameters)
@@ -60,7 +61,7 @@ class VideoService:
             if gone():
                 raise Cancelled
 
-        fitted = fit_image(image, self.parameters["height"], self.parameters["width"])
+        fitted = fit_frame(image, self.parameters["height"], self.parameters["width"])
         return generate(
             self.model,
             fitted,
@@ -73,18 +74,3 @@ class VideoService:
             seed=request.seed,
             on_step=on_step,
         )
-
-
-def fit_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Scale an image to cover height × width, keeping its aspect, and cut the middle out. uint8 [h, w, 3] to [H, W, 3]."""
-    from PIL import Image
-
-    have_height, have_width = image.shape[:2]
-    if (have_height, have_width) == (height, width):
-        return np.ascontiguousarray(image)
-    scale = max(height / have_height, width / have_width)
-    box_height, box_width = height / scale, width / scale
-    top, left = (have_height - box_height) / 2, (have_width - box_width) / 2
-    box = (left, top, left + box_width, top + box_height)
-    picture = Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.LANCZOS, box=box)
-    return np.asarray(picture)

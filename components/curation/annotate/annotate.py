@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -136,6 +137,7 @@ def _found(annotators: list[Annotator], root: DataRoot, work: ClipWork) -> ClipR
 def _of_this_process(settings: AnnotateSettings) -> list[Annotator]:
     import cv2
 
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     cv2.setNumThreads(1)  # as many processes as cores work already
     return load(settings)
 

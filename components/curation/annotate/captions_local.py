@@ -10,6 +10,7 @@ from .annotator import Annotator, ClipView, register
 from .visual_words import sentence
 
 SIDECAR = "sidecar-description@1"
+_AGREEMENT = 0.7  # share of the motion that must be the camera's before it is named: objects and repeating textures mislead the mean
 
 
 def described(clip: ClipView, prefer_description: bool) -> dict[str, Any] | None:
@@ -50,12 +51,12 @@ def motion_phrase(motion_score: float, camera: list[float], short_side_px: int) 
         return "nothing moves"
     parts = []
     shared = float(np.hypot(dx, dy))
-    if shared > floor and shared > 0.4 * motion_score:  # the whole picture goes one way: the camera goes the other
+    if shared > floor and shared > _AGREEMENT * motion_score:  # the whole picture goes one way: the camera goes the other
         if abs(dx) > abs(dy) / 2:
             parts.append("pans left" if dx > 0 else "pans right")
         if abs(dy) > abs(dx) / 2:
             parts.append("tilts up" if dy > 0 else "tilts down")
-    if abs(zoom) > floor and abs(zoom) > 0.4 * motion_score:
+    if abs(zoom) > floor and abs(zoom) > _AGREEMENT * motion_score:
         parts.append("moves closer" if zoom > 0 else "moves away")
     speed = motion_score / short_side_px
     manner = "slowly" if speed < 0.02 else "fast" if speed > 0.08 else "steadily"

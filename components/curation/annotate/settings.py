@@ -27,7 +27,7 @@ class AnnotateSettings(Settings):
     flow_short_side_px: int = Field(128, ge=16)  # ours: the paper is silent; part of the score's unit
     # text
     text_long_side_px: int = Field(480, ge=64)  # ours: what the detector sees
-    text_box_threshold: float = Field(0.6, gt=0, lt=1)  # ours
+    text_box_threshold: float = Field(0.7, gt=0, lt=1)  # ours
     # CLIP
     clip_model: str = "openai/clip-vit-large-patch14"  # ours: the variant that LAION's head was trained on; or a local directory
     clip_revision: str | None = None

@@ -28,7 +28,7 @@ def _detector() -> Any:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def text_area(rgb: np.ndarray, long_side_px: int = 480, box_threshold: float = 0.6) -> float:
+def text_area(rgb: np.ndarray, long_side_px: int = 480, box_threshold: float = 0.7) -> float:
     """Fraction of a frame (uint8 RGB [H, W, 3]) that lies in text boxes; where boxes overlap they count once."""
     from rapidocr_onnxruntime.ch_ppocr_det.utils import DBPostProcess
 

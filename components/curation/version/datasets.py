@@ -77,7 +77,7 @@ def show_dataset(registry: Path, tag: str) -> dict[str, Any]:
     found = resolve(opened, tag)
     location, endpoint_url = dvc_files.configured_remote(opened.read(BRANCH, dvc_files.CONFIG))
     about = {"tag": str(found), "revision": opened.revision(str(found)), "created": opened.date(str(found))}
-    return {**read_card(opened, str(found), found.name), **about, "remote": location, "endpoint_url": endpoint_url}
+    return {**read_card(opened, found), **about, "remote": location, "endpoint_url": endpoint_url}
 
 
 def diff_datasets(registry: Path, old: str, new: str) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def resolve(registry: Registry, tag: str) -> VersionTag:
 def _describe(registry: Registry, tag: VersionTag, latest: bool) -> DatasetVersion:
     import yaml
 
-    counts = read_card(registry, str(tag), tag.name).get("counts", {})
+    counts = read_card(registry, tag).get("counts", {})
     dvc = yaml.safe_load(registry.read(str(tag), f"{tag.name}.dvc")) or {"outs": [{}]}
     return DatasetVersion(
         tag.name, str(tag), registry.revision(str(tag)), registry.date(str(tag)), counts.get("clips", 0),

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import BadInputError, StorageError
-from ...common.identity import file_md5, identity
+from ...common.identity import identity
 from ...common.object_store import EmbeddedStore, StoreEndpoint, open_store
 from ...common.progress import track
 from ...common.report import StepReport, table
-from ...common.storage import DataRoot, object_uri, uri_md5, write_atomic
+from ...common.storage import DataRoot, uri_md5, write_atomic
 from ...common.storage_s3 import S3Root
 from . import dvc_files
 from .card import MANIFESTS, Members, card_bytes, make_card, next_number, read_members
@@ -54,18 +54,20 @@ def register_dataset(
     members = read_members(manifests)
     with ExitStack() as stack:
         remote = _remote(root, store, settings, stack)
-        files, written, found = _store_objects(members, manifests, root, remote, settings.uploads)
+        files, shards_written = _store_shards(members, root, remote, settings.uploads)
+        before = remote.writes
+        files |= {f"manifests/{kind}.parquet": _stored(remote.put_file(path), path) for kind, path in manifests.items()}
         content = identity(name=settings.name, files=sorted((path, md5) for path, (md5, _) in files.items()))
         shards = {path: entry for path, entry in files.items() if path.startswith("shards/")}
         card = make_card(settings.name, members, shards, content, _own_version())
         if remote.endpoint.endpoint_url.startswith("http://127.0.0.1:") and (store / "ports.json").is_file():
             EmbeddedStore(store).pin(str(registry.resolve()))
-        tag, revision, reused = _publish(Registry(registry, settings.origin), remote, files, card, settings.name)
-    size = sum(each for _, each in files.values())
+        tag, revision, listing, reused = _publish(Registry(registry, settings.origin), remote, files, card, settings.name)
+        written = shards_written + remote.writes - before
     dataset: dict[str, Any] = {
         "name": settings.name, "tag": str(tag), "revision": revision, "remote": remote.location,
-        "clips": len(members.kept), "shards": len(members.shards), "bytes": size,
-        "objects_written": written, "objects_found": found,
+        "clips": len(members.kept), "shards": len(members.shards), "bytes": listing.bytes,
+        "objects_written": written, "objects_found": listing.files + 1 - written,  # the listing is an object too
     }  # fmt: skip
     about = {"endpoint_url": remote.endpoint.endpoint_url, "origin": settings.origin, "content": content, "counts": card["counts"]}
     stable = {key: value for key, value in dataset.items() if not key.startswith("objects_")}
@@ -81,55 +83,48 @@ def _remote(root: DataRoot, store: Path, settings: VersionSettings, stack: ExitS
     return S3Root(settings.remote or f"s3://{endpoint.bucket}/datasets", endpoint)
 
 
-def _store_objects(
-    members: Members, manifests: dict[str, Path], root: DataRoot, remote: S3Root, workers: int
-) -> tuple[dict[str, tuple[str, int]], int, int]:
-    """Bring shards and manifests to the remote. Returns path in the dataset to (md5, bytes), and counts written and found."""
+def _store_shards(members: Members, root: DataRoot, remote: S3Root, workers: int) -> tuple[dict[str, tuple[str, int]], int]:
+    """Bring the shards to the remote. Returns path in the dataset to (md5, bytes), and how many had to be written."""
     missing = [uri for uri in members.shards if not root.exists(uri)]
     if missing:
         raise BadInputError(
             f"{root.location}: {len(missing)} of {len(members.shards)} shards are not in the data root, such as {missing[0]}; "
             "the clips manifest is of another root, or the shard was removed: run the split step again"
         )
-    paths = {uri: f"shards/{uri_md5(uri)}.tar" for uri in members.shards}
     with ThreadPoolExecutor(max_workers=workers) as pool:
         copies = pool.map(lambda uri: remote.copy_from(root, uri), members.shards)
-        new = list(track(copies, "shards stored", total=len(members.shards)))
-    files = {path: (uri_md5(uri), root.size(uri)) for uri, path in paths.items()}
-    for kind, path in manifests.items():
-        uri = object_uri(file_md5(path))
-        new.append(not remote.exists(uri))
-        remote.put_file(path)
-        files[f"manifests/{kind}.parquet"] = (uri_md5(uri), path.stat().st_size)
-    return files, sum(new), len(new) - sum(new)
+        written = sum(track(copies, "shards stored", total=len(members.shards)))
+    return {f"shards/{uri_md5(uri)}.tar": (uri_md5(uri), root.size(uri)) for uri in members.shards}, written
+
+
+def _stored(uri: str, path: Path) -> tuple[str, int]:
+    return uri_md5(uri), path.stat().st_size
 
 
 def _publish(
     registry: Registry, remote: S3Root, files: dict[str, tuple[str, int]], card: dict[str, Any], name: str
-) -> tuple[VersionTag, str, bool]:
-    """Find the version with this content, or make it. Returns its tag and commit, and whether it was found."""
+) -> tuple[VersionTag, str, dvc_files.Listing, bool]:
+    """Find the version with this content, or make it. Returns its tag, commit and listing, and whether it was found."""
     for _ in range(_TRIES):
         with registry.locked():
             base = registry.revision(BRANCH)
             common = _common_files(registry, remote, name)
             tags = registry.tags(name)
-            for tag in reversed(tags):
-                if read_card(registry, str(tag), name).get("content") == card["content"]:
-                    _keep_listing(registry, remote, tag, files, name)
-                    changed = {path: data for path, data in common.items() if registry.read(base, path) != data}
-                    if changed and not registry.publish(changed, "Point the remote at where the store is now"):
-                        break  # the origin moved: look again
-                    return tag, registry.revision(f"refs/tags/{tag}"), True
-            else:
-                latest = tags[-1] if tags else None
-                previous = read_card(registry, str(latest), name) if latest else {}
-                tag = VersionTag(name, next_number(latest.number if latest else None, previous, card["members"]))
-                data = card_bytes(card)
-                listing = dvc_files.make_listing({**files, "dataset.json": (uri_md5(remote.put_bytes(data)), len(data))})
-                remote.put_bytes(listing.data, ".dir")
-                own = {f"{name}.dvc": dvc_files.dvc_file(listing, name), card_path(name): data}
-                if revision := registry.publish({**common, **own}, _message(tag, card), tag):
-                    return tag, revision, False
+            found = next((tag for tag in reversed(tags) if read_card(registry, tag).get("content") == card["content"]), None)
+            if found:
+                listing = _store_listing(remote, files, registry.read(str(found), card_path(name)))  # if the remote is a new one
+                changed = {path: data for path, data in common.items() if registry.read(base, path) != data}
+                if not changed or registry.publish(changed, "Point the remote at where the store is now"):
+                    return found, registry.revision(str(found)), listing, True
+                continue
+            latest = tags[-1] if tags else None
+            previous = read_card(registry, latest) if latest else {}
+            tag = VersionTag(name, next_number(latest.number if latest else None, previous, card["members"]))
+            data = card_bytes(card)
+            listing = _store_listing(remote, files, data)
+            own = {f"{name}.dvc": dvc_files.dvc_file(listing, name), card_path(name): data}
+            if revision := registry.publish({**common, **own}, _message(tag, card), tag):
+                return tag, revision, listing, False
     raise StorageError(f"{registry.directory}: the origin {registry.origin} moved {_TRIES} times meanwhile; run again")
 
 
@@ -148,12 +143,11 @@ def _common_files(registry: Registry, remote: S3Root, name: str) -> dict[str, by
     }
 
 
-def _keep_listing(registry: Registry, remote: S3Root, tag: VersionTag, files: dict[str, tuple[str, int]], name: str) -> None:
-    """Put card and listing of a version back where the remote has lost them (or is a new one)."""
-    data = registry.read(str(tag), card_path(name))
-    listing = dvc_files.make_listing({**files, "dataset.json": (uri_md5(remote.put_bytes(data)), len(data))})
-    if listing.digest == dvc_files.listed_digest(registry.read(str(tag), f"{name}.dvc")):
-        remote.put_bytes(listing.data, ".dir")
+def _store_listing(remote: S3Root, files: dict[str, tuple[str, int]], card: bytes) -> dvc_files.Listing:
+    """Store card and listing: all files it lists lie in the remote already."""
+    listing = dvc_files.make_listing({**files, "dataset.json": (uri_md5(remote.put_bytes(card)), len(card))})
+    remote.put_bytes(listing.data, ".dir")
+    return listing
 
 
 def card_path(name: str) -> str:
@@ -161,9 +155,9 @@ def card_path(name: str) -> str:
     return f"cards/{name}.json"
 
 
-def read_card(registry: Registry, ref: str, name: str) -> dict[str, Any]:
+def read_card(registry: Registry, tag: VersionTag) -> dict[str, Any]:
     """A version's card; empty when the version was not made by this step."""
-    data = registry.read(ref, card_path(name))
+    data = registry.read(str(tag), card_path(tag.name))
     return json.loads(data) if data else {}
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
+from ...common.frames import fit_frame
 from ...common.video import VideoFrame
 from .settings import EncodeSettings
 
@@ -62,13 +62,3 @@ def take_windows(decoded: Iterable[VideoFrame], windows: list[Window], height: i
     if place < len(wanted):
         return None
     return [np.stack([kept[time] for time in window.times_s]) for window in windows]
-
-
-def fit_frame(rgb: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize so that the frame covers height x width, keeping its aspect, and cut out the centre."""
-    scale = max(height / rgb.shape[0], width / rgb.shape[1])
-    size = (max(width, round(rgb.shape[1] * scale)), max(height, round(rgb.shape[0] * scale)))
-    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    resized = cv2.resize(rgb, size, interpolation=interpolation)
-    top, left = (size[1] - height) // 2, (size[0] - width) // 2
-    return np.ascontiguousarray(resized[top : top + height, left : left + width])

@@ -30,7 +30,10 @@ class StageSettings(Settings):
     width: int | None = Field(None, ge=8)
     trainable: Literal["all", "time_embedding"] = "all"  # [P D.2]: the first image stage trains the time embedding only
     base: str | None = None  # the image stage's start: a diffusers directory (SD 2.1); None builds a fresh U-Net from ``unet``
-    unet: dict[str, Any] = Field(default_factory=dict)  # sizes of a freshly built U-Net (diffusion.unet.UNetSettings)
+    unet: dict[str, Any] = Field(default_factory=dict)  # sizes of a freshly built U-Net (diffusion.settings.UNetSettings)
+    autoencoder: str = "shipped"  # of a new image model: "shipped", or a diffusers directory
+    text_encoder: str = "local"  # of a new image model: "local", or a directory with tokenizer/ and text_encoder/
+    image_encoder: str = "local"  # of a new image-to-video model: "local", or a transformers directory
 
     # optimisation
     steps: int = Field(150_000, ge=1)

@@ -135,7 +135,7 @@ def run(job: Job, stop: _Stop) -> dict[str, Any] | None:
         "held_out_samples": len(held_out.rows),
     }
     if rank == 0:
-        save_trained(job, model, weights, result)
+        save_trained(job, model, train, weights, result)
     torch.distributed.barrier()
     return result
 

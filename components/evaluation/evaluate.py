@@ -1,0 +1,235 @@
+"""Evaluate an image-to-video model on held-out clips, beside two baselines: the same architecture untrained, and a still picture.
+
+Every generated video is kept in the data root under what it depends on, so that a broken run goes on where it stopped and a
+metric that is added later generates nothing again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..common.errors import BadInputError
+from ..common.identity import identity, tree_sha256
+from ..common.orbit_views import pack_views, read_views
+from ..common.progress import track
+from ..common.report import StepReport, images, table, videos
+from ..common.storage import DataRoot, write_atomic
+from ..common.video import encode_mp4
+from .held_out import check_held_out, choose_samples, load_clips, motion_unit
+from .metric import Clip, Metric, Videos
+from .metrics import choose_metrics
+from .settings import EvaluateSettings
+
+VERSION = "1"
+MODEL, UNTRAINED, STILL = "model", "untrained", "first_frame_repeated"
+TITLES = {MODEL: "the model", UNTRAINED: "untrained weights", STILL: "first frame repeated"}
+
+
+@dataclass
+class Source:
+    """Where a column of the table comes from: a name, what its videos depend on, and how one is made."""
+
+    name: str
+    depends_on: dict[str, Any]
+    generate: Callable[[Clip], np.ndarray]
+
+
+def evaluate_model(
+    model: Path, samples: Path, clips: Path, annotations: Path, selection: Path, metrics: Path, generated: Path, root: DataRoot,
+    settings: EvaluateSettings,
+) -> StepReport:  # fmt: skip
+    """Generate the held-out clips from their first frames, measure, and write metrics and videos.
+
+    Args:
+        model: directory of an image-to-video model.
+        samples: samples manifest; its held-out rows are used.
+        clips: clips manifest, for the true frames.
+        annotations: annotations manifest, for the unit of the motion scores.
+        selection: selection manifest; a sample that it does not hold out is refused.
+        metrics: the JSON file to write.
+        generated: the directory for ``<sample>-generated.mp4`` and ``<sample>-truth.mp4``.
+        root: where clips lie and generated videos are kept.
+        settings: how many clips, sampler, metrics.
+
+    Raises:
+        BadInputError: the model is of another kind, or fewer than two held-out clips can be used.
+    """
+    from ..diffusion.model_directory import read_card
+
+    card = read_card(model)
+    if card["kind"] != "image_to_video":
+        raise BadInputError(f"{model}: a model of kind {card['kind']}; evaluation generates from first frames and needs image_to_video")
+    chosen = choose_metrics(settings.metrics)
+    rows = choose_samples(samples, settings.samples)
+    check_held_out(rows, selection)
+    held_out, refused = load_clips(rows, clips, root)
+    if len(held_out) < 2:
+        raise BadInputError(f"{samples}: {len(held_out)} held-out samples can be used: {'; '.join(refused.values())[:400]}")
+    model_sha256 = tree_sha256(model)
+    columns: dict[str, Videos] = {}
+    done = 0
+    for source in _sources(model, model_sha256, card, settings):
+        videos_made, computed = _videos(source, held_out, root)
+        columns[source.name] = Videos(videos_made)
+        done += computed
+    figures = _measure(chosen, held_out, columns)
+    result = {
+        "format": 1,
+        "model": {"sha256": model_sha256, "kind": card["kind"], "stage": card.get("stage"), "dataset": card.get("dataset")},
+        "figures": figures,
+        "protocol": _protocol(chosen, held_out, settings) | {"motion_unit": motion_unit(annotations)},
+    }
+    write_atomic(metrics, json.dumps(result, indent=2, sort_keys=True).encode())
+    _write_videos(held_out, columns[MODEL], generated)
+    total = len(held_out) * (len(columns) - (STILL in columns))
+    return _report(chosen, held_out, columns, figures, refused, result, settings, done, total - done)
+
+
+def _sources(model: Path, model_sha256: str, card: dict[str, Any], settings: EvaluateSettings) -> list[Source]:
+    loaded: dict[str, Any] = {}  # models are large, and not needed when every video is found
+
+    def trained() -> Any:
+        from ..diffusion.model_directory import load_model
+
+        if MODEL not in loaded:
+            loaded.clear()
+            loaded[MODEL] = load_model(model)
+        return loaded[MODEL]
+
+    def untrained() -> Any:
+        if UNTRAINED not in loaded:
+            fresh = randomize(trained(), settings.seed)
+            loaded.clear()
+            loaded[UNTRAINED] = fresh
+        return loaded[UNTRAINED]
+
+    sampler = settings.model_dump(mode="json", include={"steps", "guidance_min", "guidance_max", "noise_aug", "seed"})
+    depends_on = {"model": model_sha256, "sampler": sampler, "torch": version("torch")}
+    sources = [Source(MODEL, depends_on, lambda clip: _sample(trained(), card, clip, settings))]
+    if settings.untrained_baseline:
+        sources.append(Source(UNTRAINED, {**depends_on, "weights": "random"}, lambda clip: _sample(untrained(), card, clip, settings)))
+    sources.append(Source(STILL, {}, lambda clip: np.repeat(clip.frames_FHWC[:1], len(clip.frames_FHWC), axis=0)))
+    return sources
+
+
+def randomize(model: Any, seed: int) -> Any:
+    """The same model with a UNet of the same configuration and random weights; the global generator is left as it was."""
+    import dataclasses
+
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet = type(model.unet).from_config(model.unet.config).eval().requires_grad_(False)
+    return dataclasses.replace(model, unet=unet)
+
+
+def motion_bucket(card: dict[str, Any], score: float | None) -> float:
+    """The motion bucket of a score by the calibration in a model's card; the released default where either is missing."""
+    from ..diffusion.motion import MotionCalibration
+    from ..diffusion.settings import SamplingSettings
+
+    values = card.get("motion_calibration")
+    if score is None or not values:
+        return SamplingSettings().motion_bucket
+    return MotionCalibration.from_dict(values).apply(score)
+
+
+def _sample(model: Any, card: dict[str, Any], clip: Clip, settings: EvaluateSettings) -> np.ndarray:
+    from ..diffusion.sampling import generate
+
+    seed = int(identity(sample=clip.sample_id, seed=settings.seed)[:8], 16)  # the sample's own, whichever others are chosen
+    return generate(
+        model, clip.frames_FHWC[0], frames=len(clip.frames_FHWC), fps=clip.fps, motion_bucket=motion_bucket(card, clip.motion_score),
+        noise_aug=settings.noise_aug, steps=settings.steps, guidance=(settings.guidance_min, settings.guidance_max), seed=seed,
+    )  # fmt: skip
+
+
+def _videos(source: Source, held_out: list[Clip], root: DataRoot) -> tuple[list[np.ndarray], int]:
+    """A source's video of each clip, found or made; and how many were made."""
+    out, made = [], 0
+    for clip in track(held_out, f"videos, {TITLES[source.name]}"):
+        if not source.depends_on:
+            out.append(source.generate(clip))
+            continue
+        key = identity(version=VERSION, sample=clip.sample_id, **source.depends_on)
+        found = root.find("evaluation_video", key)
+        if found is None:
+            found = {"uri": root.put_bytes(pack_views(key, source.generate(clip)))}
+            root.record("evaluation_video", key, found)
+            made += 1
+        out.append(read_views(root, found["uri"]))
+    return out, made
+
+
+def _measure(chosen: list[Metric], held_out: list[Clip], columns: dict[str, Videos]) -> dict[str, dict[str, float | None]]:
+    """Figure name to source name to value."""
+    truth = Videos([clip.frames_FHWC for clip in held_out])
+    figures: dict[str, dict[str, float | None]] = {}
+    for metric in track(chosen, "metrics"):
+        for name, column in columns.items():
+            for figure, value in metric.measure(held_out, truth, column).items():
+                figures.setdefault(figure, {})[name] = None if value is None else round(value, 6)
+    return figures
+
+
+def _protocol(chosen: list[Metric], held_out: list[Clip], settings: EvaluateSettings) -> dict[str, Any]:
+    frames, height, width = held_out[0].frames_FHWC.shape[:3]
+    return {
+        "samples": len(held_out),
+        "sample_ids": [clip.sample_id for clip in held_out],
+        "frames": frames,
+        "height": height,
+        "width": width,
+        "settings": settings.model_dump(mode="json"),
+        "metrics": {m.name: {"title": m.title, "protocol": m.protocol, "units": m.units, "features": m.features} for m in chosen},
+        "better": {figure: side for m in chosen for figure, side in m.better.items()},
+    }
+
+
+def _write_videos(held_out: list[Clip], made: Videos, generated: Path) -> None:
+    generated.mkdir(parents=True, exist_ok=True)
+    for clip, frames in zip(held_out, made.frames, strict=True):
+        write_atomic(generated / f"{clip.sample_id}-generated.mp4", encode_mp4(frames, clip.fps))
+        write_atomic(generated / f"{clip.sample_id}-truth.mp4", encode_mp4(clip.frames_FHWC, clip.fps))
+
+
+def _report(
+    chosen: list[Metric], held_out: list[Clip], columns: dict[str, Videos], figures: dict[str, dict[str, float | None]],
+    refused: dict[str, str], result: dict[str, Any], settings: EvaluateSettings, done: int, reused: int,
+) -> StepReport:  # fmt: skip
+    report = StepReport("evaluate", "Evaluate the image-to-video model", done=done, reused=reused)
+    report.counts = {"held-out samples": len(held_out) + len(refused), "compared": len(held_out), "videos generated": done + reused}
+    report.summary = {"evaluation": {"samples": len(held_out), "set_aside": len(refused), "model_sha256": result["model"]["sha256"], **figures}}
+    arrows = {"higher": "↑", "lower": "↓"}
+    rows: list[list[Any]] = []
+    for metric in chosen:
+        for figure, unit in metric.units.items():
+            label = f"{figure} {arrows.get(metric.better.get(figure, ''), '')} {unit and f'({unit})'}".strip()
+            rows.append([metric.title, label, *[figures[figure].get(name) for name in columns]])
+    note = f"{len(held_out)} held-out clips, {settings.steps} sampling steps. Distances on so few clips rank these columns and no others."
+    report.sections.append(table("Metrics", ["metric", "figure", *[TITLES[name] for name in columns]], rows, note=note))
+    shown = [0] if settings.videos_shown == 1 else np.unique(np.linspace(0, len(held_out) - 1, min(settings.videos_shown, len(held_out))).round())
+    panels, order = [], [MODEL, *[name for name in (UNTRAINED,) if name in columns]]
+    for place in map(int, shown):
+        clip = held_out[place]
+        side_by_side = np.concatenate([clip.frames_FHWC, *[columns[name].frames[place] for name in order]], axis=2)
+        panels.append((encode_mp4(side_by_side, clip.fps), (clip.captions or (clip.sample_id,))[0][:90]))
+    if panels:
+        names = ", ".join(["the true clip", *[TITLES[name] for name in order]])
+        report.sections.append(videos("Held-out clips", panels, note=f"From left to right: {names}. All start from the same frame.", height_px=160))
+        strip = columns[MODEL].frames[int(shown[0])]
+        picks = np.linspace(0, len(strip) - 1, min(8, len(strip))).round().astype(int)
+        pair = np.concatenate([np.concatenate(list(v[picks]), axis=1) for v in (held_out[int(shown[0])].frames_FHWC, strip)], axis=0)
+        report.sections.append(images("Frame by frame", [(pair, "above the true clip, below the model")], height_px=200))
+    if refused:
+        report.sections.append(table("Samples set aside", ["sample", "reason"], [[k, v] for k, v in sorted(refused.items())[:50]]))
+    report.versions = {"torch": version("torch"), "diffusers": version("diffusers")} | {k: v[:12] for m in chosen for k, v in m.features.items()}
+    return report

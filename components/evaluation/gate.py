@@ -1,0 +1,92 @@
+"""The promotion gate: a model goes on to export only if its metrics say that it learnt something and is fit to be seen.
+
+In the paper people decide, by eye and by votes. This gate is the part that a machine can decide; it refuses loudly.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..common.errors import BadInputError, GateRefused
+from ..common.report import StepReport, table
+from .settings import GateSettings
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One thing asked of a model: what, what was found, what is needed, whether it holds."""
+
+    name: str
+    found: str
+    needed: str
+    holds: bool
+
+
+def check_gate(metrics: Path, settings: GateSettings) -> StepReport:
+    """Hold a model's metrics against the criteria.
+
+    Args:
+        metrics: the JSON file that evaluation wrote.
+        settings: the criteria; one that is null is not asked for.
+
+    Raises:
+        BadInputError: the file is no metrics file, or lacks a figure that a criterion needs.
+        GateRefused: at least one criterion does not hold; the message names each with its values.
+    """
+    try:
+        content = json.loads(metrics.read_text())
+        criteria = judge(content, settings)
+        model_sha256 = content["model"]["sha256"]
+    except FileNotFoundError:
+        raise BadInputError(f"{metrics}: there are no metrics here; run the evaluation") from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise BadInputError(f"{metrics}: not a metrics file of this version ({type(error).__name__}: {error}); run the evaluation again") from error
+    if failed := [c for c in criteria if not c.holds]:
+        reasons = "; ".join(f"{c.name} is {c.found}, needed {c.needed}" for c in failed)
+        raise GateRefused(f"the model is not promoted: {reasons}. Train longer or on more data, or change the gate's settings")
+    report = StepReport("gate", "Promotion gate", done=1)
+    report.counts = {"criteria": len(criteria), "held": len(criteria)}
+    report.summary = {"gate": {"passed": True, "model_sha256": model_sha256, "criteria": {c.name: c.found for c in criteria}}}
+    report.sections.append(table("Criteria", ["criterion", "found", "needed"], [[c.name, c.found, c.needed] for c in criteria]))
+    return report
+
+
+def judge(metrics: dict[str, Any], settings: GateSettings) -> list[Criterion]:
+    """The criteria that are asked for, each with its outcome.
+
+    Raises:
+        KeyError: the metrics lack a figure that is needed.
+    """
+    kind, count, figures = metrics["model"]["kind"], metrics["protocol"]["samples"], metrics["figures"]
+    criteria = [
+        Criterion("kind of model", kind, " or ".join(settings.kinds), kind in settings.kinds),
+        _at_least("held-out samples", count, settings.min_samples, ""),
+    ]
+    if settings.min_psnr_gain_db is not None:
+        gain = _value(figures, "psnr_db", "model") - _value(figures, "psnr_db", "untrained")
+        criteria.append(_at_least("PSNR gain over untrained weights", gain, settings.min_psnr_gain_db, " dB"))
+    if settings.max_psnr_loss_db is not None:
+        gain = _value(figures, "psnr_db", "model") - _value(figures, "psnr_db", "first_frame_repeated")
+        criteria.append(_at_least("PSNR gain over the first frame repeated", gain, -settings.max_psnr_loss_db, " dB"))
+    if settings.min_frechet_ratio is not None:
+        ratio = _value(figures, "frechet", "untrained") / max(_value(figures, "frechet", "model"), 1e-9)
+        criteria.append(_at_least("Fréchet distance of untrained weights over the model's", ratio, settings.min_frechet_ratio, ""))
+    if settings.min_first_frame_psnr_db is not None:
+        fidelity = _value(figures, "first_frame_psnr_db", "model")
+        criteria.append(_at_least("PSNR of the first frame", fidelity, settings.min_first_frame_psnr_db, " dB"))
+    return criteria
+
+
+def _at_least(name: str, found: float, needed: float, unit: str) -> Criterion:
+    # "not found >= needed" for a NaN as well
+    return Criterion(name, f"{found:.4g}{unit}", f"at least {needed:.4g}{unit}", bool(found >= needed))
+
+
+def _value(figures: dict[str, Any], figure: str, column: str) -> float:
+    value = figures[figure][column]
+    if not isinstance(value, (int, float)):
+        raise ValueError(f"{figure} of {column} is {value!r}")
+    return float(value)

@@ -1,0 +1,158 @@
+"""Measure a multi-view model on held-out objects: orbits from one view, against the rendered views."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..common.errors import BadInputError
+from ..common.identity import identity, tree_sha256
+from ..common.manifests import read_rows
+from ..common.orbit_views import pack_views, read_views
+from ..common.progress import track
+from ..common.psnr import psnr_db
+from ..common.report import StepReport, images, table
+from ..common.storage import DataRoot
+from .render import strip
+from .settings import MeasureSettings
+
+VERSION = "1"
+AFTER, BEFORE, SHUFFLED, COPY = "after", "before", "shuffled_elevation", "copy_input"
+TITLES = {
+    AFTER: "the multi-view model",
+    BEFORE: "the model it started from",
+    SHUFFLED: "the multi-view model, told another orbit's elevation",
+    COPY: "the input view copied",
+}
+
+
+def measure_orbits(model: Path, before: Path, orbits: Path, root: DataRoot, settings: MeasureSettings) -> StepReport:
+    """Generate held-out orbits from their first view and compare them, view by view, with the rendered ones.
+
+    Beside the model stand the model it started from, itself told a wrong elevation, and the input view copied. The figure is
+    the PSNR of all views but the input view (as [P, figure 10a], there on other objects).
+
+    Args:
+        model: directory of the multi-view model.
+        before: directory of the model that its training started from (image-to-video or multi-view).
+        orbits: orbits manifest; its held-out rows are used.
+        root: where views lie and generated orbits are kept.
+        settings: how many orbits, sampler.
+
+    Raises:
+        BadInputError: a model is of another kind, or there is no held-out orbit.
+    """
+    from ..diffusion.model_directory import read_card
+
+    kinds = {path: read_card(path)["kind"] for path in (model, before)}
+    if kinds[model] != "multi_view":
+        raise BadInputError(f"{model}: a model of kind {kinds[model]}; orbits need multi_view")
+    if kinds[before] not in ("multi_view", "image_to_video"):
+        raise BadInputError(f"{before}: a model of kind {kinds[before]} cannot start from a picture")
+    rows = choose_orbits(orbits, settings.orbits)
+    told = wrong_elevations([row["elevation_deg"] for row in rows])
+    truth = [read_views(root, row["shard_uri"]) for row in rows]
+    true_elevations = [row["elevation_deg"] for row in rows]
+    columns: dict[str, list[np.ndarray]] = {}
+    done = 0
+    for name, directory, elevations in ((AFTER, model, true_elevations), (SHUFFLED, model, told), (BEFORE, before, true_elevations)):
+        columns[name], made = _orbits(directory, kinds[directory], rows, truth, elevations, root, settings, TITLES[name])
+        done += made
+    columns[COPY] = [np.repeat(views[:1], len(views), axis=0) for views in truth]
+    scores = {name: [float(psnr_db(t[1:], m[1:]).mean()) for t, m in zip(truth, made, strict=True)] for name, made in columns.items()}
+    return _report(rows, truth, columns, scores, settings, done)
+
+
+def choose_orbits(orbits: Path, count: int) -> list[dict[str, Any]]:
+    """Held-out rows of an orbits manifest: one of each object, then another of each, until there are ``count``.
+
+    Raises:
+        BadInputError: there is none.
+    """
+    by_object: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in read_rows("orbits", orbits):
+        if row["split"] == "held_out":
+            by_object[row["object_id"]].append(row)
+    ranked = [(place, thing, row) for thing, rows in by_object.items() for place, row in enumerate(rows)]
+    if not ranked:
+        raise BadInputError(f"{orbits}: holds no held-out orbit; raise render.held_out_objects, or render.held_out_percent for a folder")
+    return [row for _, _, row in sorted(ranked, key=lambda entry: entry[:2])[:count]]
+
+
+def wrong_elevations(true_deg: list[float]) -> list[float]:
+    """For each orbit the elevation of the one half-way round in order of elevation: each is used once, and wrong by much."""
+    order = np.argsort(true_deg, kind="stable")
+    wrong = np.empty(len(order))
+    wrong[order] = np.array(true_deg, float)[np.roll(order, -(len(order) // 2))]
+    return [float(value) for value in wrong]
+
+
+def _orbits(
+    directory: Path, kind: str, rows: list[dict[str, Any]], truth: list[np.ndarray], elevations: list[float], root: DataRoot,
+    settings: MeasureSettings, what: str,
+) -> tuple[list[np.ndarray], int]:  # fmt: skip
+    """A model's orbits, found or generated; and how many were generated."""
+    sampler = settings.model_dump(mode="json", exclude={"orbits", "sheets"})
+    model_sha256 = tree_sha256(directory)
+    loaded: list[Any] = []
+    out, made = [], 0
+    for row, views, elevation in track(list(zip(rows, truth, elevations, strict=True)), f"orbits, {what}"):
+        told = elevation if kind == "multi_view" else None
+        key = identity(version=VERSION, model=model_sha256, orbit=row["orbit_id"], elevation=told, sampler=sampler, torch=version("torch"))
+        found = root.find("generated_orbit", key)
+        if found is None:
+            if not loaded:
+                from ..diffusion.model_directory import load_model
+
+                loaded.append(load_model(directory))
+            found = {"uri": root.put_bytes(pack_views(key, _generate(loaded[0], views, told, row["orbit_id"], settings)))}
+            root.record("generated_orbit", key, found)
+            made += 1
+        out.append(read_views(root, found["uri"]))
+    return out, made
+
+
+def _generate(model: Any, views: np.ndarray, elevation_deg: float | None, orbit_id: str, settings: MeasureSettings) -> np.ndarray:
+    from ..diffusion.sampling import generate
+
+    # one seed per orbit, the same for every model and elevation: they differ by nothing else
+    seed = int(identity(orbit=orbit_id, seed=settings.seed)[:8], 16)
+    return generate(
+        model, views[0], frames=len(views), fps=settings.fps, motion_bucket=settings.motion_bucket, noise_aug=settings.noise_aug,
+        steps=settings.steps, guidance=(settings.guidance_min, settings.guidance_max), seed=seed, elevation_deg=elevation_deg,
+    )  # fmt: skip
+
+
+def _report(
+    rows: list[dict[str, Any]], truth: list[np.ndarray], columns: dict[str, list[np.ndarray]], scores: dict[str, list[float]],
+    settings: MeasureSettings, done: int,
+) -> StepReport:  # fmt: skip
+    objects = len({row["object_id"] for row in rows})
+    report = StepReport("measure_multiview", "Measure the multi-view model", done=done, reused=3 * len(rows) - done)
+    report.counts = {"held-out objects": objects, "orbits": len(rows), "views compared": sum(len(views) - 1 for views in truth)}
+    means = {f"psnr_{name}": round(float(np.mean(values)), 4) for name, values in scores.items()}
+    report.summary = {"multiview": {**means, "measured_objects": objects, "measured_orbits": len(rows), "views": len(truth[0])}}
+    summed: list[list[Any]] = [
+        [TITLES[name], means[f"psnr_{name}"], float(np.min(values)), float(np.max(values))] for name, values in scores.items()
+    ]
+    note = f"{len(rows)} held-out orbits of {objects} objects, {settings.steps} sampling steps; all views but the input view."
+    report.sections.append(table("PSNR of generated orbits (dB)", ["orbits by", "mean", "lowest", "highest"], summed, note=note))
+    sheets = []
+    for place in range(min(settings.sheets, len(rows))):
+        sheet = np.concatenate([strip(truth[place]), strip(columns[AFTER][place]), strip(columns[BEFORE][place])], axis=0)
+        caption = f"{rows[place]['elevation_deg']:.0f}°: {scores[AFTER][place]:.1f} dB, before {scores[BEFORE][place]:.1f} dB"
+        sheets.append((sheet, caption))
+    if sheets:
+        rows_note = "From top to bottom: rendered, the multi-view model, the model it started from. The first view is given."
+        report.sections.append(images("Held-out orbits", sheets, note=rows_note, height_px=216))
+    each: list[list[Any]] = [
+        [row["orbit_id"][:12], row["elevation_deg"], *[scores[name][place] for name in TITLES]] for place, row in enumerate(rows[:50])
+    ]
+    report.sections.append(table("PSNR by orbit (dB)", ["orbit", "elevation (°)", *TITLES.values()], each))
+    report.versions = {"torch": version("torch"), "diffusers": version("diffusers")}
+    return report

@@ -1,0 +1,73 @@
+"""The frozen models that turn frames and captions into what training reads, and the identity of each.
+
+Shapes: F frames, C latent channels, H W latent size, N captions, L tokens, E width.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...common.errors import BadInputError
+from ...common.identity import identity, tree_sha256
+from ...diffusion import autoencoder, conditioning
+from .settings import EncodeSettings
+
+
+class Encoders:
+    """Loads each model when it is first used: a run that finds every clip encoded loads none."""
+
+    def __init__(self, settings: EncodeSettings) -> None:
+        self.settings = settings
+        self._loaded: dict[str, Any] = {}
+        self._texts: dict[str, np.ndarray] = {}
+
+    def identity(self) -> dict[str, str]:
+        """What names the encoders' results: contents of shipped or given weights, versions of the local stand-ins."""
+        s = self.settings
+        text = f"{conditioning.LOCAL_TEXT_ENCODER} {conditioning.VERSION}" if s.text_encoder == "local" else _directory(s.text_encoder)
+        image = f"{conditioning.LOCAL_IMAGE_ENCODER} {conditioning.VERSION}" if s.image_encoder == "local" else _directory(s.image_encoder)
+        return {"autoencoder": autoencoder.autoencoder_id(s.autoencoder), "text": text, "image": image}
+
+    def latents(self, frames_FHWC: np.ndarray) -> np.ndarray:
+        """uint8 frames to scaled latents [F, C, H, W]: the posterior's means."""
+        vae = self._once("vae", lambda: autoencoder.load_autoencoder(self.settings.autoencoder))
+        return autoencoder.encode_frames(vae, frames_FHWC).numpy()
+
+    def texts(self, captions: list[str]) -> np.ndarray:
+        """Captions to token states [N, L, E]; equal captions are encoded once."""
+        new = sorted(set(captions) - self._texts.keys())
+        if new:
+            if len(self._texts) > 10_000:
+                self._texts.clear()
+                new = sorted(set(captions))
+            source = conditioning.LOCAL_TEXT_ENCODER if self.settings.text_encoder == "local" else self.settings.text_encoder
+            for caption in new:  # one at a time: a caption's states must not depend on its neighbours in a batch
+                self._texts[caption] = conditioning.text_context([caption], source)[0].numpy()
+        return np.stack([self._texts[caption] for caption in captions])
+
+    def image(self, frame_HWC: np.ndarray) -> np.ndarray:
+        """The embedding of one clean frame, [E]."""
+        encoder, extractor = self._once("image", self._load_image_encoder)
+        return conditioning.image_embeddings(encoder, extractor, frame_HWC[None])[0].numpy()
+
+    def _load_image_encoder(self) -> tuple[Any, Any]:
+        if self.settings.image_encoder == "local":
+            return conditioning.build_image_encoder(self.texts([""]).shape[-1]), conditioning.build_feature_extractor()
+        from transformers import CLIPVisionModelWithProjection
+
+        encoder = CLIPVisionModelWithProjection.from_pretrained(self.settings.image_encoder, local_files_only=True, use_safetensors=True)
+        return encoder.eval().requires_grad_(False), conditioning.build_feature_extractor()
+
+    def _once(self, name: str, load: Any) -> Any:
+        if name not in self._loaded:
+            self._loaded[name] = load()
+        return self._loaded[name]
+
+
+def _directory(source: str) -> str:
+    if not Path(source).is_dir():
+        raise BadInputError(f"{source}: no such encoder; give 'local' or a model's directory")
+    return identity(tree=tree_sha256(Path(source)))

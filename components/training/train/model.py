@@ -1,0 +1,191 @@
+"""The model a stage starts from, and the one it leaves: the chain image -> video -> image-to-video -> multi-view."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...common.errors import BadInputError
+from ...common.manifests import read_rows
+from ...common.storage import DataRoot
+from ...diffusion import conditioning
+from ...diffusion.autoencoder import load_autoencoder
+from ...diffusion.model_directory import VideoModel, load_model, save_model
+from ...diffusion.motion import MotionCalibration
+from ...diffusion.settings import UNetSettings
+from ...diffusion.unet import build_image_unet, build_video_unet, inflate, to_image_to_video, to_multi_view
+from .data import Plan, SampleSource
+from .objective import UNKNOWN_MOTION
+from .settings import StageSettings
+
+if TYPE_CHECKING:
+    from .worker import Job
+
+KIND_OF_STAGE: dict[str, Any] = {"image": "image", "video": "text_to_video", "image_to_video": "image_to_video", "multi_view": "multi_view"}
+_BEFORE = {"image": None, "video": "image", "image_to_video": "text_to_video", "multi_view": "image_to_video"}
+
+
+def prepare_model(job: Job) -> tuple[VideoModel, SampleSource, SampleSource, Plan]:
+    """The stage's model before its first step, its training and held-out samples, and the plan of draws.
+
+    Raises:
+        BadInputError: no training samples, samples of other sizes than the settings ask for, or an init of the wrong kind.
+    """
+    rows = read_rows("samples", job.samples)
+    check_samples(rows, job.settings, job.samples)
+    root = DataRoot.open(job.root)
+    sources = {split: SampleSource(root, [row for row in rows if row["split"] == split]) for split in ("train", "held_out")}
+    plan = Plan(job.settings, len(sources["train"].rows))
+    model = start_model(job.stage, job.init, job.settings)
+    if job.stage != "image" and not model.card.get("motion_calibration"):
+        scores = [row["motion_score"] for row in sources["train"].rows if row["motion_score"] is not None]
+        if any(math.isfinite(score) for score in scores):
+            model.card["motion_calibration"] = MotionCalibration.fit(scores).to_dict()
+    channels = sources["train"].tensor(0, "latents", 0, 1).shape[1]
+    if channels != model.unet.config.out_channels:
+        raise BadInputError(f"{job.samples}: latents have {channels} channels, the model takes {model.unet.config.out_channels}; "
+                            "encode the samples with the model's own autoencoder")  # fmt: skip
+    return model, sources["train"], sources["held_out"], plan
+
+
+def check_samples(rows: list[dict[str, Any]], settings: StageSettings, path: Path) -> None:
+    """Refuse samples of mixed sizes, or of another size than asked for.
+
+    Raises:
+        BadInputError: names the sizes.
+    """
+    found = {(row["frames"], row["height"], row["width"]) for row in rows}
+    if len(found) > 1:
+        raise BadInputError(f"{path}: samples of several sizes (frames, height, width): {sorted(found)}; encode them at one size")
+    for size in found:
+        for name, asked, there in zip(("frames", "height", "width"), (settings.frames, settings.height, settings.width), size, strict=True):
+            # A single frame is drawn out of any sample, so 1 is no mismatch.
+            if asked not in (None, there) and not (name == "frames" and asked == 1):
+                raise BadInputError(f"{path}: samples have {name} {there}, the stage asks for {asked}; "
+                                    f"encode at that size, or set {name} of the stage to null")  # fmt: skip
+
+
+def start_model(stage: str, init: Path | None, settings: StageSettings) -> VideoModel:
+    """The model that a stage trains, before its first step.
+
+    An init of the stage's own kind is trained on; one of the kind before is grown into it without changing what it computes.
+
+    Raises:
+        BadInputError: a stage after the first has no init, or one of a kind that cannot become the stage's.
+    """
+    import torch
+
+    kind = KIND_OF_STAGE[stage]
+    torch.manual_seed(settings.seed)  # fresh weights are the same in every process
+    if init is None:
+        if stage != "image":
+            raise BadInputError(f"stage {stage} starts from a model of kind {_BEFORE[stage]}: give it one as init")
+        return VideoModel("image", _image_unet(settings), load_autoencoder(settings.autoencoder), text_encoder=_text_encoder(settings))
+    model = load_model(init)
+    if model.kind not in (kind, _BEFORE[stage]):
+        raise BadInputError(f"{init}: a model of kind {model.kind} cannot start stage {stage}, which takes {_BEFORE[stage]} or {kind}")
+    if model.kind != kind:
+        if kind == "text_to_video":
+            model.unet = inflate(model.unet, _sizes(model.unet, settings))
+        elif kind == "image_to_video":
+            model.unet = to_image_to_video(model.unet)
+            _give_image_encoder(model, settings)
+            model.text_encoder = None
+        else:
+            model.unet = to_multi_view(model.unet)
+        model.kind = kind
+    model.unet.requires_grad_(True)
+    model.unet.train()
+    return model
+
+
+def untrained_model(stage: str, like: Path, settings: StageSettings) -> VideoModel:
+    """A model of the same stage and sizes as the one at ``like``, with fresh random weights: a baseline."""
+    import torch
+
+    model = load_model(like)
+    torch.manual_seed(settings.seed)
+    if model.kind == "image":
+        model.unet = type(model.unet).from_config(model.unet.config)
+    else:
+        model.unet = build_video_unet(_sizes(model.unet, settings), model.kind)
+    model.card = {"stage": stage, "steps": 0, "untrained": True, "motion_calibration": model.card.get("motion_calibration")}
+    return model
+
+
+def save_trained(job: Job, model: VideoModel, train: SampleSource, weights: dict[str, Any], result: dict[str, Any]) -> None:
+    """Write the trained model's directory, whole or not at all."""
+    unet = type(model.unet).from_config(model.unet.config)
+    unet.load_state_dict(weights)
+    row = train.rows[0]
+    size = {"frames": 1 if model.kind == "image" else row["frames"], "height": row["height"], "width": row["width"]}
+    rates = sorted(sample["fps"] for sample in train.rows)
+    card = {
+        **job.card,
+        "configuration": {**job.card["configuration"], **size},  # as trained, also where the settings left it open
+        "conditioning": {"fps": rates[len(rates) // 2], "motion_bucket": UNKNOWN_MOTION, "noise_aug": math.exp(job.settings.augment_mean)},
+        "stage": job.stage,
+        "steps": result["steps"],
+        "motion_calibration": model.card.get("motion_calibration"),
+        "metrics": {"held_out_before": _mean(result["before"]), "held_out_after": _mean(result["after"])},
+        "parents": [*model.card.get("parents", []), *([{"stage": model.card.get("stage"), "tree": job.card["init"]}] if job.init else [])],
+    }
+    model.vae.to("cpu")
+    partial = job.out.with_name(job.out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    save_model(VideoModel(model.kind, unet, model.vae, model.image_encoder, model.feature_extractor, model.text_encoder, card), partial)
+    shutil.rmtree(job.out, ignore_errors=True)
+    partial.rename(job.out)
+
+
+def _mean(loss: dict[str, Any] | None) -> float | None:
+    return loss["mean"] if loss else None
+
+
+def _image_unet(settings: StageSettings) -> Any:
+    if settings.base is None:
+        return build_image_unet(UNetSettings(**settings.unet))
+    from diffusers import UNet2DConditionModel
+
+    folder = Path(settings.base) / "unet"
+    if not (folder / "config.json").is_file():
+        raise BadInputError(f"{settings.base}: has no unet/config.json; train_image.base is a diffusers directory, such as Stable Diffusion 2.1's")
+    return UNet2DConditionModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+
+
+def _text_encoder(settings: StageSettings) -> str:
+    return conditioning.LOCAL_TEXT_ENCODER if settings.text_encoder == "local" else settings.text_encoder
+
+
+def _give_image_encoder(model: VideoModel, settings: StageSettings) -> None:
+    if settings.image_encoder == "local":
+        model.image_encoder = conditioning.build_image_encoder(model.unet.config.cross_attention_dim)
+    else:
+        from transformers import CLIPVisionModelWithProjection
+
+        model.image_encoder = CLIPVisionModelWithProjection.from_pretrained(settings.image_encoder, local_files_only=True, use_safetensors=True)
+    model.feature_extractor = conditioning.build_feature_extractor()
+
+
+def _sizes(unet: Any, settings: StageSettings) -> UNetSettings:
+    """The settings that describe a UNet; what an image UNet does not tell comes from the stage's ``unet`` section or the defaults."""
+    config = unet.config
+    heads = config.get("num_attention_heads") or config.attention_head_dim
+    told = {
+        "latent_channels": config.out_channels,
+        "block_out_channels": tuple(config.block_out_channels),
+        "layers_per_block": config.layers_per_block,
+        "attention_heads": tuple(heads) if isinstance(heads, (list, tuple)) else (heads,) * len(config.block_out_channels),
+        "cross_attention_dim": config.cross_attention_dim,
+        "sample_size": config.sample_size,
+    }
+    for name in ("addition_time_embed_dim", "num_frames"):
+        if name in config:
+            told[name] = config[name]
+        elif name in settings.unet:
+            told[name] = settings.unet[name]
+    if settings.frames and "num_frames" not in config:
+        told["num_frames"] = settings.frames
+    return UNetSettings(**told)

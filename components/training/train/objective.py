@@ -1,0 +1,107 @@
+"""The training loss of each kind of model: which tensors of a sample go where, and the EDM loss on them.
+
+Legend: B batch, F frames, N tokens, D context width, K scalars, C channels, H W pixel sides, c h w latents'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...diffusion import edm
+from ...diffusion.autoencoder import encode_moments, to_unit_range
+from ...diffusion.conditioning import Conditions, vector_conditioning
+from ...diffusion.model_directory import VideoModel
+from ...diffusion.motion import MotionCalibration
+from .data import Draw, SampleSource, frame_noise, noise
+
+UNKNOWN_MOTION = 127  # the released models' default, for samples without a motion score (orbits)
+
+
+class _Network:
+    """The wrapped network under the UNet's own configuration, by which ``unet_model_fn`` tells its kind."""
+
+    def __init__(self, call: Callable[..., Any], config: Any) -> None:
+        self.call, self.config = call, config
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.call(*args, **kwargs)
+
+
+class Objective:
+    """Losses of draws under one model.
+
+    Args:
+        model: its kind says what the samples are asked for; its autoencoder encodes conditioning frames.
+        source: of the samples.
+        net: what is called in place of the model's UNet: the DeepSpeed engine around it.
+        device: where to compute.
+    """
+
+    def __init__(self, model: VideoModel, source: SampleSource, net: Callable[..., Any], device: torch.device) -> None:
+        self.kind, self.vae, self.source, self.device = model.kind, model.vae.to(device), source, device
+        self.net = _Network(net, model.unet.config)
+        self.dtype = model.unet.dtype
+        given = model.card.get("motion_calibration")
+        self.calibration = MotionCalibration.from_dict(given) if given else None
+
+    @property
+    def samples(self) -> int:
+        """How many samples there are."""
+        return len(self.source.rows)
+
+    def losses(self, draws: Sequence[Draw]) -> torch.Tensor:
+        """lambda(sigma) |D - x0|^2 per draw, [B]."""
+        x0_BFchw, noise_BFchw, sigma_B = self._noised(draws)
+        conditions = self._conditions(draws, x0_BFchw.shape[1])
+        model_fn = edm.unet_model_fn(self.net, conditions.context_BND, conditions.vector_BK, conditions.concat_BFchw)
+        return edm.training_loss(model_fn, x0_BFchw, noise_BFchw, sigma_B)
+
+    def blind_losses(self, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same loss of the two predictors that know nothing: F = 0, and D = 0."""
+        x0_BFchw, noise_BFchw, sigma_B = self._noised(draws)
+        network = edm.training_loss(lambda x, _: torch.zeros_like(x), x0_BFchw, noise_BFchw, sigma_B)
+        return network, edm.loss_weight(sigma_B) * x0_BFchw.square().flatten(1).mean(1)
+
+    def _noised(self, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        x0 = [self.source.latents(draw, single_frame=self.kind == "image") for draw in draws]
+        noises = [noise(draw, latent.shape) for draw, latent in zip(draws, x0, strict=True)]
+        return self._tensor(np.stack(x0)), self._tensor(np.stack(noises)), self._tensor(np.array([d.sigma for d in draws]))
+
+    def _conditions(self, draws: Sequence[Draw], frames: int) -> Conditions:
+        rows = [self.source.rows[draw.row] for draw in draws]
+        if self.kind in ("image", "text_to_video"):
+            context_BND = np.stack([self.source.text(draw) * (not draw.drop_text) for draw in draws])
+        else:
+            context_BND = np.stack([self.source.tensor(draw.row, "image")[None] * (not draw.drop_embedding) for draw in draws])
+        if self.kind == "image":
+            return Conditions(self._tensor(context_BND).to(self.dtype))
+        vector_BK = vector_conditioning(
+            self.kind,
+            fps=[row["fps"] for row in rows],
+            motion_bucket=[self._bucket(row["motion_score"]) for row in rows],
+            noise_aug=[draw.augment_sigma for draw in draws],
+            elevation_deg=[row["elevation_deg"] for row in rows] if self.kind == "multi_view" else None,
+        )
+        concat = self._frame_latents(draws, frames) if self.kind in ("image_to_video", "multi_view") else None
+        return Conditions(self._tensor(context_BND).to(self.dtype), self._tensor(vector_BK.numpy()), concat)
+
+    def _frame_latents(self, draws: Sequence[Draw], frames: int) -> torch.Tensor:
+        """The conditioning frame with fresh noise in pixel space, encoded (not scaled), for every frame: [B, F, c, h, w]."""
+        pixels_BCHW = to_unit_range(np.stack([self.source.tensor(draw.row, "frame") for draw in draws]))
+        noise_BCHW = torch.from_numpy(np.stack([frame_noise(draw, pixels_BCHW.shape[1:]) for draw in draws]))
+        strength_B = torch.tensor([draw.augment_sigma for draw in draws], dtype=torch.float32)
+        noisy_BCHW = (pixels_BCHW + strength_B.view(-1, 1, 1, 1) * noise_BCHW).to(self.device)
+        # One at a time: a sample's latent must not depend, to the last bit, on who shares its micro-batch.
+        latent_Bchw = torch.cat([encode_moments(self.vae, one)[0] for one in noisy_BCHW.split(1)]).float()
+        kept_B = torch.tensor([not draw.drop_frame for draw in draws], device=self.device)
+        return (latent_Bchw * kept_B.view(-1, 1, 1, 1)).to(self.dtype)[:, None].expand(-1, frames, -1, -1, -1)
+
+    def _bucket(self, score: float | None) -> int:
+        return UNKNOWN_MOTION if score is None or self.calibration is None else self.calibration.apply(score)
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(self.device)

@@ -1,0 +1,165 @@
+"""One training stage: samples and a model in, a model out. Found instead of trained when the same was trained before."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ...common.errors import BadInputError
+from ...common.identity import file_sha256, identity, tree_sha256
+from ...common.report import StepReport, curves, table, text
+from ...common.storage import DataRoot, link_or_copy
+from .launcher import launch
+from .settings import KINDS, OPERATIONAL, StageSettings
+
+VERSION = "1"
+_TITLES = {"image": "Train: image", "video": "Train: text to video", "image_to_video": "Train: image to video", "multi_view": "Train: multi-view"}
+
+
+def train_stage(
+    stage: str,
+    samples: Path,
+    init: Path | None,
+    out: Path,
+    root: DataRoot,
+    settings: StageSettings,
+    dataset: dict[str, Any],
+    init_untrained: bool = False,
+) -> StepReport:
+    """Train a stage, or find it trained; write its model directory.
+
+    Args:
+        stage: image, video, image_to_video or multi_view.
+        samples: samples manifest.
+        init: model directory to start from; None for the image stage.
+        out: the model directory to write.
+        root: where shards lie, and where checkpoints and the result are kept.
+        settings: of the stage, see ``settings.stage_settings``.
+        dataset: what the samples were made of (name, tag, revision), for the model's card.
+        init_untrained: train nothing: write a model with the architecture of ``init`` and fresh random weights, a baseline.
+
+    Raises:
+        BadInputError: samples or init cannot be used.
+        TrainingInterrupted: told to stop; a checkpoint is kept, run again to go on.
+        TrainingFailed: a training process failed.
+    """
+    if stage not in KINDS:
+        raise BadInputError(f"there is no training stage {stage!r}; the stages are {', '.join(KINDS)}")
+    if not samples.is_file():
+        raise BadInputError(f"{samples}: there is no samples manifest here; run the encode step first")
+    if init is not None and not init.is_dir():
+        raise BadInputError(f"{init}: there is no model directory here to start from")
+    if init_untrained:
+        return _write_untrained(stage, init, out, settings)
+    if stage != "image" and init is None:
+        raise BadInputError(f"stage {stage} needs a model to start from (init)")
+    learned = settings.model_dump(exclude=set(OPERATIONAL))
+    init_tree = tree_sha256(init) if init else None
+    key = identity(version=VERSION, stage=stage, samples=file_sha256(samples), init=init_tree, settings=learned, dataset=dataset)
+    found = root.find("train", key)
+    if found is None:
+        result, tree = _train(stage, samples, init, init_tree, root, settings, dataset, key, learned)
+        found = {"tree": tree, "result": result}
+        root.record("train", key, found)
+        fresh = True
+    else:
+        fresh = False
+    _link_tree(root.fetch_tree(found["tree"]), out)
+    return _report(stage, settings, found["result"], fresh, samples)
+
+
+def _train(
+    stage: str, samples: Path, init: Path | None, init_tree: str | None, root: DataRoot, settings: StageSettings,
+    dataset: dict[str, Any], key: str, learned: dict[str, Any],
+) -> tuple[dict[str, Any], str]:  # fmt: skip
+    folder = root.scratch("training", key)
+    model = folder / "model"
+    job = {
+        "stage": stage,
+        "settings": settings.model_dump(mode="json"),
+        "samples": str(samples.resolve()),
+        "root": root.location,
+        "init": str(init.resolve()) if init else None,
+        "checkpoints": str(folder / "checkpoints"),
+        "out": str(model),
+        "card": {"dataset": dataset, "configuration": learned, "init": init_tree, "samples": file_sha256(samples)},
+    }
+    result = launch(job, folder, settings.processes, settings.timeout_s)
+    tree = root.put_tree(model)
+    shutil.rmtree(model)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the result is kept: nobody goes on from them
+    return result, tree
+
+
+def _write_untrained(stage: str, like: Path | None, out: Path, settings: StageSettings) -> StepReport:
+    if like is None:
+        raise BadInputError("an untrained baseline takes its sizes from a trained model: give one as init")
+    from ...diffusion.model_directory import save_model
+    from .model import untrained_model
+
+    model = untrained_model(stage, like, settings)
+    shutil.rmtree(out, ignore_errors=True)
+    save_model(model, out)
+    note = text("Untrained baseline", f"A {model.kind} model with fresh random weights (seed {settings.seed}); nothing was trained.")
+    return StepReport(f"train_{stage}", f"{_TITLES[stage]} (untrained baseline)", done=1, sections=[note])
+
+
+def _link_tree(tree: Path, out: Path) -> None:
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    for path in sorted(p for p in tree.rglob("*") if p.is_file()):
+        target = out / path.relative_to(tree)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        link_or_copy(path, target)
+
+
+def _report(stage: str, settings: StageSettings, result: dict[str, Any], fresh: bool, samples: Path) -> StepReport:
+    before, after = result["before"], result["after"]
+    zero = after or {"mean": None, "zero_network_mean": None, "zero_output_mean": None}
+    summary = {
+        "steps": result["steps"],
+        "held_out_loss_before": before["mean"] if before else None,
+        "held_out_loss_after": zero["mean"],
+        "zero_predictor_loss": zero["zero_network_mean"],  # of a network that returns zero: the harder one to beat
+        "zero_output_loss": zero["zero_output_mean"],  # of a denoised latent of zero
+        "world_size": result["world_size"],
+        "zero_stage": result["zero_stage"],
+        "samples_per_second": round(result["samples_per_second"], 3),
+        "resumed_from": result["resumed_from"],
+        "parameters": result["parameters"],
+    }
+    steps = [float(i + 1) for i in range(len(result["loss"]))]
+    series = {"each step": (steps, result["loss"]), "running mean": (steps, _smooth(result["loss"], max(5, len(steps) // 20)))}
+    sections = [curves("Training loss", series, "step", "weighted loss", note=f"global batch {settings.batch}")]
+    if before and after:
+        levels = [f"{sigma:.3g}" for sigma in after["sigmas"]]
+        rows = [[level, *(values[i] for values in (before["loss"], after["loss"], after["zero_network"], after["zero_output"]))]
+                for i, level in enumerate(levels)]  # fmt: skip
+        rows.append(["mean", before["mean"], after["mean"], after["zero_network_mean"], after["zero_output_mean"]])
+        sections.append(table("Held-out loss by noise level", ["sigma", "before", "after", "network says 0", "denoised is 0"], rows,
+                              note=f"{after['samples']} held-out samples, {after['draws']} draws at fixed noise; weighted loss, lower is better"))  # fmt: skip
+        levels_x = {name: (after["sigmas"], values) for name, values in
+                    (("before", before["loss"]), ("after", after["loss"]), ("network says 0", after["zero_network"]))}  # fmt: skip
+        sections.append(curves("Held-out loss by noise level", levels_x, "sigma", "weighted loss"))
+    else:
+        sections.append(text("Held-out loss", "not measured: there is no held-out sample"))
+    sections.append(table("How it ran", ["", ""], [
+        ["parameters", result["parameters"]], ["processes", result["world_size"]], ["ZeRO stage", result["zero_stage"]],
+        ["samples per second", summary["samples_per_second"]], ["went on from step", result["resumed_from"] or "the start"],
+        ["precision", settings.precision], ["learning rate", settings.lr], ["running average", settings.ema or "none"],
+        ["ln sigma", f"N({settings.p_mean:g}, {settings.p_std:g}²)"],
+    ]))  # fmt: skip
+    return StepReport(
+        f"train_{stage}", _TITLES[stage], done=int(fresh), reused=int(not fresh),
+        counts={"training samples": result["train_samples"], "held-out samples": result["held_out_samples"], "steps": result["steps"]},
+        summary={"training": {stage: summary}}, sections=sections, versions=result.get("versions", {}),
+    )  # fmt: skip
+
+
+def _smooth(values: list[float], window: int) -> list[float]:
+    out, total = [], 0.0
+    for index, value in enumerate(values):
+        total += value - (values[index - window] if index >= window else 0.0)
+        out.append(total / min(index + 1, window))
+    return out
