@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from svdflow.common.config import load_profile, validate_settings
+from svdflow.common.config import Settings, load_profile, validate_settings
 from svdflow.common.errors import ConfigError
 
 COMPILED = Path(__file__).parent / "compiled"
@@ -16,17 +16,18 @@ PIPELINES = {"svd": "svdflow.pipelines.svd.pipeline:svd"}
 
 SETTINGS = {
     "ingest": "svdflow.ingest.ingest:IngestSettings",
-    "split": "svdflow.curation.split.split:SplitSettings",
+    "split": "svdflow.curation.split.settings:SplitSettings",
     "annotate": "svdflow.curation.annotate.settings:AnnotateSettings",
     "validate": "svdflow.curation.validate.settings:ValidateSettings",
     "filter": "svdflow.curation.filter.settings:FilterSettings",
     "version": "svdflow.curation.version.settings:VersionSettings",
     "encode": "svdflow.training.encode.settings:EncodeSettings",
-    "train_image": "svdflow.training.train.settings:StageSettings",
-    "train_video": "svdflow.training.train.settings:StageSettings",
-    "train_image_to_video": "svdflow.training.train.settings:StageSettings",
+    "train_image": "svdflow.training.train.settings:stage_settings",
+    "train_video": "svdflow.training.train.settings:stage_settings",
+    "train_image_to_video": "svdflow.training.train.settings:stage_settings",
     "render": "svdflow.multiview.settings:RenderSettings",
-    "train_multi_view": "svdflow.training.train.settings:StageSettings",
+    "encode_orbits": "svdflow.training.encode.settings:EncodeSettings",
+    "train_multi_view": "svdflow.training.train.settings:stage_settings",
     "multiview": "svdflow.multiview.settings:MeasureSettings",
     "evaluate": "svdflow.evaluation.settings:EvaluateSettings",
     "gate": "svdflow.evaluation.settings:GateSettings",
@@ -52,12 +53,18 @@ def resolve_settings(profile: str, overrides: Mapping[str, Any]) -> dict[str, di
     resolved = {}
     for name, place in SETTINGS.items():
         try:
-            resolved[name] = validate_settings(load_object(place), name, values.get(name) or {}).model_dump(mode="json")
+            resolved[name] = _validated(name, load_object(place), values.get(name) or {}).model_dump(mode="json")
         except ConfigError as error:
             faults.append(str(error))
     if faults:
         raise ConfigError("; ".join(faults))
     return resolved
+
+
+def _validated(name: str, model: Any, values: Mapping[str, Any]) -> Settings:
+    if name.startswith("train_"):  # a stage has its paper's numbers below the profile's
+        return model(name.removeprefix("train_"), values)
+    return validate_settings(model, name, values)
 
 
 def compile_pipeline(name: str, out: Path | None = None) -> Path:

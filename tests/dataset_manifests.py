@@ -26,15 +26,16 @@ def make_manifests(
         buffer.seek(0)
         offsets = {info.name: info.offset_data for info in tarfile.open(fileobj=buffer)}
         rows["videos"].append({
-            "video_id": f"video{v}", "uri": shard, "name": f"{v}.mp4", "bytes": 1, "source": "generated", "status": "ok",
-            "licence": "CC0",
+            "video_id": f"video{v}", "uri": shard, "name": f"{v}.mp4", "bytes": 1, "source": "generated",
+            "status": "ok", "licence": "CC0",
         })  # fmt: skip
         for c, (name, data) in enumerate(members.items()):
             clip, index = f"clip{v:02d}{c}", 2 * v + c
             kept = index < keep
             rows["clips"].append({
-                "clip_id": clip, "video_id": f"video{v}", "start_s": 0.0, "end_s": 2.0 + c, "first_frame": 0, "last_frame": 15,
-                "cut_evidence": "{}", "shard_uri": shard, "member": name, "offset": offsets[name], "bytes": len(data),
+                "clip_id": clip, "video_id": f"video{v}", "start_s": 0.0, "end_s": 2.0 + c, "first_frame": 0,
+                "last_frame": 15, "cut_evidence": "{}", "shard_uri": shard, "member": name, "offset": offsets[name],
+                "bytes": len(data),
                 "frames": 16, "fps": 8.0, "width": 64, "height": 48,
             })  # fmt: skip
             rows["annotations"].append({
@@ -45,7 +46,8 @@ def make_manifests(
                 "clip_id": clip, "video_id": f"video{v}", "keep": kept,
                 "split": ("held_out" if v == 0 else "train") if kept else None, "reasons": [] if kept else ["motion"],
                 "motion_value": 1.0 + index, "motion_cut": cut, "motion_failed": not kept, "text_failed": False,
-                "aesthetic_failed": False, "similarity_failed": False, "thresholds": json.dumps({"motion_percent": cut}),
+                "aesthetic_failed": False, "similarity_failed": False,
+                "thresholds": json.dumps({"motion_percent": cut}),
             })  # fmt: skip
     directory.mkdir(parents=True, exist_ok=True)
     for kind, each in rows.items():

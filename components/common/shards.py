@@ -1,7 +1,7 @@
 """Safetensors shards: many samples in one file, each tensor found by name and read alone.
 
-A tensor is called ``<prefix>.<tensor>``. A local shard is memory-mapped; one on an object store is read by range, so a reader
-fetches the bytes of the tensors it asks for and no more. Nothing here unpickles.
+A tensor is called ``<prefix>.<tensor>``. A local shard is memory-mapped; one on an object store is read by range, so a
+reader fetches the bytes of the tensors it asks for and no more. Nothing here unpickles.
 """
 
 from __future__ import annotations
@@ -18,7 +18,17 @@ from .errors import BadInputError
 from .storage import DataRoot, DirectoryRoot
 
 _MAX_HEADER_BYTES = 100_000_000
-_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
+_DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U8": "u1",
+    "BOOL": "?",
+}
 
 
 def write_shard(path: Path, samples: Mapping[str, Mapping[str, np.ndarray]]) -> None:
@@ -57,7 +67,11 @@ class ShardReader:
     @staticmethod
     def open(root: DataRoot, uri: str) -> ShardReader:
         """Open a shard of a data root: mapped into memory when it is a local file, by ranged reads otherwise."""
-        return ShardReader.open_file(root.fetch(uri)) if isinstance(root, DirectoryRoot) else ShardReader(uri, lambda o, n: root.read_range(uri, o, n))
+        return (
+            ShardReader.open_file(root.fetch(uri))
+            if isinstance(root, DirectoryRoot)
+            else ShardReader(uri, lambda o, n: root.read_range(uri, o, n))
+        )
 
     @staticmethod
     def open_file(path: Path) -> ShardReader:
@@ -94,13 +108,17 @@ class ShardReader:
         """
         entry = self._tensors.get(f"{prefix}.{name}")
         if entry is None:
-            raise BadInputError(f"{self.label}: has no tensor {prefix}.{name}; the manifest and the shard do not belong together")
+            raise BadInputError(
+                f"{self.label}: has no tensor {prefix}.{name}; the manifest and the shard do not belong together"
+            )
         if rows is None and first == 0:
             shape, offset, length = entry.shape, entry.begin, entry.end - entry.begin
         else:
             count = entry.shape[0] - first if rows is None else rows
             if not (entry.shape and 0 <= first and 0 < count and first + count <= entry.shape[0]):
-                raise BadInputError(f"{self.label}: {prefix}.{name} of shape {entry.shape} has no rows {first} to {first + count - 1}")
+                raise BadInputError(
+                    f"{self.label}: {prefix}.{name} of shape {entry.shape} has no rows {first} to {first + count - 1}"
+                )
             row_bytes = (entry.end - entry.begin) // entry.shape[0]
             shape, offset, length = (count, *entry.shape[1:]), entry.begin + first * row_bytes, count * row_bytes
         data = self._read_range(self._start + offset, length)

@@ -1,7 +1,7 @@
 """A data root below an S3 prefix: the same objects and results as in a directory, under the same names.
 
-Endpoint and credentials come from the environment (see ``object_store``). What has to be a local file is downloaded into a
-cache of bounded size; scratch space is local. An S3 put becomes visible whole or not at all.
+Endpoint and credentials come from the environment (see ``store_endpoint``). What has to be a local file is downloaded
+into a cache of bounded size; scratch space is local. An S3 put becomes visible whole or not at all.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from .errors import StorageError
 from .identity import file_md5, identity
-from .object_store import StoreEndpoint
 from .storage import DataRoot, uri_md5
+from .store_endpoint import StoreEndpoint
 
 if TYPE_CHECKING:
     from minio.error import S3Error
@@ -51,12 +51,18 @@ class S3Root(DataRoot):
         self.location = f"s3://{self.bucket}/{self.prefix}".rstrip("/")
         self.endpoint = endpoint or StoreEndpoint.from_environment() or _aws()
         self._client = self.endpoint.minio()
-        base = Path(os.environ.get("SVDFLOW_CACHE_DIR") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "svdflow")
-        self._local = base.expanduser().resolve() / identity(endpoint=self.endpoint.endpoint_url, location=self.location)
+        base = Path(
+            os.environ.get("SVDFLOW_CACHE_DIR") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "svdflow"
+        )
+        self._local = base.expanduser().resolve() / identity(
+            endpoint=self.endpoint.endpoint_url, location=self.location
+        )
         self._cache_bytes = int(float(os.environ.get("SVDFLOW_CACHE_GIB") or DEFAULT_CACHE_GIB) * 2**30)
         with self._errors(""):
             if not self._client.bucket_exists(self.bucket):
-                raise StorageError(f"{self._where('')}: there is no bucket {self.bucket!r}; create it, or correct the location")
+                raise StorageError(
+                    f"{self._where('')}: there is no bucket {self.bucket!r}; create it, or correct the location"
+                )
 
     def exists(self, uri: str) -> bool:
         from minio.error import S3Error
@@ -104,7 +110,9 @@ class S3Root(DataRoot):
             try:
                 self._client.fget_object(self.bucket, key, str(partial), tmp_file_path=f"{partial}.minio")
                 if is_object and (found := file_md5(partial)) != uri_md5(uri).removesuffix(".dir"):
-                    raise StorageError(f"{self._where(uri)}: its content has md5 {found}, not the one it is named by; it is damaged")
+                    raise StorageError(
+                        f"{self._where(uri)}: its content has md5 {found}, not the one it is named by; it is damaged"
+                    )
                 partial.chmod(0o444)
                 partial.replace(path)
             finally:
@@ -166,7 +174,9 @@ class S3Root(DataRoot):
             excess -= size
 
     def _missing(self, uri: str) -> bytes:
-        raise StorageError(f"{self._where(uri)}: the data root has no such object; it was removed, or the manifest is of another root")
+        raise StorageError(
+            f"{self._where(uri)}: the data root has no such object; it was removed, or the manifest is of another root"
+        )
 
     def _where(self, uri: str) -> str:
         at = f" at {self.endpoint.endpoint_url}" if self.endpoint.endpoint_url else ""
@@ -186,8 +196,8 @@ class S3Root(DataRoot):
         except urllib3.exceptions.HTTPError as error:
             reason = getattr(error, "reason", None) or error
             raise StorageError(
-                f"{self._where(uri)}: the object store does not answer ({type(reason).__name__}); check that it runs and that "
-                "SVDFLOW_S3_ENDPOINT is right, then run again: work already done is kept"
+                f"{self._where(uri)}: the object store does not answer ({type(reason).__name__}); check that it runs "
+                "and that SVDFLOW_S3_ENDPOINT is right, then run again: work already done is kept"
             ) from error
         except (MinioException, OSError, ValueError) as error:
             raise StorageError(f"{self._where(uri)}: {error}") from error
@@ -201,7 +211,9 @@ def _aws() -> StoreEndpoint:
 
 def _remedy(error: S3Error) -> str:
     if error.code in ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthorizationHeaderMalformed"):
-        return f"the store refuses ({error.code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
+        return (
+            f"the store refuses ({error.code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
+        )
     if error.code == "NoSuchBucket":
         return "there is no such bucket; create it, or correct the location"
     return f"{error.code}: {error.message}"

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from ..common.errors import BadInputError
 from ..common.identity import file_sha256
 
 SHIPPED = Path(__file__).parent / "weights" / "autoencoder"
-SHIPPED_NAME = "svdflow small autoencoder"  # for the record: it is not Stable Diffusion's
 _CONFIG, _WEIGHTS, _COMPACT = "config.json", "diffusion_pytorch_model.safetensors", "compact.safetensors"
 
 
@@ -50,18 +50,28 @@ def load_autoencoder(source: str | Path = "shipped") -> Any:
                 weights.parent, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
             )
     except Exception as error:  # diffusers and safetensors raise whatever their readers raise
-        raise BadInputError(f"{weights.parent}: no readable autoencoder ({str(error).splitlines()[0][:200]})") from error
+        raise BadInputError(
+            f"{weights.parent}: no readable autoencoder ({str(error).splitlines()[0][:200]})"
+        ) from error
     return vae.eval().requires_grad_(False)
 
 
 def write_compact(vae: Any, directory: Path) -> int:
-    """Write configuration and half-precision weights without the residual blocks that are identities. Returns the stored parameters."""
+    """Write configuration and half-precision weights, less the residual blocks that are identities.
+
+    Returns:
+        The number of stored parameters.
+    """
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
     stored = {name: tensor.half().contiguous() for name, tensor in vae.state_dict().items()}
-    for prefix in {name.rpartition("conv2.")[0] for name in stored if name.endswith("conv2.weight") and not stored[name].any()}:
-        stored = {name: tensor for name, tensor in stored.items() if not name.startswith(prefix) or "conv_shortcut" in name}
+    for prefix in {
+        name.rpartition("conv2.")[0] for name in stored if name.endswith("conv2.weight") and not stored[name].any()
+    }:
+        stored = {
+            name: tensor for name, tensor in stored.items() if not name.startswith(prefix) or "conv_shortcut" in name
+        }
     save_file(stored, directory / _COMPACT)
     (directory / _COMPACT).chmod(0o644)
     config = {name: value for name, value in vae.config.items() if not name.startswith("_") or name == "_class_name"}
@@ -87,7 +97,7 @@ def read_compact(directory: Path) -> Any:
 
 
 def fill_identities(vae: Any, names: Sequence[str]) -> None:
-    """Make the named tensors those of residual blocks that add nothing, and that can learn from there: their second convolution is 0.
+    """Make the named tensors those of residual blocks that add nothing and can learn: their second convolution is 0.
 
     Raises:
         ValueError: a tensor belongs to no residual block.
@@ -101,6 +111,33 @@ def fill_identities(vae: Any, names: Sequence[str]) -> None:
             torch.nn.init.dirac_(tensor)
         else:
             tensor.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+
+
+@contextmanager
+def identities_skipped(vae: Any) -> Iterator[None]:
+    """Do not compute residual blocks that add nothing: the same frames in half the time, as long as they are not tuned."""
+    from diffusers.models.resnet import ResnetBlock2D, SpatioTemporalResBlock
+
+    changed = []
+    for module in vae.modules():
+        if isinstance(module, ResnetBlock2D) and module.conv_shortcut is None and _adds_nothing(module):
+            module.forward = lambda h, temb=None: h
+        elif isinstance(module, SpatioTemporalResBlock) and _adds_nothing(module.temporal_res_block):
+            module.forward = lambda h, temb=None, image_only_indicator=None, block=module.spatial_res_block: block(
+                h, temb
+            )
+        else:
+            continue
+        changed.append(module)
+    try:
+        yield
+    finally:
+        for module in changed:
+            module.__dict__.pop("forward", None)
+
+
+def _adds_nothing(block: Any) -> bool:
+    return not (block.conv2.weight.any() or block.conv2.bias.any())
 
 
 def spatial_factor(vae: Any) -> int:
@@ -124,22 +161,24 @@ def encode_moments(vae: Any, pixels_FCHW: torch.Tensor, chunk: int = 8) -> tuple
     height, width = pixels_FCHW.shape[-2:]
     if height % factor or width % factor:
         raise BadInputError(f"frames of {width}x{height} px: both sides must be multiples of {factor}")
-    posteriors = [vae.encode(part.to(vae.dtype)).latent_dist for part in pixels_FCHW.split(chunk)]
+    with identities_skipped(vae):
+        posteriors = [vae.encode(part.to(vae.dtype)).latent_dist for part in pixels_FCHW.split(chunk)]
     return torch.cat([p.mode() for p in posteriors]), torch.cat([p.std for p in posteriors])
 
 
 def encode_frames(vae: Any, frames_FHWC: np.ndarray, chunk: int = 8) -> torch.Tensor:
-    """uint8 frames [F, H, W, 3] to the latents that the diffusion model sees: posterior means, scaled, float32 [F, c, h, w]."""
+    """uint8 frames [F, H, W, 3] to what the diffusion model sees: scaled posterior means, float32 [F, c, h, w]."""
     mean_Fchw, _ = encode_moments(vae, to_unit_range(frames_FHWC), chunk)
     return mean_Fchw.float() * vae.config.scaling_factor
 
 
 @torch.no_grad()
 def decode_latents(vae: Any, latents_Fchw: torch.Tensor, chunk: int = 14) -> np.ndarray:
-    """Scaled latents [F, c, h, w] to uint8 frames [F, H, W, 3]; ``chunk`` frames at a time share the temporal decoder."""
+    """Scaled latents [F, c, h, w] to uint8 frames [F, H, W, 3], ``chunk`` frames at a time."""
     parts = []
     for part in (latents_Fchw / vae.config.scaling_factor).to(vae.dtype).split(chunk):
-        pixels_FCHW = vae.decode(part, num_frames=len(part)).sample.float()
+        with identities_skipped(vae):
+            pixels_FCHW = vae.decode(part, num_frames=len(part)).sample.float()
         parts.append(((pixels_FCHW / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
     return np.concatenate(parts)
 

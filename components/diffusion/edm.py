@@ -1,7 +1,8 @@
 """Continuous-noise diffusion after Karras et al. (EDM) as Stable Video Diffusion uses it (D.1): sigma_data is 1.
 
-Legend: B batch, F frames, C channels, H and W latent sides. A noisy latent is x = x0 + sigma · n. The network F sees c_in · x and
-c_noise; the denoised latent is D = c_skip · x + c_out · F. With these coefficients F's target is what v-prediction predicts.
+Legend: B batch, F frames, C channels, H and W latent sides. A noisy latent is x = x0 + sigma · n. The network F sees
+c_in · x and c_noise; the denoised latent is D = c_skip · x + c_out · F. With these coefficients the target of F is what
+v-prediction predicts.
 """
 
 from __future__ import annotations
@@ -30,17 +31,14 @@ class Preconditioning:
 def precondition(sigma: torch.Tensor) -> Preconditioning:
     """c_skip, c_out, c_in and c_noise (SVD D.1, the column after adaptation)."""
     total = sigma.square() + 1
-    return Preconditioning(c_skip=1 / total, c_out=-sigma / total.sqrt(), c_in=1 / total.sqrt(), c_noise=0.25 * sigma.log())
+    return Preconditioning(
+        c_skip=1 / total, c_out=-sigma / total.sqrt(), c_in=1 / total.sqrt(), c_noise=0.25 * sigma.log()
+    )
 
 
 def loss_weight(sigma: torch.Tensor) -> torch.Tensor:
     """lambda(sigma) = (1 + sigma²) / sigma²; times c_out² it is 1, which makes the loss a plain MSE on the v-target."""
     return (1 + sigma.square()) / sigma.square()
-
-
-def sample_sigmas(batch: int, log_mean: float, log_std: float, generator: torch.Generator | None = None) -> torch.Tensor:
-    """ln sigma ~ N(log_mean, log_std²), [B]."""
-    return (log_mean + log_std * torch.randn(batch, generator=generator)).exp()
 
 
 def v_target(x0_BFCHW: torch.Tensor, noise_BFCHW: torch.Tensor, sigma_B: torch.Tensor) -> torch.Tensor:
@@ -56,9 +54,13 @@ def denoise(model_fn: ModelFn, x_BFCHW: torch.Tensor, sigma_B: torch.Tensor) -> 
     return _expand(c.c_skip, x_BFCHW) * x_BFCHW + _expand(c.c_out, x_BFCHW) * prediction_BFCHW
 
 
-def training_loss(model_fn: ModelFn, x0_BFCHW: torch.Tensor, noise_BFCHW: torch.Tensor, sigma_B: torch.Tensor) -> torch.Tensor:
-    """lambda(sigma) · |D - x0|² averaged per sample, [B]; computed as the equal MSE on the v-target, which loses no digits at
-    small sigma."""
+def training_loss(
+    model_fn: ModelFn, x0_BFCHW: torch.Tensor, noise_BFCHW: torch.Tensor, sigma_B: torch.Tensor
+) -> torch.Tensor:
+    """The mean of lambda(sigma) · |D - x0|² per sample, [B].
+
+    Computed as the equal MSE on the v-target, which loses no digits at small sigma.
+    """
     c_in = _expand(precondition(sigma_B).c_in, x0_BFCHW)
     x_BFCHW = x0_BFCHW + _expand(sigma_B, x0_BFCHW) * noise_BFCHW
     prediction_BFCHW = model_fn(c_in * x_BFCHW, 0.25 * sigma_B.log())
@@ -72,7 +74,9 @@ def karras_sigmas(steps: int, sigma_min: float = 0.002, sigma_max: float = 700.0
     return torch.from_numpy(np.append((high + ramp * (low - high)) ** rho, 0.0).astype(np.float32))
 
 
-def euler_sample(model_fn: ModelFn, noise_BFCHW: torch.Tensor, sigmas: torch.Tensor, on_step: Callable[[int], None] | None = None) -> torch.Tensor:
+def euler_sample(
+    model_fn: ModelFn, noise_BFCHW: torch.Tensor, sigmas: torch.Tensor, on_step: Callable[[int], None] | None = None
+) -> torch.Tensor:
     """Follow the probability-flow ODE from unit noise to a clean latent, one model call a step.
 
     Args:
@@ -107,7 +111,10 @@ def linear_guidance(low: float, high: float, frames: int) -> torch.Tensor:
 
 
 def unet_model_fn(
-    unet: Any, context_BND: torch.Tensor, vector_BK: torch.Tensor | None = None, concat_BFCHW: torch.Tensor | None = None
+    unet: Any,
+    context_BND: torch.Tensor,
+    vector_BK: torch.Tensor | None = None,
+    concat_BFCHW: torch.Tensor | None = None,
 ) -> ModelFn:
     """Bind a diffusers UNet and its conditions; an image UNet sees every frame by itself.
 
@@ -122,7 +129,9 @@ def unet_model_fn(
         if concat_BFCHW is not None:
             x_BFCHW = torch.cat([x_BFCHW, concat_BFCHW], dim=2)
         if vector_BK is not None:
-            return unet(x_BFCHW, c_noise_B, encoder_hidden_states=context_BND, added_time_ids=vector_BK, return_dict=False)[0]
+            return unet(
+                x_BFCHW, c_noise_B, encoder_hidden_states=context_BND, added_time_ids=vector_BK, return_dict=False
+            )[0]
         frames = x_BFCHW.shape[1]
         flat = unet(
             x_BFCHW.flatten(0, 1),

@@ -1,7 +1,7 @@
 """A model on disk: diffusers' directory format with ``svdflow.json`` beside ``model_index.json``. Safetensors only.
 
-``StableVideoDiffusionPipeline.from_pretrained`` loads an ``image_to_video`` directory as it is. diffusers has no pipeline for the
-other kinds: their ``model_index.json`` names our own class, and ``load_model`` reads every kind.
+``StableVideoDiffusionPipeline.from_pretrained`` loads an ``image_to_video`` directory as it is. diffusers has no
+pipeline for the other kinds: their ``model_index.json`` names our own format, and ``load_model`` reads every kind.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class VideoModel:
         image_encoder: a CLIPVisionModelWithProjection; None for kinds that take text.
         feature_extractor: a CLIPImageProcessor; None likewise.
         text_encoder: what ``conditioning.TextEncoder`` loads; None for kinds that take an image.
-        card: what svdflow.json tells beside kind and text encoder: stage, parents, dataset, configuration, calibration, metrics.
+        card: what svdflow.json tells beside kind and text encoder: stage, parents, dataset, configuration, metrics, …
     """
 
     kind: Kind
@@ -122,7 +122,9 @@ def read_card(directory: Path) -> dict[str, Any]:
     if card.get("kind") not in KINDS:
         raise BadInputError(f"{directory}/{CARD}: kind {card.get('kind')!r} is none of {', '.join(KINDS)}")
     if card.get("format") != FORMAT:
-        raise BadInputError(f"{directory}/{CARD}: format {card.get('format')!r}, this version of svdflow reads {FORMAT}")
+        raise BadInputError(
+            f"{directory}/{CARD}: format {card.get('format')!r}, this version of svdflow reads {FORMAT}"
+        )
     return card
 
 
@@ -162,7 +164,8 @@ def _load(directory: Path, part: str, model_class: Any) -> Any:
 def _check_parts(model: VideoModel, directory: Path) -> None:
     if model.unet.config.out_channels != model.vae.config.latent_channels:
         raise BadInputError(
-            f"{directory}: the UNet makes {model.unet.config.out_channels} latent channels, the autoencoder has {model.vae.config.latent_channels}"
+            f"{directory}: the UNet makes {model.unet.config.out_channels} latent channels, "
+            f"the autoencoder has {model.vae.config.latent_channels}"
         )
     if model.kind in ("image_to_video", "multi_view"):
         if model.image_encoder is None or model.feature_extractor is None:

@@ -1,7 +1,7 @@
 """The map from a clip's motion score to the motion bucket that conditions the model.
 
-The paper conditions on a motion score and the released models take an id of 0 to 255; the map between them was never published.
-Ours: the score's rank among the training clips, so that buckets are evenly used. Only neighbouring quantiles are interpolated.
+The paper conditions on a motion score and the released models take an id of 0 to 255; the map between them was never
+published. Ours: the score's rank among the training clips, so that buckets are evenly used.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class MotionCalibration:
         values = np.sort(values[np.isfinite(values)])
         if not len(values):
             raise BadInputError("no finite motion score to fit the calibration on")
-        shares = np.linspace(0, 1, min(MAX_KNOTS, len(values)))
+        shares = np.linspace(0, 1, min(MAX_KNOTS, len(values))) if len(values) > 1 else np.array([0.5])
         knots = np.quantile(values, shares)
         distinct = np.unique(knots)  # equal scores share the middle of their ranks
         buckets = np.array([(BUCKETS - 1) * shares[knots == k].mean() for k in distinct])
@@ -74,6 +74,8 @@ class MotionCalibration:
             BadInputError: a field is missing or the map is not monotonic.
         """
         try:
-            return MotionCalibration(tuple(map(float, values["scores"])), tuple(map(float, values["buckets"])), str(values.get("unit", "")))
+            return MotionCalibration(
+                tuple(map(float, values["scores"])), tuple(map(float, values["buckets"])), str(values.get("unit", ""))
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise BadInputError(f"no motion calibration: {error!r}") from error

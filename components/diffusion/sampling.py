@@ -99,7 +99,7 @@ def generate_from_text(
     decode_chunk: int = _DEFAULTS.decode_chunk,
     on_step: Callable[[int], None] | None = None,
 ) -> np.ndarray:
-    """A video of what a text says, uint8 [F, H, W, 3]; an image model gives ``frames`` images that know nothing of one another.
+    """A video of what a text says, uint8 [F, H, W, 3]; an image model gives ``frames`` unrelated images.
 
     Args:
         model: of kind ``text_to_video`` or ``image``.
@@ -127,13 +127,17 @@ def generate_from_text(
     if height % factor or width % factor:
         raise BadInputError(f"a size of {width}x{height} px: both must be multiples of {factor}")
     vector_BK = vector_conditioning(model.kind, fps=[fps], motion_bucket=[motion_bucket])
-    conditions = Conditions(load_text_encoder(model.text_encoder)([prompt]), None if model.kind == "image" else vector_BK)
+    conditions = Conditions(
+        load_text_encoder(model.text_encoder)([prompt]), None if model.kind == "image" else vector_BK
+    )
     shape = (1, frames, model.unet.config.out_channels, height // factor, width // factor)
     noise_1Fchw = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     return _sample(model, conditions, noise_1Fchw, steps, guidance, decode_chunk, on_step)
 
 
-def conditional_model_fn(unet: torch.nn.Module, conditions: Conditions, guidance: tuple[float, float], frames: int) -> ModelFn:
+def conditional_model_fn(
+    unet: torch.nn.Module, conditions: Conditions, guidance: tuple[float, float], frames: int
+) -> ModelFn:
     """The network with its conditions bound, guided where a scale exceeds 1."""
     conditional = _bind(unet, conditions)
     if max(guidance) <= 1:

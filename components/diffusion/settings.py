@@ -11,7 +11,7 @@ from ..common.config import Settings
 Kind = Literal["image", "text_to_video", "image_to_video", "multi_view"]
 KINDS: tuple[Kind, ...] = ("image", "text_to_video", "image_to_video", "multi_view")
 
-# what the vector conditioning holds for each kind, in order; each scalar becomes `addition_time_embed_dim` sines and cosines.
+# what the vector conditioning holds for each kind, in order; each scalar becomes addition_time_embed_dim sinusoids.
 # Later kinds append, so that the weights of earlier ones carry over. fps_id is fps - 1, as the released models have it.
 VECTOR_CONDITIONS: dict[str, tuple[str, ...]] = {
     "image": (),
@@ -22,7 +22,7 @@ VECTOR_CONDITIONS: dict[str, tuple[str, ...]] = {
 
 
 class UNetSettings(Settings):
-    """The UNet's architecture. Defaults are Stable Diffusion 2.1 inflated, as Stable Video Diffusion has it (1,521M parameters)."""
+    """The UNet's architecture. Defaults: Stable Diffusion 2.1 inflated, as Stable Video Diffusion has it (1,521M)."""
 
     latent_channels: int = 4
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
@@ -54,23 +54,6 @@ TINY_UNET = UNetSettings(
     num_frames=8,
     sample_size=16,
 )
-
-
-class NoiseSettings(Settings):
-    """The distribution of noise levels in training: ln sigma ~ N(mean, std²). Defaults are stage I's (SVD D.2)."""
-
-    log_sigma_mean: float = -1.2
-    log_sigma_std: float = 1.0
-
-
-class ConditioningSettings(Settings):
-    """How conditions are perturbed and dropped in training."""
-
-    text_dropout: float = 0.15  # SVD D.2
-    image_dropout: float = 0.1  # ours: the paper is silent
-    concat_dropout: float = 0.1  # ours: the paper is silent
-    noise_aug_log_mean: float = -3.0  # SVD D.4
-    noise_aug_log_std: float = 0.5  # SVD D.4
 
 
 class SamplingSettings(Settings):

@@ -39,7 +39,7 @@ def build_image_unet(settings: UNetSettings) -> UNet2DConditionModel:
         block_out_channels=widths,
         layers_per_block=settings.layers_per_block,
         cross_attention_dim=settings.cross_attention_dim,
-        attention_head_dim=settings.attention_heads,  # the number of heads: diffusers keeps a misnomer of its first days
+        attention_head_dim=settings.attention_heads,  # the number of heads: diffusers keeps an old misnomer
         use_linear_projection=True,
     )
 
@@ -49,7 +49,7 @@ def build_video_unet(settings: UNetSettings, kind: Kind) -> UNetSpatioTemporalCo
 
     Args:
         settings: the architecture.
-        kind: ``text_to_video``, ``image_to_video`` or ``multi_view``: the last two take a conditioning latent in twice the channels.
+        kind: ``text_to_video``, ``image_to_video`` or ``multi_view``; the last two take twice the channels.
     """
     widths = settings.block_out_channels
     attending = len(widths) - 1
@@ -72,10 +72,11 @@ def build_video_unet(settings: UNetSettings, kind: Kind) -> UNetSpatioTemporalCo
 def inflate(image_unet: UNet2DConditionModel, settings: UNetSettings) -> UNetSpatioTemporalConditionModel:
     """A text-to-video UNet that at first treats every frame as the image UNet would.
 
-    The spatial weights are taken over and the last layer of every temporal branch, of the frame embedding and of the vector
-    conditioning is zero. The paper does not say how its temporal layers start; Align your Latents starts them as identities by the
-    mixing factor, here the factor keeps the released 0.5, so that the branches learn from the first step. About 2e-4 of difference
-    remains: diffusers' spatio-temporal blocks normalise with an epsilon of 1e-6, its image blocks with 1e-5.
+    The spatial weights are taken over and the last layer of every temporal branch, of the frame embedding and of the
+    vector conditioning is zero. The paper does not say how its temporal layers start; Align your Latents starts them
+    as identities by the mixing factor, here the factor keeps the released 0.5, so that the branches learn from the
+    first step. About 2e-4 of difference remains: diffusers' spatio-temporal blocks normalise with an epsilon of 1e-6,
+    its image blocks with 1e-5.
 
     Raises:
         BadInputError: the image UNet is of another architecture than the settings describe.
@@ -84,8 +85,12 @@ def inflate(image_unet: UNet2DConditionModel, settings: UNetSettings) -> UNetSpa
     spatial = {_spatial_name(name): tensor for name, tensor in image_unet.state_dict().items()}
     expected = {name: tensor.shape for name, tensor in video.state_dict().items() if not is_temporal(name)}
     if expected.keys() != spatial.keys() or any(spatial[n].shape != shape for n, shape in expected.items()):
-        wrong = sorted(n for n in expected.keys() | spatial.keys() if n not in spatial or expected.get(n) != spatial[n].shape)
-        raise BadInputError(f"the image UNet does not fit the video UNet's settings, first at {wrong[0]}: give both the same settings")
+        wrong = sorted(
+            n for n in expected.keys() | spatial.keys() if n not in spatial or expected.get(n) != spatial[n].shape
+        )
+        raise BadInputError(
+            f"the image UNet does not fit the video UNet's settings, first at {wrong[0]}: give both the same settings"
+        )
     video.load_state_dict(spatial, strict=False)
     with torch.no_grad():
         for name, parameter in video.named_parameters():
@@ -97,7 +102,7 @@ def inflate(image_unet: UNet2DConditionModel, settings: UNetSettings) -> UNetSpa
 
 
 def to_image_to_video(unet: UNetSpatioTemporalConditionModel) -> UNetSpatioTemporalConditionModel:
-    """Give a text-to-video UNet the conditioning latent and the noise augmentation; the new weights are zero, nothing changes yet.
+    """Give a text-to-video UNet the conditioning latent and the noise augmentation; the new weights are zero.
 
     Raises:
         BadInputError: it is no text-to-video UNet.
@@ -109,13 +114,15 @@ def to_image_to_video(unet: UNetSpatioTemporalConditionModel) -> UNetSpatioTempo
 
 
 def to_multi_view(unet: UNetSpatioTemporalConditionModel) -> UNetSpatioTemporalConditionModel:
-    """Append the camera's elevation to an image-to-video UNet's vector conditioning (SVD D.6); the new weights are zero.
+    """Append the camera's elevation to an image-to-video UNet's scalars (SVD D.6); the new weights are zero.
 
     Raises:
         BadInputError: it is no image-to-video UNet.
     """
     _expect(unet, "image_to_video")
-    return _grow(unet, _rebuild(unet, in_channels=unet.config.in_channels, conditions=len(VECTOR_CONDITIONS["multi_view"])))
+    return _grow(
+        unet, _rebuild(unet, in_channels=unet.config.in_channels, conditions=len(VECTOR_CONDITIONS["multi_view"]))
+    )
 
 
 def unet_kind(unet: Any) -> Kind:
@@ -127,12 +134,16 @@ def unet_kind(unet: Any) -> Kind:
     if isinstance(unet, UNet2DConditionModel):
         return "image"
     if isinstance(unet, UNetSpatioTemporalConditionModel):
-        conditions, remainder = divmod(unet.config.projection_class_embeddings_input_dim, unet.config.addition_time_embed_dim)
+        conditions, remainder = divmod(
+            unet.config.projection_class_embeddings_input_dim, unet.config.addition_time_embed_dim
+        )
         joined = unet.config.in_channels // unet.config.out_channels
         for kind, expected in (("text_to_video", 1), ("image_to_video", 2), ("multi_view", 2)):
             if not remainder and joined == expected and conditions == len(VECTOR_CONDITIONS[kind]):
                 return kind  # type: ignore[return-value]
-        raise BadInputError(f"a video UNet with {unet.config.in_channels} input channels and {conditions} vector conditions is of no known kind")
+        raise BadInputError(
+            f"a video UNet with {unet.config.in_channels} input channels and {conditions} scalars is of no known kind"
+        )
     raise BadInputError(f"{type(unet).__name__} is no UNet of svdflow's")
 
 
@@ -163,13 +174,17 @@ def _expect(unet: UNetSpatioTemporalConditionModel, kind: Kind) -> None:
         raise BadInputError(f"this step starts from a UNet of kind {kind}, not {found}")
 
 
-def _rebuild(unet: UNetSpatioTemporalConditionModel, in_channels: int, conditions: int) -> UNetSpatioTemporalConditionModel:
+def _rebuild(
+    unet: UNetSpatioTemporalConditionModel, in_channels: int, conditions: int
+) -> UNetSpatioTemporalConditionModel:
     width = conditions * unet.config.addition_time_embed_dim
     config = {**unet.config, "in_channels": in_channels, "projection_class_embeddings_input_dim": width}
     return UNetSpatioTemporalConditionModel.from_config(config)
 
 
-def _grow(old: UNetSpatioTemporalConditionModel, new: UNetSpatioTemporalConditionModel) -> UNetSpatioTemporalConditionModel:
+def _grow(
+    old: UNetSpatioTemporalConditionModel, new: UNetSpatioTemporalConditionModel
+) -> UNetSpatioTemporalConditionModel:
     """Copy all weights; where an input grew, the new columns are zero."""
     weights = old.state_dict()
     for name in ("conv_in.weight", "add_embedding.linear_1.weight"):

@@ -57,11 +57,19 @@ def evaluate(
 
 
 @dsl.component(base_image="svdflow/evaluation:0.1.0", install_kfp_package=False)
-def gate(metrics: dsl.Input[dsl.Artifact], workdir: str, run_id: str, profile: str, overrides: dict):
+def gate(
+    metrics: dsl.Input[dsl.Artifact],
+    verdict: dsl.Output[dsl.Artifact],
+    workdir: str,
+    run_id: str,
+    profile: str,
+    overrides: dict,
+):
     """Let a model go on to export, or fail with the criteria that it does not meet.
 
     Args:
         metrics: JSON that the evaluation wrote.
+        verdict: The same JSON with the gate's verdict, for the export.
         workdir: Work directory of the run.
         run_id: Name of the run.
         profile: Profile of settings; this step reads the section "gate".
@@ -74,4 +82,4 @@ def gate(metrics: dsl.Input[dsl.Artifact], workdir: str, run_id: str, profile: s
     from svdflow.evaluation.settings import GateSettings
 
     with run_step("gate", workdir, run_id, profile, overrides) as step:
-        step.finish(check_gate(Path(metrics.path), step.settings(GateSettings)))
+        step.finish(check_gate(Path(metrics.path), step.settings(GateSettings), Path(verdict.path)))

@@ -1,7 +1,7 @@
-"""Evaluate an image-to-video model on held-out clips, beside two baselines: the same architecture untrained, and a still picture.
+"""Evaluate an image-to-video model on held-out clips, beside the same architecture untrained and a still picture.
 
-Every generated video is kept in the data root under what it depends on, so that a broken run goes on where it stopped and a
-metric that is added later generates nothing again.
+Every generated video is kept in the data root under what it depends on, so that a broken run goes on where it stopped
+and a metric that is added later generates nothing again.
 """
 
 from __future__ import annotations
@@ -42,9 +42,16 @@ class Source:
 
 
 def evaluate_model(
-    model: Path, samples: Path, clips: Path, annotations: Path, selection: Path, metrics: Path, generated: Path, root: DataRoot,
+    model: Path,
+    samples: Path,
+    clips: Path,
+    annotations: Path,
+    selection: Path,
+    metrics: Path,
+    generated: Path,
+    root: DataRoot,
     settings: EvaluateSettings,
-) -> StepReport:  # fmt: skip
+) -> StepReport:
     """Generate the held-out clips from their first frames, measure, and write metrics and videos.
 
     Args:
@@ -65,13 +72,17 @@ def evaluate_model(
 
     card = read_card(model)
     if card["kind"] != "image_to_video":
-        raise BadInputError(f"{model}: a model of kind {card['kind']}; evaluation generates from first frames and needs image_to_video")
+        raise BadInputError(
+            f"{model}: a model of kind {card['kind']}; evaluation generates from first frames and needs image_to_video"
+        )
     chosen = choose_metrics(settings.metrics)
     rows = choose_samples(samples, settings.samples)
     check_held_out(rows, selection)
     held_out, refused = load_clips(rows, clips, root)
     if len(held_out) < 2:
-        raise BadInputError(f"{samples}: {len(held_out)} held-out samples can be used: {'; '.join(refused.values())[:400]}")
+        raise BadInputError(
+            f"{samples}: {len(held_out)} held-out samples can be used: {'; '.join(refused.values())[:400]}"
+        )
     model_sha256 = tree_sha256(model)
     columns: dict[str, Videos] = {}
     done = 0
@@ -82,7 +93,12 @@ def evaluate_model(
     figures = _measure(chosen, held_out, columns)
     result = {
         "format": 1,
-        "model": {"sha256": model_sha256, "kind": card["kind"], "stage": card.get("stage"), "dataset": card.get("dataset")},
+        "model": {
+            "sha256": model_sha256,
+            "kind": card["kind"],
+            "stage": card.get("stage"),
+            "dataset": card.get("dataset"),
+        },
         "figures": figures,
         "protocol": _protocol(chosen, held_out, settings) | {"motion_unit": motion_unit(annotations)},
     }
@@ -114,13 +130,17 @@ def _sources(model: Path, model_sha256: str, card: dict[str, Any], settings: Eva
     depends_on = {"model": model_sha256, "sampler": sampler, "torch": version("torch")}
     sources = [Source(MODEL, depends_on, lambda clip: _sample(trained(), card, clip, settings))]
     if settings.untrained_baseline:
-        sources.append(Source(UNTRAINED, {**depends_on, "weights": "random"}, lambda clip: _sample(untrained(), card, clip, settings)))
+        sources.append(
+            Source(
+                UNTRAINED, {**depends_on, "weights": "random"}, lambda clip: _sample(untrained(), card, clip, settings)
+            )
+        )
     sources.append(Source(STILL, {}, lambda clip: np.repeat(clip.frames_FHWC[:1], len(clip.frames_FHWC), axis=0)))
     return sources
 
 
 def randomize(model: Any, seed: int) -> Any:
-    """The same model with a UNet of the same configuration and random weights; the global generator is left as it was."""
+    """The same model, its UNet with random weights; the global generator is left as it was."""
     import dataclasses
 
     import torch
@@ -132,7 +152,7 @@ def randomize(model: Any, seed: int) -> Any:
 
 
 def motion_bucket(card: dict[str, Any], score: float | None) -> float:
-    """The motion bucket of a score by the calibration in a model's card; the released default where either is missing."""
+    """The bucket of a score by the calibration in a model's card; the released default where either is missing."""
     from ..diffusion.motion import MotionCalibration
     from ..diffusion.settings import SamplingSettings
 
@@ -145,11 +165,20 @@ def motion_bucket(card: dict[str, Any], score: float | None) -> float:
 def _sample(model: Any, card: dict[str, Any], clip: Clip, settings: EvaluateSettings) -> np.ndarray:
     from ..diffusion.sampling import generate
 
-    seed = int(identity(sample=clip.sample_id, seed=settings.seed)[:8], 16)  # the sample's own, whichever others are chosen
+    seed = int(
+        identity(sample=clip.sample_id, seed=settings.seed)[:8], 16
+    )  # the sample's own, whichever others are chosen
     return generate(
-        model, clip.frames_FHWC[0], frames=len(clip.frames_FHWC), fps=clip.fps, motion_bucket=motion_bucket(card, clip.motion_score),
-        noise_aug=settings.noise_aug, steps=settings.steps, guidance=(settings.guidance_min, settings.guidance_max), seed=seed,
-    )  # fmt: skip
+        model,
+        clip.frames_FHWC[0],
+        frames=len(clip.frames_FHWC),
+        fps=clip.fps,
+        motion_bucket=motion_bucket(card, clip.motion_score),
+        noise_aug=settings.noise_aug,
+        steps=settings.steps,
+        guidance=(settings.guidance_min, settings.guidance_max),
+        seed=seed,
+    )
 
 
 def _videos(source: Source, held_out: list[Clip], root: DataRoot) -> tuple[list[np.ndarray], int]:
@@ -169,7 +198,9 @@ def _videos(source: Source, held_out: list[Clip], root: DataRoot) -> tuple[list[
     return out, made
 
 
-def _measure(chosen: list[Metric], held_out: list[Clip], columns: dict[str, Videos]) -> dict[str, dict[str, float | None]]:
+def _measure(
+    chosen: list[Metric], held_out: list[Clip], columns: dict[str, Videos]
+) -> dict[str, dict[str, float | None]]:
     """Figure name to source name to value."""
     truth = Videos([clip.frames_FHWC for clip in held_out])
     figures: dict[str, dict[str, float | None]] = {}
@@ -189,7 +220,9 @@ def _protocol(chosen: list[Metric], held_out: list[Clip], settings: EvaluateSett
         "height": height,
         "width": width,
         "settings": settings.model_dump(mode="json"),
-        "metrics": {m.name: {"title": m.title, "protocol": m.protocol, "units": m.units, "features": m.features} for m in chosen},
+        "metrics": {
+            m.name: {"title": m.title, "protocol": m.protocol, "units": m.units, "features": m.features} for m in chosen
+        },
         "better": {figure: side for m in chosen for figure, side in m.better.items()},
     }
 
@@ -202,34 +235,74 @@ def _write_videos(held_out: list[Clip], made: Videos, generated: Path) -> None:
 
 
 def _report(
-    chosen: list[Metric], held_out: list[Clip], columns: dict[str, Videos], figures: dict[str, dict[str, float | None]],
-    refused: dict[str, str], result: dict[str, Any], settings: EvaluateSettings, done: int, reused: int,
-) -> StepReport:  # fmt: skip
+    chosen: list[Metric],
+    held_out: list[Clip],
+    columns: dict[str, Videos],
+    figures: dict[str, dict[str, float | None]],
+    refused: dict[str, str],
+    result: dict[str, Any],
+    settings: EvaluateSettings,
+    done: int,
+    reused: int,
+) -> StepReport:
     report = StepReport("evaluate", "Evaluate the image-to-video model", done=done, reused=reused)
-    report.counts = {"held-out samples": len(held_out) + len(refused), "compared": len(held_out), "videos generated": done + reused}
-    report.summary = {"evaluation": {"samples": len(held_out), "set_aside": len(refused), "model_sha256": result["model"]["sha256"], **figures}}
+    report.counts = {
+        "held-out samples": len(held_out) + len(refused),
+        "compared": len(held_out),
+        "videos generated": done + reused,
+    }
+    report.summary = {
+        "evaluation": {
+            "samples": len(held_out),
+            "set_aside": len(refused),
+            "model_sha256": result["model"]["sha256"],
+            **figures,
+        }
+    }
     arrows = {"higher": "↑", "lower": "↓"}
     rows: list[list[Any]] = []
     for metric in chosen:
         for figure, unit in metric.units.items():
             label = f"{figure} {arrows.get(metric.better.get(figure, ''), '')} {unit and f'({unit})'}".strip()
             rows.append([metric.title, label, *[figures[figure].get(name) for name in columns]])
-    note = f"{len(held_out)} held-out clips, {settings.steps} sampling steps. Distances on so few clips rank these columns and no others."
+    note = (
+        f"{len(held_out)} held-out clips, {settings.steps} steps. Distances on so few rank these columns and no others."
+    )
     report.sections.append(table("Metrics", ["metric", "figure", *[TITLES[name] for name in columns]], rows, note=note))
-    shown = [0] if settings.videos_shown == 1 else np.unique(np.linspace(0, len(held_out) - 1, min(settings.videos_shown, len(held_out))).round())
-    panels, order = [], [MODEL, *[name for name in (UNTRAINED,) if name in columns]]
+    shown = (
+        [0]
+        if settings.videos_shown == 1
+        else np.unique(np.linspace(0, len(held_out) - 1, min(settings.videos_shown, len(held_out))).round())
+    )
+    panels: list[tuple[Path | bytes, str]] = []
+    order = [MODEL, *[name for name in (UNTRAINED,) if name in columns]]
     for place in map(int, shown):
         clip = held_out[place]
         side_by_side = np.concatenate([clip.frames_FHWC, *[columns[name].frames[place] for name in order]], axis=2)
         panels.append((encode_mp4(side_by_side, clip.fps), (clip.captions or (clip.sample_id,))[0][:90]))
     if panels:
         names = ", ".join(["the true clip", *[TITLES[name] for name in order]])
-        report.sections.append(videos("Held-out clips", panels, note=f"From left to right: {names}. All start from the same frame.", height_px=160))
+        report.sections.append(
+            videos(
+                "Held-out clips",
+                panels,
+                note=f"From left to right: {names}. All start from the same frame.",
+                height_px=160,
+            )
+        )
         strip = columns[MODEL].frames[int(shown[0])]
         picks = np.linspace(0, len(strip) - 1, min(8, len(strip))).round().astype(int)
-        pair = np.concatenate([np.concatenate(list(v[picks]), axis=1) for v in (held_out[int(shown[0])].frames_FHWC, strip)], axis=0)
-        report.sections.append(images("Frame by frame", [(pair, "above the true clip, below the model")], height_px=200))
+        pair = np.concatenate(
+            [np.concatenate(list(v[picks]), axis=1) for v in (held_out[int(shown[0])].frames_FHWC, strip)], axis=0
+        )
+        report.sections.append(
+            images("Frame by frame", [(pair, "above the true clip, below the model")], height_px=200)
+        )
     if refused:
-        report.sections.append(table("Samples set aside", ["sample", "reason"], [[k, v] for k, v in sorted(refused.items())[:50]]))
-    report.versions = {"torch": version("torch"), "diffusers": version("diffusers")} | {k: v[:12] for m in chosen for k, v in m.features.items()}
+        report.sections.append(
+            table("Samples set aside", ["sample", "reason"], [[k, v] for k, v in sorted(refused.items())[:50]])
+        )
+    report.versions = {"torch": version("torch"), "diffusers": version("diffusers")} | {
+        k: v[:12] for m in chosen for k, v in m.features.items()
+    }
     return report

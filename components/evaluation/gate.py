@@ -6,12 +6,13 @@ In the paper people decide, by eye and by votes. This gate is the part that a ma
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..common.errors import BadInputError, GateRefused
 from ..common.report import StepReport, table
+from ..common.storage import write_atomic
 from .settings import GateSettings
 
 
@@ -25,12 +26,13 @@ class Criterion:
     holds: bool
 
 
-def check_gate(metrics: Path, settings: GateSettings) -> StepReport:
+def check_gate(metrics: Path, settings: GateSettings, verdict: Path | None = None) -> StepReport:
     """Hold a model's metrics against the criteria.
 
     Args:
         metrics: the JSON file that evaluation wrote.
         settings: the criteria; one that is null is not asked for.
+        verdict: where to write the metrics with the gate's verdict, under ``gate``; only a promoted model has one.
 
     Raises:
         BadInputError: the file is no metrics file, or lacks a figure that a criterion needs.
@@ -43,14 +45,30 @@ def check_gate(metrics: Path, settings: GateSettings) -> StepReport:
     except FileNotFoundError:
         raise BadInputError(f"{metrics}: there are no metrics here; run the evaluation") from None
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise BadInputError(f"{metrics}: not a metrics file of this version ({type(error).__name__}: {error}); run the evaluation again") from error
+        raise BadInputError(
+            f"{metrics}: not a metrics file of this version ({type(error).__name__}: {error}); run the evaluation again"
+        ) from error
     if failed := [c for c in criteria if not c.holds]:
         reasons = "; ".join(f"{c.name} is {c.found}, needed {c.needed}" for c in failed)
-        raise GateRefused(f"the model is not promoted: {reasons}. Train longer or on more data, or change the gate's settings")
+        raise GateRefused(
+            f"the model is not promoted: {reasons}. Train longer or on more data, or change the gate's settings"
+        )
+    if verdict is not None:
+        outcome = {
+            "passed": True,
+            "reasons": [],
+            "criteria": [asdict(c) for c in criteria],
+            "settings": settings.model_dump(mode="json"),
+        }
+        write_atomic(verdict, json.dumps({**content, "gate": outcome}, indent=2, sort_keys=True).encode())
     report = StepReport("gate", "Promotion gate", done=1)
     report.counts = {"criteria": len(criteria), "held": len(criteria)}
-    report.summary = {"gate": {"passed": True, "model_sha256": model_sha256, "criteria": {c.name: c.found for c in criteria}}}
-    report.sections.append(table("Criteria", ["criterion", "found", "needed"], [[c.name, c.found, c.needed] for c in criteria]))
+    report.summary = {
+        "gate": {"passed": True, "model_sha256": model_sha256, "criteria": {c.name: c.found for c in criteria}}
+    }
+    report.sections.append(
+        table("Criteria", ["criterion", "found", "needed"], [[c.name, c.found, c.needed] for c in criteria])
+    )
     return report
 
 
@@ -73,7 +91,9 @@ def judge(metrics: dict[str, Any], settings: GateSettings) -> list[Criterion]:
         criteria.append(_at_least("PSNR gain over the first frame repeated", gain, -settings.max_psnr_loss_db, " dB"))
     if settings.min_frechet_ratio is not None:
         ratio = _value(figures, "frechet", "untrained") / max(_value(figures, "frechet", "model"), 1e-9)
-        criteria.append(_at_least("Fréchet distance of untrained weights over the model's", ratio, settings.min_frechet_ratio, ""))
+        criteria.append(
+            _at_least("Fréchet distance of untrained weights over the model's", ratio, settings.min_frechet_ratio, "")
+        )
     if settings.min_first_frame_psnr_db is not None:
         fidelity = _value(figures, "first_frame_psnr_db", "model")
         criteria.append(_at_least("PSNR of the first frame", fidelity, settings.min_first_frame_psnr_db, " dB"))

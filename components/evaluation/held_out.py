@@ -35,7 +35,8 @@ def choose_samples(samples: Path, count: int) -> list[dict[str, Any]]:
     chosen = [row for _, _, row in sorted(ranked, key=lambda entry: entry[:2])[:count]]
     if len(chosen) < 2:
         raise BadInputError(
-            f"{samples}: holds {len(chosen)} held-out samples, evaluation needs two; add footage or raise filter.held_out_percent"
+            f"{samples}: holds {len(chosen)} held-out samples, evaluation needs two; "
+            "add footage or raise filter.held_out_percent"
         )
     return chosen
 
@@ -48,7 +49,9 @@ def check_held_out(rows: list[dict[str, Any]], selection: Path) -> None:
     """
     splits = {row["clip_id"]: row["split"] for row in read_rows("selection", selection) if row["keep"]}
     if strays := sorted({row["clip_id"] for row in rows if splits.get(row["clip_id"]) != "held_out"}):
-        raise BadInputError(f"{selection}: does not hold out clip {strays[0]}, the samples do; encode the selection again")
+        raise BadInputError(
+            f"{selection}: does not hold out clip {strays[0]}, the samples do; encode the selection again"
+        )
 
 
 def motion_unit(annotations: Path) -> str | None:
@@ -81,13 +84,15 @@ def _load(row: dict[str, Any], place: dict[str, Any] | None, root: DataRoot) -> 
     data = root.read_range(place["shard_uri"], place["offset"], place["bytes"])
     frames = frames_from(decode(data), given, row["frames"], row["fps"])
     if frames is None:
-        raise BadInputError(f"sample {row['sample_id']}: its frames are not found in clip {row['clip_id']}; encode the clip again")
+        raise BadInputError(
+            f"sample {row['sample_id']}: its frames are not found in clip {row['clip_id']}; encode the clip again"
+        )
     captions = tuple(text for text in row["captions"] if text)
     return Clip(row["sample_id"], frames, row["fps"], row["motion_score"], captions)
 
 
 def frames_from(decoded: Iterable[VideoFrame], given_HWC: np.ndarray, frames: int, fps: float) -> np.ndarray | None:
-    """``frames`` frames at ``fps`` from the first one that is ``given_HWC``, at its size; None if it or a later one is missing.
+    """``frames`` frames at ``fps``, starting with the one that is ``given_HWC``, at its size; None if one is missing.
 
     Args:
         decoded: a clip's frames, in order.

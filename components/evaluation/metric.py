@@ -1,7 +1,7 @@
 """What a metric is: one module ``metric_<name>.py`` per metric, each with a ``METRIC``, listed in ``metrics.py``.
 
-A metric compares generated videos with the held-out clips they were asked to continue. It returns plain figures; their names
-and units are part of the report.
+A metric compares generated videos with the held-out clips they were asked to continue. It returns plain figures; their
+names and units are part of the report.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fréchet distance between generated and true videos, on features that need no hub. Not FVD: that stands on I3D features."""
+"""Fréchet distance between generated and true videos, on features that need no hub. Not FVD, which has I3D features."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def video_features(videos: Videos) -> np.ndarray:
 def frechet_distance(a_ND: np.ndarray, b_MD: np.ndarray) -> float:
     """Fréchet distance between Gaussians fitted to two sets of rows (unbiased covariances).
 
-    |mean_a - mean_b|² + tr(A + B - 2 (A B)^½). The trace of the root is the sum of the singular values of X Yᵀ, where X and Y are
-    the centred rows over the roots of N-1 and M-1: exact for any number of rows, without a D x D matrix and without the
-    imaginary parts that a matrix root of singular covariances brings.
+    |mean_a - mean_b|² + tr(A + B - 2 (A B)^½). The trace of the root is the sum of the singular values of X Yᵀ, X and Y
+    being the centred rows over the roots of N-1 and M-1. That is exact for any number of rows, without a D x D matrix
+    and without the imaginary parts that a matrix root of singular covariances brings.
 
     Raises:
         ValueError: fewer than two rows on a side, or a feature that is not finite.
@@ -47,7 +47,7 @@ METRIC = Metric(
     measure=measure,
     units={"frechet": ""},
     better={"frechet": "lower"},
-    protocol="Gaussians over videos; 1280 pooled features a frame, their mean and standard deviation over all frames. Biased by the "
-    "number of videos: compare only models that were measured on the same clips.",
+    protocol="Gaussians over videos; 1280 pooled features a frame, their mean and standard deviation over all frames. "
+    "Biased by the number of videos: compare only models that were measured on the same clips.",
     features={FRAME_FEATURES: FRAME_FEATURES_SHA256},
 )

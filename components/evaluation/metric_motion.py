@@ -10,21 +10,22 @@ from .metric import Clip, Metric, Videos
 
 _SHORT_SIDE_PX = 64
 _INTERVAL_S = 0.5
+_STILL_PX = 0.05  # below it a video stands still: neither ratios nor ranks of such figures mean anything
 
 
 def measure(clips: Sequence[Clip], truth: Videos, generated: Videos) -> dict[str, float | None]:
     """Mean flow of both, the mean absolute log ratio per clip, and the rank correlation with the motion asked for."""
     made = np.array([motion(video, clip.fps) for clip, video in zip(clips, generated.frames, strict=True)])
     true = np.array([motion(video, clip.fps) for clip, video in zip(clips, truth.frames, strict=True)])
-    floor = 0.05  # px: below it a video stands still, whatever the ratio
-    log_ratio = np.abs(np.log2(np.maximum(made, floor) / np.maximum(true, floor)))
+    moving, true_moving = np.maximum(made, _STILL_PX), np.maximum(true, _STILL_PX)
+    log_ratio = np.abs(np.log2(moving / true_moving))
     asked = [clip.motion_score for clip in clips]
     known = [i for i, score in enumerate(asked) if score is not None]
     return {
         "motion_px": float(made.mean()),
         "true_motion_px": float(true.mean()),
         "motion_log2_error": float(log_ratio.mean()),
-        "motion_rank_correlation": rank_correlation(made[known], np.array([asked[i] for i in known], float)),
+        "motion_rank_correlation": rank_correlation(moving[known], np.array([asked[i] for i in known], float)),
     }
 
 
@@ -53,8 +54,13 @@ METRIC = Metric(
     name="motion",
     title="Motion against what was asked for (Farneback flow)",
     measure=measure,
-    units={"motion_px": "px/0.5s@short64", "true_motion_px": "px/0.5s@short64", "motion_log2_error": "octaves", "motion_rank_correlation": ""},
+    units={
+        "motion_px": "px/0.5s@short64",
+        "true_motion_px": "px/0.5s@short64",
+        "motion_log2_error": "octaves",
+        "motion_rank_correlation": "",
+    },
     better={"motion_log2_error": "lower", "motion_rank_correlation": "higher"},
-    protocol="mean flow magnitude between frames about 0.5 s apart, scaled to 0.5 s; its log ratio to the true clip's; Spearman's rank "
-    "correlation of generated motion with the annotated motion score that conditioned the model",
+    protocol="mean flow magnitude between frames about 0.5 s apart, scaled to 0.5 s; its log ratio to the true clip's; "
+    "Spearman's rank correlation of generated motion with the annotated motion score that conditioned the model",
 )

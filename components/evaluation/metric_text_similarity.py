@@ -1,4 +1,4 @@
-"""Image-text similarity without an image-text model: measured words of each frame, compared as sentences with the captions.
+"""Image-text similarity without an image-text model: measured words of each frame, compared with the captions.
 
 A stand-in for CLIP similarity, with far less to say: it knows colours, light and texture, and names no thing.
 """
@@ -34,5 +34,6 @@ METRIC = Metric(
     measure=measure,
     units={"visual_words_similarity": "cosine"},
     better={"visual_words_similarity": "higher"},
-    protocol="colour, light and texture words measured in every frame, as a sentence; cosine with each caption; mean. Blind to content.",
+    protocol="colour, light and texture words measured in every frame, as a sentence; cosine with each caption; "
+    "mean. Blind to content.",
 )

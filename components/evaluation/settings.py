@@ -22,7 +22,7 @@ class EvaluateSettings(Settings):
 
 
 class GateSettings(Settings):
-    """What a model must reach to be exported. All of it is ours: the paper promotes by eye and by human votes [P, D.3]."""
+    """What a model must reach to be exported. All of it is ours: the paper promotes by eye and by votes [P, D.3]."""
 
     kinds: tuple[str, ...] = ("image_to_video",)
     min_samples: int = Field(64, ge=1)  # fewer held-out clips say too little

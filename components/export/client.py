@@ -102,16 +102,22 @@ class VideoClient:
                 except (OverflowError, ValueError, TypeError) as error:
                     raise BadInputError(f"{name.lower()} {value!r} cannot be sent: {error}") from None
                 inputs.append(self._input(name, array, kind))
-        answer = self._call("infer", self.model, inputs, client_timeout=timeout_s or self.timeout_s, headers=self._headers)
+        answer = self._call(
+            "infer", self.model, inputs, client_timeout=timeout_s or self.timeout_s, headers=self._headers
+        )
         frames = answer.as_numpy("FRAMES")
         if frames is None or frames.ndim != 4:
-            raise ServiceError(f"{self.url}: the model {self.model!r} answered without FRAMES [F, H, W, 3]; it is no svdflow model")
+            raise ServiceError(
+                f"{self.url}: the model {self.model!r} answered without FRAMES [F, H, W, 3]; it is no svdflow model"
+            )
         return frames
 
     def ready(self) -> bool:
         """Whether the server answers and has the model loaded."""
         try:
-            return bool(self._call("is_model_ready", self.model, client_timeout=_PROBE_TIMEOUT_S, headers=self._headers))
+            return bool(
+                self._call("is_model_ready", self.model, client_timeout=_PROBE_TIMEOUT_S, headers=self._headers)
+            )
         except ServiceError:
             return False
 
@@ -130,7 +136,9 @@ class VideoClient:
         Raises:
             ServiceError: no answer, or no such model.
         """
-        found = self._call("get_model_config", self.model, client_timeout=_PROBE_TIMEOUT_S, headers=self._headers).config.parameters
+        found = self._call(
+            "get_model_config", self.model, client_timeout=_PROBE_TIMEOUT_S, headers=self._headers
+        ).config.parameters
         return {name: json.loads(value.string_value) for name, value in found.items()}
 
     def _input(self, name: str, array: np.ndarray, kind: str) -> Any:
@@ -148,7 +156,10 @@ class VideoClient:
         if status.endswith("INVALID_ARGUMENT"):
             raise BadInputError(last)
         if status.endswith("DEADLINE_EXCEEDED"):
-            raise ServiceError(f"{self.url}: no answer from {self.model!r} in {kwargs['client_timeout']:g} s; raise timeout_s or ask for fewer steps")
+            raise ServiceError(
+                f"{self.url}: no answer from {self.model!r} in {kwargs['client_timeout']:g} s; "
+                "raise timeout_s or ask for fewer steps"
+            )
         if "maximum queue size" in message:
             raise ServiceError(f"{self.url}: the server is busy and its queue is full; try again later")
         if "queue" in message and "timeout" in message.lower():

@@ -31,7 +31,10 @@ def export(
     from svdflow.export.settings import ExportSettings
 
     with run_step("export", workdir, run_id, profile, overrides) as step:
-        step.finish(export_repository(Path(model.path), Path(metrics.path), Path(repository.path), step.settings(ExportSettings)))
+        settings = step.settings(ExportSettings)
+        step.finish(export_repository(Path(model.path), Path(metrics.path), Path(repository.path), settings))
+        # the work directory's own repository gathers the versions of all its runs
+        export_repository(Path(model.path), Path(metrics.path), Path(workdir) / "repository", settings)
 
 
 @dsl.component(base_image="svdflow/triton:0.1.0", install_kfp_package=False)
@@ -66,6 +69,12 @@ def serve(
     with run_step("serve", workdir, run_id, profile, overrides) as step:
         step.finish(
             check_serving(
-                Path(repository.path), Path(clips.path), Path(selection.path), Path(generated.path), step.root, step.settings(ServeSettings)
+                Path(repository.path),
+                Path(clips.path),
+                Path(selection.path),
+                Path(generated.path),
+                step.root,
+                step.settings(ServeSettings),
             )
         )
+        step.keep("generated", Path(generated.path))

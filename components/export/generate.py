@@ -62,12 +62,16 @@ def read_image(path: Path) -> np.ndarray:
     try:
         with Image.open(path, formats=_FORMATS) as picture:
             if picture.width * picture.height > _MAX_PIXELS:
-                raise BadInputError(f"{path}: {picture.width}x{picture.height} px; at most {_MAX_PIXELS} pixels are read")
+                raise BadInputError(
+                    f"{path}: {picture.width}x{picture.height} px; at most {_MAX_PIXELS} pixels are read"
+                )
             return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
     except FileNotFoundError:
         raise BadInputError(f"{path}: there is no such image") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadInputError(f"{path}: no readable image ({', '.join(_FORMATS)} are read): {str(error).splitlines()[0]}") from None
+        raise BadInputError(
+            f"{path}: no readable image ({', '.join(_FORMATS)} are read): {str(error).splitlines()[0]}"
+        ) from None
 
 
 def _in_process(model: Path, rgb: np.ndarray, asked: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:

@@ -29,13 +29,15 @@ class InputImage:
 
 
 def choose_images(clips: Path, selection: Path, root: DataRoot, count: int, size: tuple[int, int]) -> list[InputImage]:
-    """Up to ``count`` images that differ, in an order that content alone decides: by origin, one per source video in turn.
+    """Up to ``count`` images that differ; content alone decides the order: by origin, one per source video in turn.
 
     Raises:
         BadInputError: there are not two different images.
     """
     chosen: list[InputImage] = []
-    for origin, row in _ordered(read_manifest("clips", clips).to_pylist(), read_manifest("selection", selection).to_pylist()):
+    for origin, row in _ordered(
+        read_manifest("clips", clips).to_pylist(), read_manifest("selection", selection).to_pylist()
+    ):
         try:
             frame = read_frames(root.read_range(row["shard_uri"], row["offset"], row["bytes"]), [0])[0]
         except BadInputError:
@@ -46,7 +48,9 @@ def choose_images(clips: Path, selection: Path, root: DataRoot, count: int, size
         if len(chosen) == count:
             break
     if len(chosen) < 2:
-        raise BadInputError(f"{clips}: holds {len(chosen)} different first frames; the serving check needs two at least")
+        raise BadInputError(
+            f"{clips}: holds {len(chosen)} different first frames; the serving check needs two at least"
+        )
     return chosen
 
 

@@ -57,7 +57,9 @@ def model_config_text(settings: ExportSettings, size: tuple[int, int, int]) -> s
         config.parameters[name].string_value = json.dumps(value)
 
     if settings.warm_up:
-        sample = config.model_warmup.add(name="one_step", batch_size=1, count=1)  # Triton skips a sample of batch size 0
+        sample = config.model_warmup.add(
+            name="one_step", batch_size=1, count=1
+        )  # Triton skips a sample of batch size 0
         image, steps = sample.inputs["IMAGE"], sample.inputs["STEPS"]
         image.data_type, image.zero_data = pb.TYPE_UINT8, True
         image.dims.extend((height, width, 3))
@@ -88,6 +90,8 @@ def read_parameters(repository: Path) -> dict[str, Any]:
         config = text_format.Parse(path.read_text(), pb.ModelConfig())
         return {name: json.loads(value.string_value) for name, value in config.parameters.items()}
     except FileNotFoundError:
-        raise BadInputError(f"{repository}: no exported model here ({MODEL_NAME}/config.pbtxt is missing); run the export step") from None
+        raise BadInputError(
+            f"{repository}: no exported model here ({MODEL_NAME}/config.pbtxt is missing); run the export step"
+        ) from None
     except (OSError, ValueError, text_format.ParseError) as error:
         raise BadInputError(f"{path}: cannot be read: {error}") from None

@@ -22,7 +22,7 @@ VERSION = "1"
 
 
 def export_repository(model: Path, metrics: Path, out: Path, settings: ExportSettings) -> StepReport:
-    """Write ``out/image_to_video``: configuration, ``<version>/model.py``, the model directory, its card and its metrics.
+    """Write ``out/image_to_video``: configuration, ``<version>/model.py``, the model directory, card and metrics.
 
     A repository that is there already gets the model as a further version; equal content is found, not written again.
     What is written appears at once and whole, or not at all.
@@ -34,30 +34,33 @@ def export_repository(model: Path, metrics: Path, out: Path, settings: ExportSet
         settings: placement, bounds, defaults.
 
     Raises:
-        GateRefused: there are no metrics, or the verdict is not a clear yes.
+        GateRefused: there are no metrics, they are another model's, or the verdict is not a clear yes.
         BadInputError: no model of that kind.
         StorageError: the disk is full or not writable.
     """
     card = read_card(model)
-    verdict = _promoted(metrics)
-    size = video_size(model, card, settings)
     digest = tree_sha256(model)
+    verdict = _promoted(metrics, digest)
+    size = video_size(model, card, settings)
     # The configuration belongs to all versions of a model: it is not part of a version's identity.
     key = identity(version=VERSION, model=digest, metrics=file_sha256(metrics), code=file_sha256(_MODEL_PY))
     served = out / MODEL_NAME
     number = settings.version or _version_with(served, key) or _next_version(served)
     known = _key_of(served / str(number))
     if known is not None and known != key:
-        raise BadInputError(f"{served}: version {number} holds another model; leave export.version unset for the next free number")
+        raise BadInputError(
+            f"{served}: version {number} holds another model; leave export.version unset for the next free number"
+        )
 
     with _disk_errors(out):
         if known is None:
             _write_version(served, number, model, metrics, key)
         _write_configuration(served, settings, size)
     frames, height, width = size
-    facts = [
+    facts: list[list[Any]] = [
         ["model", MODEL_NAME], ["version", number], ["frames", frames], ["height px", height], ["width px", width],
-        ["placement", settings.placement], ["instances per device", settings.instances], ["steps unless asked", settings.steps],
+        ["placement", settings.placement], ["instances per device", settings.instances],
+        ["steps unless asked", settings.steps],
         ["at most steps", settings.max_steps], ["requests that may wait", settings.max_queue], ["weights", digest[:12]],
     ]  # fmt: skip
     return StepReport(
@@ -66,7 +69,16 @@ def export_repository(model: Path, metrics: Path, out: Path, settings: ExportSet
         done=int(known is None),
         reused=int(known is not None),
         counts={"models in": 1, "model versions out": 1},
-        summary={"export": {"model": MODEL_NAME, "version": number, "frames": frames, "height": height, "width": width, "weights": digest}},
+        summary={
+            "export": {
+                "model": MODEL_NAME,
+                "version": number,
+                "frames": frames,
+                "height": height,
+                "width": width,
+                "weights": digest,
+            }
+        },
         sections=[table("What is served", ["", ""], facts, note=f"{verdict[0].upper()}{verdict[1:]}.")],
         versions={"svdflow": __version__},
     )
@@ -85,7 +97,9 @@ def read_card(model: Path) -> dict[str, Any]:
     try:
         card = json.loads((model / "svdflow.json").read_text())
     except FileNotFoundError:
-        raise BadInputError(f"{model}: no model directory (svdflow.json is missing); give the one that a training step wrote") from None
+        raise BadInputError(
+            f"{model}: no model directory (svdflow.json is missing); give the one that a training step wrote"
+        ) from None
     except (OSError, ValueError) as error:
         raise BadInputError(f"{model}/svdflow.json: cannot be read: {error}") from None
     if card.get("kind") != "image_to_video":
@@ -99,27 +113,36 @@ def repository_digest(repository: Path) -> str:
     return identity(files={path.relative_to(repository).as_posix(): file_sha256(path) for path in files})
 
 
-def _promoted(metrics: Path) -> str:
+def _promoted(metrics: Path, weights: str) -> str:
     """The gate's verdict in words.
 
     Raises:
-        GateRefused: there are no metrics, or the verdict among them is not a clear yes.
+        GateRefused: there are no metrics, they are another model's, or the verdict among them is not a clear yes.
     """
     try:
         measured = json.loads(metrics.read_text())
     except OSError:
-        raise GateRefused(f"{metrics}: there are no metrics, so nothing is exported; run the evaluate and gate steps") from None
+        raise GateRefused(
+            f"{metrics}: there are no metrics, so nothing is exported; run the evaluate and gate steps"
+        ) from None
     except ValueError as error:
         raise GateRefused(f"{metrics}: the metrics cannot be read, so nothing is exported: {error}") from None
     if not isinstance(measured, dict) or not measured:
         raise GateRefused(f"{metrics}: holds no measurement, so nothing is exported; run the evaluate step")
+    measured_model = measured["model"].get("sha256") if isinstance(measured.get("model"), dict) else None
+    if measured_model not in (None, weights):
+        raise GateRefused(
+            f"{metrics}: was measured on another model ({measured_model[:12]}, not {weights[:12]}), "
+            "so nothing is exported; evaluate this model"
+        )
     if "gate" not in measured:
-        return "the metrics carry no verdict; in a pipeline the gate step comes before this one"
+        raise GateRefused(f"{metrics}: carries no verdict of the gate, so nothing is exported; run the gate step")
     gate = measured["gate"] if isinstance(measured["gate"], dict) else {}
     reasons = "; ".join(map(str, gate.get("reasons") or []))
     if gate.get("passed") is not True:
         raise GateRefused(f"the gate refused this model, so nothing is exported: {reasons or 'no reason given'}")
-    return f"passed the gate{': ' if reasons else ''}{reasons}"
+    held = "; ".join(f"{c['name']} {c['found']} ({c['needed']})" for c in gate.get("criteria") or [])
+    return f"passed the gate: {held or 'no criterion recorded'}"
 
 
 def video_size(model: Path, card: dict[str, Any], settings: ExportSettings) -> tuple[int, int, int]:

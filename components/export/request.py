@@ -37,7 +37,10 @@ def video_request(asked: Mapping[str, Any], parameters: Mapping[str, Any]) -> Vi
     Raises:
         BadInputError: a value is out of its bounds; names the value and the bounds.
     """
-    values = {name: parameters[f"default_{name}"] if asked.get(name) is None else asked[name] for name in VideoRequest.__annotations__}
+    values = {
+        name: parameters[f"default_{name}"] if asked.get(name) is None else asked[name]
+        for name in VideoRequest.__annotations__
+    }
     guidance = [float(scale) for scale in np.ravel(values["guidance"])]
     if len(guidance) != 2:
         raise BadInputError(f"guidance has {len(guidance)} values; it takes two, for the first and the last frame")
@@ -75,4 +78,7 @@ def check_image(shape: tuple[int, ...], dtype: str, parameters: Mapping[str, Any
     if min(height, width) < MIN_SIDE_PX:
         raise BadInputError(f"image is {width}x{height} px; both sides must be at least {MIN_SIDE_PX} px")
     if height * width > parameters["max_image_pixels"]:
-        raise BadInputError(f"image has {height * width} pixels; this model takes up to {parameters['max_image_pixels']}: make it smaller")
+        raise BadInputError(
+            f"image has {height * width} pixels; this model takes up to {parameters['max_image_pixels']}: "
+            "make it smaller"
+        )

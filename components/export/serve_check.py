@@ -39,12 +39,15 @@ class _Answers:
     other_seed: np.ndarray  # of the first image, with the next seed
 
 
-def check_serving(repository: Path, clips: Path, selection: Path, generated: Path, root: DataRoot, settings: ServeSettings) -> StepReport:
+def check_serving(
+    repository: Path, clips: Path, selection: Path, generated: Path, root: DataRoot, settings: ServeSettings
+) -> StepReport:
     """Serve the repository, send it images, and hold its answers against the model in process.
 
-    Two things must hold: frames over gRPC equal those of the same model in process (same seed, same number of threads), and
-    another seed gives another video. Two are measured: the time a request takes, and whether each image is found again, by mean
-    squared error among all of them, from the first frame of its own video (which says how well the model keeps its input).
+    Two things must hold: frames over gRPC equal those of the same model in process (same seed, same number of threads),
+    and another seed gives another video. Two are measured: the time a request takes, and whether each image is found
+    again, by mean squared error among all of them, from the first frame of its own video (which says how well the model
+    keeps its input).
 
     Args:
         repository: what ``export_repository`` wrote.
@@ -80,11 +83,18 @@ def check_serving(repository: Path, clips: Path, selection: Path, generated: Pat
 
 
 def _ask(repository: Path, inputs: list[InputImage], settings: ServeSettings, log: Path) -> _Answers:
-    with _server_url(repository, settings, log) as url, VideoClient(url, timeout_s=settings.request_timeout_s) as client:
+    with (
+        _server_url(repository, settings, log) as url,
+        VideoClient(url, timeout_s=settings.request_timeout_s) as client,
+    ):
         if not client.ready():
-            raise ServiceError(f"{url}: no server there has the model {MODEL_NAME} loaded; start one with `svdflow serve`")
+            raise ServiceError(
+                f"{url}: no server there has the model {MODEL_NAME} loaded; start one with `svdflow serve`"
+            )
         server, received, seconds = client.server(), [], []
-        asked: dict[str, Any] = {name: getattr(settings, name) for name in ("fps", "motion_bucket", "noise_aug", "steps", "guidance")}
+        asked: dict[str, Any] = {
+            name: getattr(settings, name) for name in ("fps", "motion_bucket", "noise_aug", "steps", "guidance")
+        }
         with Progress("requests", len(inputs) + 1) as progress:
             for item in inputs:
                 started = time.monotonic()
@@ -94,7 +104,9 @@ def _ask(repository: Path, inputs: list[InputImage], settings: ServeSettings, lo
             other = client.generate(inputs[0].rgb, seed=settings.seed + 1, **asked)
             progress.advance()
     if np.array_equal(other, received[0]):
-        raise ServiceError(f"{url}: seeds {settings.seed} and {settings.seed + 1} gave the same video; the server ignores the seed")
+        raise ServiceError(
+            f"{url}: seeds {settings.seed} and {settings.seed + 1} gave the same video; the server ignores the seed"
+        )
     return _Answers("tritonserver" if not settings.url else server["name"], server["version"], received, seconds, other)
 
 
@@ -103,7 +115,9 @@ def _server_url(repository: Path, settings: ServeSettings, log: Path) -> Iterato
     if settings.url:
         yield settings.url
         return
-    with TritonServer(repository, threads=settings.threads, log=log, start_timeout_s=settings.start_timeout_s) as server:
+    with TritonServer(
+        repository, threads=settings.threads, log=log, start_timeout_s=settings.start_timeout_s
+    ) as server:
         yield server.url
 
 
@@ -125,23 +139,32 @@ def _difference_in_process(
         service = VideoService(_latest(repository) / "model", parameters, settings.device)
         worst = 0
         for item, served in list(zip(inputs, answers.videos, strict=True))[: settings.compare]:
-            asked = {name: getattr(settings, name) for name in ("seed", "fps", "motion_bucket", "noise_aug", "steps", "guidance")}
+            asked = {
+                name: getattr(settings, name)
+                for name in ("seed", "fps", "motion_bucket", "noise_aug", "steps", "guidance")
+            }
             own = service.generate(item.rgb, asked)
             if own.shape != served.shape or own.dtype != served.dtype:
-                raise ServiceError(f"served frames are {served.dtype} {list(served.shape)}, the model's own {own.dtype} {list(own.shape)}")
+                raise ServiceError(
+                    f"served frames are {served.dtype} {list(served.shape)}, "
+                    f"the model's own {own.dtype} {list(own.shape)}"
+                )
             worst = max(worst, int(np.abs(own.astype(int) - served.astype(int)).max()))
     finally:
         torch.set_num_threads(threads)
     if worst > settings.tolerance:
         raise ServiceError(
-            f"served frames differ from the model's own by up to {worst} of 255 levels (allowed: {settings.tolerance}); "
+            f"served frames differ from the model's own by up to {worst} of 255 levels "
+            f"(allowed: {settings.tolerance}); "
             "the server runs another model, another device or another number of threads"
         )
     return worst
 
 
 def _latest(repository: Path) -> Path:
-    return max((path for path in (repository / MODEL_NAME).iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+    return max(
+        (path for path in (repository / MODEL_NAME).iterdir() if path.name.isdigit()), key=lambda path: int(path.name)
+    )
 
 
 def _first_frame_matches(inputs: list[InputImage], answers: _Answers) -> list[int]:
@@ -156,7 +179,12 @@ def _psnr_db(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _report(
-    inputs: list[InputImage], answers: _Answers, difference: int | None, played: list[bytes], fps: int, settings: ServeSettings
+    inputs: list[InputImage],
+    answers: _Answers,
+    difference: int | None,
+    played: list[bytes],
+    fps: int,
+    settings: ServeSettings,
 ) -> StepReport:
     nearest = _first_frame_matches(inputs, answers)
     matches = sum(index == found for index, found in enumerate(nearest))
@@ -164,15 +192,22 @@ def _report(
     rows: list[list[Any]] = []
     for index, (item, video, seconds) in enumerate(zip(inputs, answers.videos, answers.seconds, strict=True)):
         found_again = "yes" if nearest[index] == index else f"no, taken for {inputs[nearest[index]].clip_id[:8]}"
-        rows.append([item.clip_id[:8], item.origin, round(seconds, 3), round(_psnr_db(item.rgb, video[0]), 2), found_again])
+        rows.append(
+            [item.clip_id[:8], item.origin, round(seconds, 3), round(_psnr_db(item.rgb, video[0]), 2), found_again]
+        )
     latency = {
         "median": round(float(np.median(answers.seconds)), 4),
         "p90": round(float(np.percentile(answers.seconds, 90)), 4),
         "max": round(max(answers.seconds), 4),
     }
-    compared = "not compared" if difference is None else f"{difference} of 255 levels apart over {min(settings.compare, count)} videos"
+    compared = (
+        "not compared"
+        if difference is None
+        else f"{difference} of 255 levels apart over {min(settings.compare, count)} videos"
+    )
     facts = [
-        ["server", f"{answers.server} {answers.version}"], ["video", f"{shape[0]} frames of {shape[2]}x{shape[1]} px at {fps} fps"],
+        ["server", f"{answers.server} {answers.version}"],
+        ["video", f"{shape[0]} frames of {shape[2]}x{shape[1]} px at {fps} fps"],
         ["latency, median", f"{latency['median']:.3f} s"], ["latency, 90th percentile", f"{latency['p90']:.3f} s"],
         ["frames over gRPC against in process", compared], ["another seed", "another video"],
         ["images found again by the first frame", f"{matches} of {count} (by chance: 1)"],
@@ -204,7 +239,7 @@ def _report(
             table("What was served", ["", ""], facts),
             images("Images sent", [(item.rgb, f"{item.clip_id[:8]}, {item.origin}") for item in inputs]),
             videos("Videos received", [*shown, (other, f"{inputs[0].clip_id[:8]}, seed {settings.seed + 1}")]),
-            table("Requests", ["clip", "selection", "seconds", "first frame against image, PSNR dB", "image found again"], rows,
+            table("Requests", ["clip", "selection", "seconds", "first frame, PSNR dB", "image found again"], rows,
                   note="One request at a time; the model was warm."),
         ],
         versions={"svdflow": __version__, "tritonserver": answers.version},

@@ -32,6 +32,7 @@ _CAUSES = (
     re.compile(r"^error: (?:creating server: )?(.+)$", re.MULTILINE),
     re.compile(r"^E\d{4} [^\]]+\] \"?((?!CudaDriverHelper)[^\"\n]+)", re.MULTILINE),
     re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception): .+$", re.MULTILINE),
+    re.compile(r"^\s*what\(\): +(.+)$", re.MULTILINE),
 )
 _PORT_TAKEN = re.compile(r"already in use|failed to bind|Unavailable - Socket", re.IGNORECASE)
 
@@ -69,7 +70,12 @@ class TritonServer:
             log: where its output goes; None: a temporary file, kept only when the start fails.
             start_timeout_s: until all models are loaded and warm.
         """
-        self.repository, self.models, self.threads, self.start_timeout_s = repository, tuple(models), threads, start_timeout_s
+        self.repository, self.models, self.threads, self.start_timeout_s = (
+            repository,
+            tuple(models),
+            threads,
+            start_timeout_s,
+        )
         self._asked_ports = {"gRPC": grpc_port, "HTTP": http_port, "metrics": metrics_port}
         self._asked_log = log
         self._process: subprocess.Popen[bytes] | None = None
@@ -86,11 +92,19 @@ class TritonServer:
         """
         for model in self.models:
             if not (self.repository / model / "config.pbtxt").is_file():
-                raise BadInputError(f"{self.repository}: no model {model!r} to serve here (no {model}/config.pbtxt); run the export step")
+                raise BadInputError(
+                    f"{self.repository}: no model {model!r} to serve here (no {model}/config.pbtxt); "
+                    "run the export step"
+                )
         for what, port in self._asked_ports.items():
             if port is not None and not _port_is_free(port):
-                raise ServiceError(f"port {port} on {_HOST} is taken: another server uses it; choose another {what} port, or none for a free one")
-        self._scratch = Path(tempfile.mkdtemp(prefix="svdflow-triton-"))
+                raise ServiceError(
+                    f"port {port} on {_HOST} is taken: another server uses it; "
+                    f"choose another {what} port, or none for a free one"
+                )
+        self._scratch = _scratch_directory()
+        # the backend passes paths through a shell unquoted: a repository below "my runs/" is reached by another name
+        (self._scratch / "repository").symlink_to(self.repository.absolute(), target_is_directory=True)
         self.log = self._asked_log or self._scratch / "triton.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -128,15 +142,19 @@ class TritonServer:
         name = f"svdflow-{uuid.uuid4().hex[:12]}"
         shm_prefix = f"{name}-"
         command = [
-            program, f"--id={name}", f"--model-repository={self.repository.absolute()}", "--model-control-mode=explicit",
+            program, f"--id={name}", f"--model-repository={self._scratch / 'repository'}",
+            "--model-control-mode=explicit",
             *(f"--load-model={model}" for model in self.models), "--disable-auto-complete-config",
             f"--backend-config=python,shm-region-prefix-name={shm_prefix}", "--allow-gpu-metrics=false",
-            f"--grpc-address={_HOST}", f"--grpc-port={ports['gRPC']}", f"--http-address={_HOST}", f"--http-port={ports['HTTP']}",
-            f"--metrics-address={_HOST}", f"--metrics-port={ports['metrics']}", f"--exit-timeout-secs={int(_GRACE_S)}", *options,
+            f"--grpc-address={_HOST}", f"--grpc-port={ports['gRPC']}",
+            f"--http-address={_HOST}", f"--http-port={ports['HTTP']}",
+            f"--metrics-address={_HOST}", f"--metrics-port={ports['metrics']}",
+            f"--exit-timeout-secs={int(_GRACE_S)}", *options,
         ]  # fmt: skip
         with open(self.log, "wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "svdflow.export.supervise", str(_GRACE_S), shm_prefix, str(self._scratch), *command],
+                [sys.executable, "-m", "svdflow.export.supervise", str(_GRACE_S), shm_prefix, str(self._scratch),
+                 *command],
                 stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=self._environment(libraries),
                 start_new_session=True,  # Ctrl-C reaches this process alone, which then stops the server in order
             )  # fmt: skip
@@ -149,28 +167,54 @@ class TritonServer:
         # The backend's interpreter is the first one on PATH: this process's own, and so with the same packages.
         environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
         if libraries:
-            environment["LD_LIBRARY_PATH"] = os.pathsep.join([*libraries, *filter(None, [environment.get("LD_LIBRARY_PATH")])])
+            environment["LD_LIBRARY_PATH"] = os.pathsep.join(
+                [*libraries, *filter(None, [environment.get("LD_LIBRARY_PATH")])]
+            )
         if self.threads is not None:
             environment |= {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)}
         return environment
 
     def _wait_ready(self, http: str, name: str) -> None:
-        deadline = time.monotonic() + self.start_timeout_s
+        started = looked = time.monotonic()
         waiting = [f"/v2/models/{model}/ready" for model in self.models]
         while True:
             self.check()
             said = _get(f"{http}/v2")
-            if said is not None and json.loads(said).get("name") == name:  # another server may have taken the port meanwhile
+            if (
+                said is not None and json.loads(said).get("name") == name
+            ):  # another server may have taken the port meanwhile
                 waiting = [path for path in waiting if _get(http + path) is None]
                 if not waiting:
                     self.version = json.loads(said)["version"]
                     return
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now - looked > 1.0:
+                looked = now
+                self._check_backend()
+            if now - started > self.start_timeout_s:
                 raise ServiceError(
-                    f"the Triton server was not ready after {self.start_timeout_s:g} s{_cause(self.log)} (log: {self.log}); "
-                    "raise serve.start_timeout_s when the model is large"
+                    f"the Triton server was not ready after {self.start_timeout_s:g} s{_cause(self.log)} "
+                    f"(log: {self.log}); raise serve.start_timeout_s when the model is large"
                 )
             time.sleep(0.1)
+
+    def _check_backend(self) -> None:
+        """Raise ServiceError when the backend's process has died: while it loads, the server would wait for ever."""
+        import psutil
+
+        assert self._process is not None
+        try:
+            below = psutil.Process(self._process.pid).children(recursive=True)
+            dead = [
+                process for process in below if "python" in process.name() and process.status() == psutil.STATUS_ZOMBIE
+            ]
+        except psutil.NoSuchProcess:
+            return
+        if dead:
+            raise ServiceError(
+                f"the process that loads the model died{_cause(self.log)} (log: {self.log}); "
+                "when the log gives no reason, look whether the machine ran out of memory"
+            )
 
     def _end(self) -> None:
         process, self._process = self._process, None
@@ -187,7 +231,9 @@ class TritonServer:
         process.wait()
 
 
-def serve_repository(repository: Path, grpc_port: int | None = None, http_port: int | None = None, threads: int | None = None) -> None:
+def serve_repository(
+    repository: Path, grpc_port: int | None = None, http_port: int | None = None, threads: int | None = None
+) -> None:
     """Serve a model repository in the foreground until Ctrl-C or SIGTERM.
 
     Raises:
@@ -200,7 +246,10 @@ def serve_repository(repository: Path, grpc_port: int | None = None, http_port: 
         print(f"loading {repository} …", flush=True)
         with TritonServer(repository, grpc_port=grpc_port, http_port=http_port, threads=threads) as server:
             print(f"Triton {server.version} serves {', '.join(server.models)} of {repository}", flush=True)
-            print(f"gRPC     {server.url}\nHTTP     {server.http_url}\nmetrics  {server.metrics_url}\nCtrl-C stops it.", flush=True)
+            print(
+                f"gRPC     {server.url}\nHTTP     {server.http_url}\nmetrics  {server.metrics_url}\nCtrl-C stops it.",
+                flush=True,
+            )
             while True:
                 time.sleep(0.5)
                 server.check()
@@ -219,28 +268,47 @@ def _find_server(scratch: Path) -> tuple[str, list[str], list[str]]:
         if found := shutil.which("tritonserver"):
             return found, [], []
         raise ServiceError(
-            "there is no Triton server on this machine: install its carrier with `pip install --no-deps nvidia-pytriton`, "
-            "or run where `tritonserver` is on PATH (NVIDIA's image)"
+            "there is no Triton server on this machine: install its carrier with "
+            "`pip install --no-deps nvidia-pytriton`, or run where `tritonserver` is on PATH (NVIDIA's image)"
         )
     package = Path(next(iter(spec.submodule_search_locations)))
     home = package / "tritonserver"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = home / "python_backend_stubs" / version / "triton_python_backend_stub"
     if not stub.is_file():
-        raise ServiceError(f"{home}: this Triton has no python backend for Python {version}; use one of {_stub_versions(home)}")
+        raise ServiceError(
+            f"{home}: this Triton has no python backend for Python {version}; use one of {_stub_versions(home)}"
+        )
     backends = scratch / "backends"
     python = backends / "python"
     python.mkdir(parents=True, exist_ok=True)
-    for path in (home / "backends" / "python" / "libtriton_python.so", home / "backends" / "python" / "triton_python_backend_utils.py", stub):
+    for path in (
+        home / "backends" / "python" / "libtriton_python.so",
+        home / "backends" / "python" / "triton_python_backend_utils.py",
+        stub,
+    ):
         link = python / path.name
         link.unlink(missing_ok=True)
         link.symlink_to(path)
     libraries = [str(package.parent / "nvidia_pytriton.libs"), str(sysconfig.get_config_var("LIBDIR"))]
-    return str(home / "bin" / "tritonserver"), libraries, [f"--backend-directory={backends}", f"--cache-directory={home / 'caches'}"]
+    return (
+        str(home / "bin" / "tritonserver"),
+        libraries,
+        [f"--backend-directory={backends}", f"--cache-directory={home / 'caches'}"],
+    )
 
 
 def _stub_versions(home: Path) -> str:
-    return ", ".join(sorted((path.name for path in (home / "python_backend_stubs").iterdir()), key=lambda v: int(v.split(".")[1])))
+    return ", ".join(
+        sorted((path.name for path in (home / "python_backend_stubs").iterdir()), key=lambda v: int(v.split(".")[1]))
+    )
+
+
+def _scratch_directory() -> Path:
+    directory = tempfile.gettempdir()
+    return Path(
+        tempfile.mkdtemp(prefix="svdflow-triton-", dir=directory if re.fullmatch(r"[\w./+-]+", directory) else "/tmp")
+    )
 
 
 def _choose_ports(asked: dict[str, int | None]) -> dict[str, int]:
@@ -281,5 +349,6 @@ def _cause(log: Path) -> str:
     text = log.read_text(errors="replace")[-100_000:] if log.is_file() else ""
     for pattern in _CAUSES:
         if found := pattern.findall(text):
-            return f": {found[-1].partition(chr(92) + 'n')[0].strip()[:400]}"  # the log writes line ends as backslash and n
+            first = found[-1].partition("\\n")[0]  # the log writes line ends as backslash and n
+            return f": {first.strip()[:400]}"
     return ""

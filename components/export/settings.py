@@ -15,48 +15,54 @@ _SAMPLING = SamplingSettings()
 class ExportSettings(Settings):
     """What the Triton model repository asks of its server, and what it lets a client ask for."""
 
-    version: int | None = Field(None, ge=1)  # version folder of the model; None: the one with equal content, else the next free
-    frames: int | None = Field(None, ge=1)  # of a video; None: as the model was trained
-    height: int | None = Field(None, ge=8)
-    width: int | None = Field(None, ge=8)
-    placement: Literal["auto", "gpu", "cpu"] = "auto"  # instance kind; auto: a GPU when the server has one. Production: gpu
+    version: int | None = Field(
+        default=None, ge=1
+    )  # version folder of the model; None: the one with equal content, else the next free
+    frames: int | None = Field(default=None, ge=1)  # of a video; None: as the model was trained
+    height: int | None = Field(default=None, ge=8)
+    width: int | None = Field(default=None, ge=8)
+    placement: Literal["auto", "gpu", "cpu"] = (
+        "auto"  # instance kind; auto: a GPU when the server has one. Production: gpu
+    )
     gpus: list[int] | None = None  # device numbers for placement gpu; None: all that the server sees
-    instances: int = Field(1, ge=1, le=64)  # copies of the model per device
+    instances: int = Field(default=1, ge=1, le=64)  # copies of the model per device
     warm_up: bool = True  # one denoising step when the model is loaded, so that the first client does not wait for it
-    max_queue: int = Field(32, ge=1)  # requests that wait; further ones are refused at once. Ours
-    queue_timeout_s: float = Field(300.0, gt=0)  # a request that waited longer is refused. Ours
+    max_queue: int = Field(default=32, ge=1)  # requests that wait; further ones are refused at once. Ours
+    queue_timeout_s: float = Field(default=300.0, gt=0)  # a request that waited longer is refused. Ours
 
     # What a request that says nothing gets: the released scripts' figures.
-    seed: int = Field(0, ge=0)
-    fps: int = Field(_SAMPLING.fps, ge=1)
-    motion_bucket: int = Field(_SAMPLING.motion_bucket, ge=0)
-    noise_aug: float = Field(_SAMPLING.noise_aug, ge=0)
-    steps: int = Field(_SAMPLING.steps, ge=1)
+    seed: int = Field(default=0, ge=0)
+    fps: int = Field(default=_SAMPLING.fps, ge=1)
+    motion_bucket: int = Field(default=_SAMPLING.motion_bucket, ge=0)
+    noise_aug: float = Field(default=_SAMPLING.noise_aug, ge=0)
+    steps: int = Field(default=_SAMPLING.steps, ge=1)
     guidance: tuple[float, float] = (_SAMPLING.guidance_min, _SAMPLING.guidance_max)  # first frame to last
 
     # Bounds of a request, so that one client cannot take the server for itself. Ours.
-    max_steps: int = Field(100, ge=1)
-    max_fps: int = Field(30, ge=1)
-    max_motion_bucket: int = Field(255, ge=1)  # above it the released script warns
-    max_noise_aug: float = Field(10.0, gt=0)
-    max_guidance: float = Field(20.0, gt=0)
-    max_image_pixels: int = Field(4096 * 4096, ge=1)
+    max_steps: int = Field(default=100, ge=1)
+    max_fps: int = Field(default=30, ge=1)
+    max_motion_bucket: int = Field(default=255, ge=1)  # above it the released script warns
+    max_noise_aug: float = Field(default=10.0, gt=0)
+    max_guidance: float = Field(default=20.0, gt=0)
+    max_image_pixels: int = Field(default=4096 * 4096, ge=1)
 
 
 class ServeSettings(Settings):
     """The serving check: which server, how many requests, with which parameters."""
 
     url: str = ""  # host:port (gRPC) of a server that already serves the repository; empty: start one on loopback
-    images: int = Field(8, ge=2)  # input images, each from another clip
-    seed: int = Field(0, ge=0)
+    images: int = Field(default=8, ge=2)  # input images, each from another clip
+    seed: int = Field(default=0, ge=0)
     fps: int | None = None  # None: the repository's defaults
     motion_bucket: int | None = None
     noise_aug: float | None = None
     steps: int | None = None
     guidance: tuple[float, float] | None = None
-    threads: int = Field(1, ge=1)  # compute threads of the server and of the comparison in process
-    compare: int = Field(2, ge=0)  # videos that are made again in process and compared
-    tolerance: int = Field(0, ge=0)  # levels of 255 by which they may differ; more than 0 only for a server on another device
+    threads: int = Field(default=1, ge=1)  # compute threads of the server and of the comparison in process
+    compare: int = Field(default=2, ge=0)  # videos that are made again in process and compared
+    tolerance: int = Field(
+        default=0, ge=0
+    )  # levels of 255 by which they may differ; more than 0 only for a server on another device
     device: str = "cpu"  # torch's name of where the comparison runs
-    start_timeout_s: float = Field(600.0, gt=0)  # until the model is loaded and warm
-    request_timeout_s: float = Field(600.0, gt=0)
+    start_timeout_s: float = Field(default=600.0, gt=0)  # until the model is loaded and warm
+    request_timeout_s: float = Field(default=600.0, gt=0)

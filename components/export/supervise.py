@@ -2,9 +2,10 @@
 
     python -m svdflow.export.supervise GRACE_S SHM_PREFIX SCRATCH PROGRAM ARGUMENT…
 
-Standard input is a pipe whose other end svdflow holds: it closes when svdflow ends, also after SIGKILL, and the server is then
-killed at once and its directory SCRATCH removed. SIGTERM gives it ``GRACE_S`` to finish its requests. (The kernel's own parent-death signal follows the thread
-that started a child, so it is kept for the step from here to the server.)
+Standard input is a pipe whose other end svdflow holds: it closes when svdflow ends, also after SIGKILL, and the server
+is then killed at once and its directory SCRATCH removed. SIGTERM gives it ``GRACE_S`` to finish its requests. (The
+kernel's own parent-death signal follows the thread that started a child, so it is kept for the step from here to the
+server.)
 """
 
 from __future__ import annotations

@@ -26,7 +26,9 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"])["parameters"]
         device = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
         directory = Path(args["model_repository"]) / args["model_version"] / "model"
-        self.service = VideoService(directory, {name: json.loads(value["string_value"]) for name, value in parameters.items()}, device)
+        self.service = VideoService(
+            directory, {name: json.loads(value["string_value"]) for name, value in parameters.items()}, device
+        )
 
     def execute(self, requests: list) -> list:
         """Answer each request with FRAMES, or with an error that says what to change."""
@@ -35,14 +37,16 @@ class TritonPythonModel:
             try:
                 asked = {name.lower(): _array(request, name) for name in _OPTIONAL}
                 image = _array(request, "IMAGE")
-                frames = self.service.generate(image, {name: _plain(value) for name, value in asked.items()}, request.is_cancelled)
+                frames = self.service.generate(
+                    image, {name: _plain(value) for name, value in asked.items()}, request.is_cancelled
+                )
             except Cancelled:
                 responses.append(_refusal("the client has gone", pb_utils.TritonError.CANCELLED))
                 continue
             except SvdflowError as error:
                 responses.append(_refusal(str(error), pb_utils.TritonError.INVALID_ARG))
                 continue
-            # from_dlpack of a torch tensor: with numpy 2 in this environment an older backend sends garbage for an ndarray
+            # from_dlpack of a torch tensor: with numpy 2 here, an older backend sends garbage for an ndarray
             output = pb_utils.Tensor.from_dlpack("FRAMES", torch.from_numpy(np.ascontiguousarray(frames)))
             responses.append(pb_utils.InferenceResponse([output]))
         return responses

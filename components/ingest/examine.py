@@ -11,7 +11,6 @@ import av
 import numpy as np
 
 from ..common.errors import BadInputError
-from ..common.identity import file_sha256
 from ..common.video import open_video, probe, upright_rgb
 
 VERSION = "1"
@@ -26,20 +25,8 @@ _REASONS = (  # what common.video says, and the short name under which it is cou
 )
 
 
-def digest(path: str) -> str:
-    """Hex sha256 of a file.
-
-    Raises:
-        BadInputError: it cannot be read.
-    """
-    try:
-        return file_sha256(Path(path))
-    except OSError as error:
-        raise BadInputError(f"unreadable: {error.strerror or error}") from error
-
-
 def examine(path: str) -> dict[str, Any]:
-    """The verdict on one file: ``error`` (``<short name>: <what is wrong>``), or ``info`` and ``thumbnail`` (JPEG bytes).
+    """The verdict on one file: ``error`` (``<short name>: <what is wrong>``), or ``info`` and ``thumbnail`` (JPEG).
 
     The verdict depends on the bytes alone and names no path, so that it can be kept under their hash.
     """

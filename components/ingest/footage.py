@@ -28,7 +28,12 @@ CAMERAS = {
     "zoom_in": "the camera zooms in",
     "zoom_out": "the camera zooms out",
 }
-_PANS = {"pan_left": (1, 0), "pan_right": (-1, 0), "pan_up": (0, 1), "pan_down": (0, -1)}  # of the picture: x right, y down
+_PANS = {
+    "pan_left": (1, 0),
+    "pan_right": (-1, 0),
+    "pan_up": (0, 1),
+    "pan_down": (0, -1),
+}  # of the picture: x right, y down
 _ZOOM_RATE = 1.008
 BACKGROUNDS = {
     "clouds": "cloudy sky",
@@ -52,8 +57,23 @@ _MOVES = {
     "spin": (0, 0, "spins in place"),
     "rest": (0, 0, "rests"),
 }
-_WORDS = ("NORTHERN LIGHTS", "CHAPTER ONE", "THE LONG ROAD", "A FILM IN COLOUR", "DIRECTED BY NOBODY", "TWO DAYS LATER", "THE END", "PART THREE")
-_SUBTITLES = ("all rights reserved", "any likeness is accidental", "based on a true story", "filmed in one afternoon", "with the kind help of many")
+_WORDS = (
+    "NORTHERN LIGHTS",
+    "CHAPTER ONE",
+    "THE LONG ROAD",
+    "A FILM IN COLOUR",
+    "DIRECTED BY NOBODY",
+    "TWO DAYS LATER",
+    "THE END",
+    "PART THREE",
+)
+_SUBTITLES = (
+    "all rights reserved",
+    "any likeness is accidental",
+    "based on a true story",
+    "filmed in one afternoon",
+    "with the kind help of many",
+)
 
 
 class FootageSettings(Settings):
@@ -101,12 +121,24 @@ class Scene:
 
     def truth(self) -> dict[str, Any]:
         """Caption and motion without the pictures."""
-        return {"description": self.caption, "frames": len(self.frames), "camera": self.camera, "camera_px": list(self.camera_px),
-                "camera_zoom": self.camera_zoom, "objects": [asdict(o) for o in self.objects]}  # fmt: skip
+        return {
+            "description": self.caption,
+            "frames": len(self.frames),
+            "camera": self.camera,
+            "camera_px": list(self.camera_px),
+            "camera_zoom": self.camera_zoom,
+            "objects": [asdict(o) for o in self.objects],
+        }
 
 
 def make_scene(
-    seed: int | list[int], frames: int, height: int, width: int, fps: float = 12.0, camera: str | None = None, still: bool = False
+    seed: int | list[int],
+    frames: int,
+    height: int,
+    width: int,
+    fps: float = 12.0,
+    camera: str | None = None,
+    still: bool = False,
 ) -> Scene:
     """One shot: a textured background, one to three objects, a camera.
 
@@ -148,7 +180,9 @@ def make_scene(
 def make_title_card(seed: int | list[int], frames: int, height: int, width: int) -> Scene:
     """A still card full of text, as films have them: what a text filter should drop."""
     rng = np.random.default_rng(seed)
-    card = surface("gradient", ("black", "blue", "purple", "brown")[rng.integers(4)], height, width, height / 4, rng) // 2
+    card = (
+        surface("gradient", ("black", "blue", "purple", "brown")[rng.integers(4)], height, width, height / 4, rng) // 2
+    )
     lines = [_WORDS[rng.integers(len(_WORDS))], *(_SUBTITLES[i] for i in rng.permutation(len(_SUBTITLES))[:3])]
     for row, line in enumerate(lines):
         thickness = 2 if row == 0 else 1
@@ -179,23 +213,25 @@ def join_shots(shots: list[np.ndarray], fade_frames: int = 0) -> tuple[np.ndarra
 
 
 def write_footage(directory: Path, count: int, seed: int, settings: FootageSettings) -> list[Path]:
-    """Write ``count`` videos with a JSON sidecar each; files that are there already are left alone.
+    """Write ``count`` videos of one seed with a JSON sidecar each; files that are there already are left alone.
 
-    Most hold one scene. In every twelve there are two of several shots (one with hard cuts, one with fades), one title card and
-    one where nothing moves. The n-th video does not depend on how many there are.
+    Most hold one scene. In every twelve there are two of several shots (one with hard cuts, one with fades), one title
+    card and one where nothing moves. The n-th video does not depend on how many there are.
     """
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
     for number in range(count):
-        video, truth = _video(number, [seed, number], settings)
-        path = directory / f"generated_{seed}_{number:04d}.mp4"
+        path = directory / f"scene_{number:04d}.mp4"
         paths.append(path)
-        if not path.exists() or not path.with_suffix(".json").exists():
-            sidecar = {"licence": "CC0-1.0", "source": "generated", "generator": f"svdflow footage {VERSION}", "fps": settings.fps, **truth}
-            partial = path.with_suffix(".partial")
-            partial.write_bytes(encode_mp4(video, settings.fps, gop=settings.gop))
-            path.with_suffix(".json").write_text(json.dumps(sidecar, indent=1, sort_keys=True) + "\n")
-            partial.replace(path)
+        if path.exists() and path.with_suffix(".json").exists():
+            continue
+        video, truth = _video(number, [seed, number], settings)
+        about = {"licence": "CC0-1.0", "source": "generated", "generator": f"svdflow footage {VERSION}"}
+        sidecar = {**about, "fps": settings.fps, **truth}
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(encode_mp4(video, settings.fps, gop=settings.gop))
+        path.with_suffix(".json").write_text(json.dumps(sidecar, indent=1, sort_keys=True) + "\n")
+        partial.replace(path)
     return paths
 
 
@@ -209,11 +245,19 @@ def _video(number: int, seed: list[int], settings: FootageSettings) -> tuple[np.
     elif role == 7:
         scene = make_scene(seed, frames, height, width, fps, still=True)
     elif role in (3, 9):
-        shots = [make_scene([*seed, 2 + i], frames - 3 * i, height, width, fps) for i in range(2 + (number // 12 + role // 9) % 2)]
+        shots = [
+            make_scene([*seed, 2 + i], frames - 3 * i, height, width, fps)
+            for i in range(2 + (number // 12 + role // 9) % 2)
+        ]
         fade = round(fps / 3) if role == 9 else 0
         joined, cuts = join_shots([shot.frames for shot in shots], fade)
         caption = ", then ".join(shot.caption for shot in shots)
-        return joined, {"description": caption, "cuts": cuts, "fade_frames": fade, "shots": [shot.truth() for shot in shots]}
+        return joined, {
+            "description": caption,
+            "cuts": cuts,
+            "fade_frames": fade,
+            "shots": [shot.truth() for shot in shots],
+        }
     else:
         scene = make_scene(seed, frames, height, width, fps)
     return scene.frames, {"cuts": [], **scene.truth()}
@@ -223,12 +267,22 @@ class _Backdrop:
     """The background, larger than the frame by what the camera will see, and the camera that moves over it."""
 
     def __init__(
-        self, kind: str, colour: str, frames: int, height: int, width: int, motion: tuple[float, float], zoom: float, rng: np.random.Generator
+        self,
+        kind: str,
+        colour: str,
+        frames: int,
+        height: int,
+        width: int,
+        motion: tuple[float, float],
+        zoom: float,
+        rng: np.random.Generator,
     ) -> None:
         spread = max(zoom ** (frames - 1), zoom ** (1 - frames))
         self.margin = int(max(abs(motion[0]), abs(motion[1])) * frames / 2 + max(height, width) * (spread - 1) / 2) + 4
         size = (height + 2 * self.margin, width + 2 * self.margin)
-        self.picture = surface(kind, colour, *size, scale_px=min(height, width) * rng.uniform(0.12, 0.28), rng=rng).astype(np.float32)
+        self.picture = surface(
+            kind, colour, *size, scale_px=min(height, width) * rng.uniform(0.12, 0.28), rng=rng
+        ).astype(np.float32)
         self.frames, self.height, self.width, self.motion, self.zoom = frames, height, width, motion, zoom
 
     def draw(self, index: int) -> np.ndarray:
@@ -238,7 +292,9 @@ class _Backdrop:
         middle = np.array([self.width / 2, self.height / 2])
         moved = middle + np.array(self.motion) * age - scale * (middle + self.margin)
         matrix = np.array([[scale, 0, moved[0]], [0, scale, moved[1]]])
-        return cv2.warpAffine(self.picture, matrix, (self.width, self.height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        return cv2.warpAffine(
+            self.picture, matrix, (self.width, self.height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+        )
 
 
 class _Actor:
@@ -247,7 +303,9 @@ class _Actor:
     def __init__(self, what: MovingObject, frames: int, height: int, width: int, rng: np.random.Generator) -> None:
         self.what, self.frames, self.height, self.width = what, frames, height, width
         self.side = int(what.radius_px * 2.4) + 4
-        self.skin = surface(what.pattern, what.colour, self.side, self.side, what.radius_px * rng.uniform(0.3, 0.7), rng).astype(np.float32)
+        self.skin = surface(
+            what.pattern, what.colour, self.side, self.side, what.radius_px * rng.uniform(0.3, 0.7), rng
+        ).astype(np.float32)
         path = np.array(what.velocity_px) * (frames - 1)
         room = np.maximum(np.array([width, height]) - np.abs(path) - 2 * what.radius_px, 0)
         self.middle = np.array([width, height]) / 2 + rng.uniform(-0.5, 0.5, 2) * room
@@ -256,21 +314,29 @@ class _Actor:
     def draw(self, picture: np.ndarray, index: int) -> None:
         """Paint it, and a soft shadow below it, into a float32 [H, W, 3] picture."""
         age = index - (self.frames - 1) / 2
-        x, y = self.middle + np.array(self.what.velocity_px) * age
-        angle = self.angle + self.what.spin_deg * index
-        corners = _corners(self.what.shape, self.what.radius_px, angle) + (x, y)
-        shadow = cv2.GaussianBlur(self._mask(corners + self.what.radius_px * 0.12), (0, 0), max(self.what.radius_px * 0.08, 0.5))
-        picture *= 1 - 0.4 * shadow[..., None]
-        matrix = cv2.getRotationMatrix2D((self.side / 2, self.side / 2), -angle, 1.0)
+        centre = self.middle + np.array(self.what.velocity_px) * age
+        reach = self.what.radius_px * 1.6 + 8  # the shadow included
+        left, top = np.maximum(np.floor(centre - reach), 0).astype(int)
+        right, bottom = np.minimum(np.ceil(centre + reach), (self.width, self.height)).astype(int)
+        if right <= left or bottom <= top:
+            return
+        spot, size = picture[top:bottom, left:right], (int(right - left), int(bottom - top))
+        x, y = centre - (left, top)
+        corners = _corners(self.what.shape, self.what.radius_px, self.angle + self.what.spin_deg * index) + (x, y)
+        soft_px = max(self.what.radius_px * 0.08, 0.5)
+        shadow = cv2.GaussianBlur(_mask(corners + self.what.radius_px * 0.12, size), (0, 0), soft_px)
+        spot *= 1 - 0.4 * shadow[..., None]
+        matrix = cv2.getRotationMatrix2D((self.side / 2, self.side / 2), -self.angle - self.what.spin_deg * index, 1.0)
         matrix[:, 2] += (x - self.side / 2, y - self.side / 2)
-        skin = cv2.warpAffine(self.skin, matrix, (self.width, self.height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-        mask = self._mask(corners)[..., None]
-        picture += mask * (skin - picture)
+        skin = cv2.warpAffine(self.skin, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        spot += _mask(corners, size)[..., None] * (skin - spot)
 
-    def _mask(self, corners: np.ndarray) -> np.ndarray:
-        mask = np.zeros((self.height, self.width), np.uint8)
-        cv2.fillPoly(mask, [np.round(corners * 16).astype(np.int32)], 255, lineType=cv2.LINE_AA, shift=4)
-        return mask.astype(np.float32) / 255
+
+def _mask(corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A filled polygon with smooth edges, 0 to 1 [height, width]; ``size`` is (width, height)."""
+    mask = np.zeros(size[::-1], np.uint8)
+    cv2.fillPoly(mask, [np.round(corners * 16).astype(np.int32)], 255, lineType=cv2.LINE_AA, shift=4)
+    return mask.astype(np.float32) / 255
 
 
 def _corners(shape: str, radius: float, angle_deg: float) -> np.ndarray:
@@ -286,7 +352,9 @@ def _corners(shape: str, radius: float, angle_deg: float) -> np.ndarray:
     return np.stack([np.cos(angles) * reach, np.sin(angles) * reach], axis=1)
 
 
-def _choose_objects(rng: np.random.Generator, backdrop_colour: str, side: int, rate: float, still: bool) -> list[MovingObject]:
+def _choose_objects(
+    rng: np.random.Generator, backdrop_colour: str, side: int, rate: float, still: bool
+) -> list[MovingObject]:
     colours = [c for c in COLOURS if c != backdrop_colour]
     names = rng.permutation(colours)
     moves = list(_MOVES)[:-1]
@@ -295,11 +363,15 @@ def _choose_objects(rng: np.random.Generator, backdrop_colour: str, side: int, r
         move = "rest" if still else moves[rng.integers(len(moves))]
         speed = rng.uniform(0.008, 0.022) * side * rate
         spin = rng.choice([-1, 1]) * rng.uniform(4, 9) * rate
-        shape = list(SHAPES)[rng.integers(1 if move == "spin" else 0, len(SHAPES))]  # a disc that spins looks like one at rest
+        shape = list(SHAPES)[
+            rng.integers(1 if move == "spin" else 0, len(SHAPES))
+        ]  # a disc that spins looks like one at rest
         pattern = ("gradient", "stripes", "dots", "stone", "checks")[rng.integers(5)]
         velocity = (_MOVES[move][0] * speed, _MOVES[move][1] * speed)
         radius = side * rng.uniform(0.1, 0.2)
-        objects.append(MovingObject(shape, str(names[number]), pattern, radius, move, velocity, spin if move == "spin" else 0.0))
+        objects.append(
+            MovingObject(shape, str(names[number]), pattern, radius, move, velocity, spin if move == "spin" else 0.0)
+        )
     return objects
 
 

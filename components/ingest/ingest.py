@@ -7,6 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ import numpy as np
 
 from ..common.config import Settings
 from ..common.errors import BadInputError
-from ..common.fanout import map_units
-from ..common.identity import identity
+from ..common.fanout import default_workers, map_units
+from ..common.identity import file_sha256, identity
 from ..common.manifests import write_manifest
+from ..common.progress import track
 from ..common.report import StepReport, images, table
 from ..common.storage import DataRoot
 from . import examine
@@ -49,13 +51,13 @@ class _File:
 def ingest_videos(source: str, out: Path, root: DataRoot, settings: IngestSettings) -> StepReport:
     """Take in every file below a folder: one row per file, in the order of their names.
 
-    A file is known by the sha256 of its bytes; what is known about it is kept and not found out again. A second file with the
-    same bytes is set aside as a duplicate. What is no usable video is set aside with a reason, and counted.
+    A file is known by the sha256 of its bytes; what is known about it is kept and not found out again. A second file
+    with the same bytes is set aside as a duplicate. What is no usable video is set aside with a reason, and counted.
 
     Args:
         source: folder of videos, searched recursively. "" when only generated footage is wanted. ``<name>.json`` beside
-            ``<name>.<ext>`` is its sidecar: ``description``, ``licence`` and ``source`` are read. ``<name>.txt`` is read as a
-            description. Hidden files are passed over.
+            ``<name>.<ext>`` is its sidecar: ``description``, ``licence`` and ``source`` are read. ``<name>.txt`` is
+            read as a description. Hidden files are passed over.
         out: the manifest ``videos`` to write.
         root: takes the bytes.
         settings: what to add, and limits.
@@ -71,7 +73,8 @@ def ingest_videos(source: str, out: Path, root: DataRoot, settings: IngestSettin
         place = f"{source}: holds no file" if source else "no folder of videos is named and ingest.generated_clips is 0"
         raise BadInputError(f"{place}; name a folder of video files, or set ingest.generated_clips")
     digests, verdicts, done = _verdicts(files, root, settings)
-    rows, first_of = [], {}
+    rows: list[dict[str, Any]] = []
+    first_of: dict[str, str] = {}
     for file in files:
         sha256, verdict = digests[file.name], verdicts[file.name]
         if sha256 in first_of and sha256:
@@ -79,7 +82,11 @@ def ingest_videos(source: str, out: Path, root: DataRoot, settings: IngestSettin
         first_of.setdefault(sha256, file.name)
         rows.append(_row(file, sha256, verdict, settings))
     write_manifest("videos", rows, out)
-    return _report(rows, verdicts, root, done)
+    report = _report(rows, verdicts, root, done)
+    faults = [[file.name, file.sidecar["fault"]] for file in files if "fault" in file.sidecar]
+    if faults:
+        report.sections.append(table("Sidecars that cannot be read", ["video", "why"], faults[:_LISTED]))
+    return report
 
 
 def _generated(root: DataRoot, settings: IngestSettings) -> list[_File]:
@@ -95,7 +102,9 @@ def _files_below(directory: Path, prefix: str) -> Iterator[_File]:
     """Files below a folder in sorted order; hidden ones, and sidecars of others, are passed over."""
     if not directory.is_dir():
         return
-    entries = sorted((e for e in os.scandir(directory) if not e.name.startswith(".")), key=lambda e: os.fsencode(e.name))
+    entries = sorted(
+        (e for e in os.scandir(directory) if not e.name.startswith(".")), key=lambda e: os.fsencode(e.name)
+    )
     stems = {Path(e.name).stem for e in entries if Path(e.name).suffix.lower() not in (".json", ".txt")}
     for entry in entries:
         name = prefix + os.fsencode(entry.name).decode("utf-8", "backslashreplace")  # names need not be text
@@ -127,15 +136,18 @@ def _sidecar(path: Path) -> dict[str, Any]:
     return about
 
 
-def _verdicts(files: list[_File], root: DataRoot, settings: IngestSettings) -> tuple[dict[str, str], dict[str, dict], int]:
+def _verdicts(
+    files: list[_File], root: DataRoot, settings: IngestSettings
+) -> tuple[dict[str, str], dict[str, dict], int]:
     """For every file name its hash ("" when unreadable) and its verdict, and how many verdicts had to be found."""
-    digests, verdicts = {}, {}
-    by_path = {str(file.path): file.name for file in files}
-    for hashed in map_units(examine.digest, list(by_path), "files hashed", timeout_s=settings.timeout_s):
-        name = by_path[hashed.unit]
-        digests[name] = hashed.value or ""
-        if hashed.error:
-            verdicts[name] = {"error": hashed.error.replace(hashed.unit, "the file")}
+    digests: dict[str, str] = {}
+    verdicts: dict[str, dict[str, Any]] = {}
+    with ThreadPoolExecutor(default_workers()) as threads:  # hashing needs no process of its own: it releases the GIL
+        hashed = threads.map(_digest, [file.path for file in files])
+        for file, (sha256, fault) in zip(files, track(hashed, "files hashed", len(files)), strict=True):
+            digests[file.name] = sha256
+            if fault:
+                verdicts[file.name] = {"error": fault}
     known: dict[str, dict[str, Any]] = {}
     wanted: dict[str, str] = {}  # path to hash: one path for each content that is not known yet
     for file in files:
@@ -153,6 +165,14 @@ def _verdicts(files: list[_File], root: DataRoot, settings: IngestSettings) -> t
         if file.name not in verdicts:
             verdicts[file.name] = known[digests[file.name]]
     return digests, verdicts, len(wanted)
+
+
+def _digest(path: Path) -> tuple[str, str | None]:
+    """Hex sha256 of a file, or "" and the reason."""
+    try:
+        return file_sha256(path), None
+    except OSError as error:
+        return "", f"unreadable: {error.strerror or error}"
 
 
 def _keep(path: str, sha256: str, verdict: dict[str, Any] | None, fault: str | None, root: DataRoot) -> dict[str, Any]:
@@ -194,27 +214,62 @@ def _report(rows: list[dict[str, Any]], verdicts: dict[str, dict], root: DataRoo
     hours = sum(row["duration_s"] for row in kept) / 3600
     generated = sum(row["source"] == "generated" for row in kept)
     report = StepReport("ingest", "Raw footage taken in", done=done, reused=len({r["video_id"] for r in rows}) - done)
-    report.counts = {"files": len(rows), "videos": len(kept), "set aside": len(aside), **{f"set aside: {k}": v for k, v in by_reason.items()}}
+    report.counts = {
+        "files": len(rows),
+        "videos": len(kept),
+        "set aside": len(aside),
+        **{f"set aside: {k}": v for k, v in by_reason.items()},
+    }
     report.summary = {
-        "videos": {"files": len(rows), "ok": len(kept), "set_aside": len(aside), "hours": round(hours, 6), "generated": generated, "by_reason": by_reason}
+        "videos": {
+            "files": len(rows),
+            "ok": len(kept),
+            "set_aside": len(aside),
+            "hours": round(hours, 6),
+            "generated": generated,
+            "by_reason": by_reason,
+        }
     }
     shown = _spread([row for row in kept if row["source"] != "generated"], _SHOWN // 2)
     shown += _spread([row for row in kept if row["source"] == "generated"], _SHOWN - len(shown))
-    pictures = [(_picture(root.read(verdicts[row["name"]]["thumbnail"])), f"{row['name']} ({row['source']})") for row in shown]
+    pictures = [
+        (_picture(root.read(verdicts[row["name"]]["thumbnail"])), f"{row['name']} ({row['source']})") for row in shown
+    ]
     report.sections = [images("First and middle frames", pictures, note=_note(len(shown), len(kept), "videos"))]
-    columns = ["name", "source", "container", "codec", "size (px)", "fps", "frames", "duration (s)", "rotation (°)", "licence", "description"]
-    report.sections.append(table("Videos", columns, [_cells(row) for row in kept[:_LISTED]], note=_note(min(len(kept), _LISTED), len(kept), "videos")))
+    columns = [
+        "name",
+        "source",
+        "container",
+        "codec",
+        "size (px)",
+        "fps",
+        "frames",
+        "duration (s)",
+        "rotation (°)",
+        "licence",
+        "description",
+    ]
+    report.sections.append(
+        table(
+            "Videos",
+            columns,
+            [_cells(row) for row in kept[:_LISTED]],
+            note=_note(min(len(kept), _LISTED), len(kept), "videos"),
+        )
+    )
     if aside:
         listed = [[row["name"], row["bytes"], row["error"]] for row in aside[:_LISTED]]
-        report.sections.append(table("Set aside", ["name", "bytes", "why"], listed, note=_note(len(listed), len(aside), "files")))
+        report.sections.append(
+            table("Set aside", ["name", "bytes", "why"], listed, note=_note(len(listed), len(aside), "files"))
+        )
     return report
 
 
 def _cells(row: dict[str, Any]) -> list[Any]:
     container = (row["container"] or "").split(",")[0]
     size = f"{row['width']}×{row['height']}"
-    return [row["name"], row["source"], container, row["codec"], size, round(row["fps"], 3), row["frames"], round(row["duration_s"], 3),
-            row["rotation"], row["licence"], row["description"]]  # fmt: skip
+    values = [row["name"], row["source"], container, row["codec"], size, round(row["fps"], 3), row["frames"]]
+    return [*values, round(row["duration_s"], 3), row["rotation"], row["licence"], row["description"]]
 
 
 def _spread(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:

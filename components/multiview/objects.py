@@ -1,7 +1,7 @@
 """Generated 3D objects: composites of primitives whose sides differ, each fully described by plain numbers.
 
-The front, back, left and right of an object bear parts of other shapes and colours, so that a view cannot be mistaken for
-another one and the elevation can be seen.
+The front, back, left and right of an object bear parts of other shapes and colours, so that a view cannot be mistaken
+for another one and the elevation can be seen.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Colour = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Part:
-    """One primitive: shape name, semi-axes, centre, turn about its own axes in degrees, RGB colour (0 to 1), exponents."""
+    """One primitive: shape name, semi-axes, centre, RGB colour (0 to 1), turn about its own axes, exponents."""
 
     shape: str  # "superquadric", "box", "cylinder", "torus" or "cone"; cylinder, torus and cone stand along z
     size: Vector
@@ -70,7 +70,12 @@ def _v(*values: Any) -> Any:
 def _marker(rng: np.random.Generator) -> Part:
     """A small dark knob at a random place of the upper half: breaks what symmetry is left."""
     azimuth, height = rng.uniform(0, 2 * np.pi), rng.uniform(0.1, 0.6)
-    return Part("superquadric", _v(0.13, 0.13, 0.13), _v(0.75 * np.cos(azimuth), 0.75 * np.sin(azimuth), height), (0.12, 0.12, 0.14))
+    return Part(
+        "superquadric",
+        _v(0.13, 0.13, 0.13),
+        _v(0.75 * np.cos(azimuth), 0.75 * np.sin(azimuth), height),
+        (0.12, 0.12, 0.14),
+    )
 
 
 def _vehicle(rng: np.random.Generator, c: list[Colour]) -> list[Part]:
@@ -78,13 +83,27 @@ def _vehicle(rng: np.random.Generator, c: list[Colour]) -> list[Part]:
     cabin = rng.uniform(-0.4, 0.1)
     parts = [
         Part("superquadric", _v(length, width, height), _v(0, 0, 0), c[0], exponents=_v(0.3, rng.uniform(0.3, 0.7))),
-        Part("superquadric", _v(0.45 * length, 0.85 * width, 0.28), _v(cabin, 0, height + 0.15), c[1], exponents=_v(0.4, 0.4)),
+        Part(
+            "superquadric",
+            _v(0.45 * length, 0.85 * width, 0.28),
+            _v(cabin, 0, height + 0.15),
+            c[1],
+            exponents=_v(0.4, 0.4),
+        ),
         Part("cone", _v(0.2, 0.2, 0.3), _v(length + 0.1, 0, 0), c[2], turn_deg=_v(0, 90, 0)),
         Part("box", _v(0.05, width, 0.06), _v(-length - 0.02, 0, 0.1), c[3]),
     ]
     for x in (-0.6 * length, 0.6 * length):
         for side in (-1, 1):
-            parts.append(Part("cylinder", _v(0.24, 0.24, 0.08), _v(x, side * width, -height), (0.15, 0.15, 0.17), turn_deg=_v(90, 0, 0)))
+            parts.append(
+                Part(
+                    "cylinder",
+                    _v(0.24, 0.24, 0.08),
+                    _v(x, side * width, -height),
+                    (0.15, 0.15, 0.17),
+                    turn_deg=_v(90, 0, 0),
+                )
+            )
     return parts
 
 
@@ -129,7 +148,9 @@ def _tower(rng: np.random.Generator, c: list[Colour]) -> list[Part]:
         shape = ("superquadric", "box", "cylinder")[int(rng.integers(3))]
         x, y = rng.uniform(-0.15, 0.15, 2)
         exponents = _v(*rng.uniform(0.3, 1.4, 2))
-        parts.append(Part(shape, _v(size, size, 0.3), _v(x, y, z + 0.3), c[level], _v(0, 0, rng.uniform(0, 90)), exponents))
+        parts.append(
+            Part(shape, _v(size, size, 0.3), _v(x, y, z + 0.3), c[level], _v(0, 0, rng.uniform(0, 90)), exponents)
+        )
         z += 0.6
     parts.append(Part("cone", _v(0.25, 0.25, 0.25), _v(0, 0, z + 0.2), c[3]))
     parts.append(Part("torus", _v(0.3, 0.3, 0.09), _v(0.45, 0.1, rng.uniform(-0.4, 0.4)), c[4], _v(0, 90, 0)))

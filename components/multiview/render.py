@@ -1,4 +1,4 @@
-"""Objects to orbits: each object seen from all around at a constant elevation [P, section 4.5], written once as lossless views."""
+"""Objects to orbits: each object seen from all around at a constant elevation [P, section 4.5], as lossless views."""
 
 from __future__ import annotations
 
@@ -79,7 +79,9 @@ def _generated(settings: RenderSettings) -> list[tuple[GeneratedObject | FileObj
     return [(thing, "train" if index < settings.train_objects else "held_out") for index, thing in enumerate(things)]
 
 
-def _open_folder(folder: Path, settings: RenderSettings) -> tuple[list[tuple[GeneratedObject | FileObject, str]], dict[str, str]]:
+def _open_folder(
+    folder: Path, settings: RenderSettings
+) -> tuple[list[tuple[GeneratedObject | FileObject, str]], dict[str, str]]:
     by_id: dict[str, FileObject] = {}
     refused: dict[str, str] = {}
     for path in object_files(folder):
@@ -92,8 +94,8 @@ def _open_folder(folder: Path, settings: RenderSettings) -> tuple[list[tuple[Gen
             refused[thing.name] = f"the same object as {by_id[thing.object_id].name}"
         else:
             by_id[thing.object_id] = thing
-    # The share of the hash that an object falls into never changes, so an object keeps its split as a folder grows; only where that
-    # leaves a side of a small folder empty is its nearest object moved over.
+    # The share of the hash that an object falls into never changes, so an object keeps its split as a folder grows;
+    # only where that leaves a side of a small folder empty is its nearest object moved over.
     shares = {key: int(key[:8], 16) / 16**8 * 100 for key in by_id}
     held_out = {key for key, share in shares.items() if share < settings.held_out_percent}
     if settings.held_out_percent > 0 and len(by_id) > 1:
@@ -106,19 +108,25 @@ def _open_folder(folder: Path, settings: RenderSettings) -> tuple[list[tuple[Gen
 def _plan(thing: GeneratedObject | FileObject, split: str, settings: RenderSettings) -> Iterator[OrbitJob]:
     """The orbits of an object: one random elevation in each of ``orbits_per_object`` equal slices of the range."""
     low, high = settings.elevation_min_deg, settings.elevation_max_deg
-    pixels = settings.model_dump(mode="json", include={"views", "size_px", "field_of_view_deg", "background", "lights", "supersampling"})
+    pixels = settings.model_dump(
+        mode="json", include={"views", "size_px", "field_of_view_deg", "background", "lights", "supersampling"}
+    )
     for index in range(settings.orbits_per_object):
         rng = np.random.default_rng(int(identity(object=thing.object_id, orbit=index, seed=settings.seed)[:16], 16))
         elevation = round(low + (high - low) * (index + rng.uniform()) / settings.orbits_per_object, 3)
         start, light = round(rng.uniform(0, 360), 3), int(rng.integers(2**31))
         # the split is no part of it: a view does not change with the use that is made of it
-        key = identity(version=VERSION, object=thing.object_id, elevation=elevation, start=start, light=light, settings=pixels)
+        key = identity(
+            version=VERSION, object=thing.object_id, elevation=elevation, start=start, light=light, settings=pixels
+        )
         yield OrbitJob(key, thing, split, elevation, start, light, settings)
 
 
 def _render_all(jobs: list[OrbitJob]) -> Iterator[Outcome[OrbitJob, bytes]]:
-    """Render in worker processes; give up early, with the remedy, where no renderer works (it may take its process down)."""
-    held_back: list[Outcome[OrbitJob, bytes]] = []  # failures before the first success: of the files, or of the renderer?
+    """Render in worker processes; give up early, with the remedy, where no renderer works (it may crash)."""
+    held_back: list[
+        Outcome[OrbitJob, bytes]
+    ] = []  # failures before the first success: of the files, or of the renderer?
     trusted = False
     for outcome in map_units(_render_job, jobs, "orbits", timeout_s=jobs[0].settings.timeout_s if jobs else 0):
         held_back.append(outcome)
@@ -148,8 +156,17 @@ def _render_job(job: OrbitJob) -> bytes:
     from .scene import Orbit, render_orbit
 
     settings = job.settings
-    orbit = Orbit(job.elevation_deg, job.start_deg, settings.views, settings.size_px, settings.supersampling,
-                  settings.field_of_view_deg, settings.background, job.light_seed, settings.lights)  # fmt: skip
+    orbit = Orbit(
+        job.elevation_deg,
+        job.start_deg,
+        settings.views,
+        settings.size_px,
+        settings.supersampling,
+        settings.field_of_view_deg,
+        settings.background,
+        job.light_seed,
+        settings.lights,
+    )
     return pack_views(job.orbit_id, render_orbit(job.thing, orbit))
 
 
@@ -174,18 +191,37 @@ def _spread(jobs: list[OrbitJob]) -> list[OrbitJob]:
 
 
 def _report(
-    kept: list[OrbitJob], shown: dict[str, np.ndarray], refused: dict[str, str], failed: dict[str, str], done: int, looked_at: int
+    kept: list[OrbitJob],
+    shown: dict[str, np.ndarray],
+    refused: dict[str, str],
+    failed: dict[str, str],
+    done: int,
+    looked_at: int,
 ) -> StepReport:
     objects = {job.thing.object_id for job in kept}
     held_out = {job.thing.object_id for job in kept if job.split == "held_out"}
     elevations = [job.elevation_deg for job in kept]
     report = StepReport("render", "Render 3D objects as orbits", done=done, reused=len(kept) - done)
-    report.counts = {"objects": looked_at, "objects rendered": len(objects), "orbits": len(kept), "views": sum(j.settings.views for j in kept),
-                     "set aside": len(refused) + len(failed)}  # fmt: skip
-    report.summary = {"multiview": {"objects": len(objects), "held_out_objects": len(held_out), "orbits": len(kept), "set_aside": len(refused) + len(failed)}}
+    report.counts = {
+        "objects": looked_at,
+        "objects rendered": len(objects),
+        "orbits": len(kept),
+        "views": sum(j.settings.views for j in kept),
+        "set aside": len(refused) + len(failed),
+    }
+    report.summary = {
+        "multiview": {
+            "objects": len(objects),
+            "held_out_objects": len(held_out),
+            "orbits": len(kept),
+            "set_aside": len(refused) + len(failed),
+        }
+    }
     by_id = {job.orbit_id: job for job in kept}
     sheets = [(strip(views), _caption(by_id[key])) for key, views in shown.items()]
-    report.sections.append(images("Orbits", sheets, note="One row an orbit; the first view is the input view.", height_px=72))
+    report.sections.append(
+        images("Orbits", sheets, note="One row an orbit; the first view is the input view.", height_px=72)
+    )
     report.sections.append(histogram("Elevation of the orbits", elevations, "degrees"))
     if refused or failed:
         rows: list[list[Any]] = [[name, reason] for name, reason in sorted((refused | failed).items())[:50]]

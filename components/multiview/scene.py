@@ -55,7 +55,7 @@ def render_orbit(thing: GeneratedObject | FileObject, orbit: Orbit) -> np.ndarra
     side = orbit.size_px * orbit.supersampling
     plotter = pyvista.Plotter(off_screen=True, window_size=[side, side], lighting="none")
     try:
-        plotter.set_background([c / 255 for c in orbit.background])
+        plotter.background_color = pyvista.Color(orbit.background)
         up = _add_object(plotter, thing)
         plotter.remove_all_lights()  # a file may bring its own
         centre, radius = _bounding_sphere(plotter, thing.name)
@@ -83,8 +83,16 @@ def _add_object(plotter: Any, thing: GeneratedObject | FileObject) -> str:
     if isinstance(thing, GeneratedObject):
         for part in thing.parts:
             smooth = part.shape != "box"
-            plotter.add_mesh(_part_mesh(part), color=part.colour, smooth_shading=smooth, split_sharp_edges=smooth,
-                             ambient=0.35, diffuse=0.75, specular=0.15, specular_power=20)  # fmt: skip
+            plotter.add_mesh(
+                _part_mesh(part),
+                color=part.colour,
+                smooth_shading=smooth,
+                split_sharp_edges=smooth,
+                ambient=0.35,
+                diffuse=0.75,
+                specular=0.15,
+                specular_power=20,
+            )
         return "z"
     if thing.path.suffix.lower() == ".glb":
         plotter.import_gltf(str(thing.path), set_camera=False)
@@ -108,7 +116,9 @@ def _part_mesh(part: Part) -> Any:
         mesh = pyvista.Cone(direction=(0, 0, 1), radius=1, height=2, resolution=48)
     elif part.shape == "torus":
         thickness = part.size[2] / part.size[0]
-        mesh = pyvista.ParametricTorus(ringradius=1.0, crosssectionradius=thickness).scale((1, 1, 1 / thickness), inplace=False)
+        mesh = pyvista.ParametricTorus(ringradius=1.0, crosssectionradius=thickness).scale(
+            (1, 1, 1 / thickness), inplace=False
+        )
     else:
         raise BadInputError(f"unknown shape {part.shape!r} of an object's part")
     mesh = mesh.scale(part.size, inplace=False)
@@ -155,9 +165,21 @@ def _add_lights(plotter: Any, orbit: Orbit, axes: np.ndarray, centre: np.ndarray
         azimuth = start + 360 * index / orbit.lights + rng.uniform(-30, 30)
         place = centre + 20 * radius * _direction(axes, azimuth, rng.uniform(15, 75))
         tint = 1 - rng.uniform(0, 0.12, 3)
-        plotter.add_light(pyvista.Light(position=tuple(place), focal_point=tuple(centre), color=tuple(tint),
-                                        intensity=float(strength), light_type="scene light", positional=False))  # fmt: skip
+        plotter.add_light(
+            pyvista.Light(
+                position=tuple(place),
+                focal_point=tuple(centre),
+                color=tuple(tint),
+                intensity=float(strength),
+                light_type="scene light",
+                positional=False,
+            )
+        )
 
 
 def _shrink(picture: np.ndarray, size_px: int) -> np.ndarray:
-    return picture if picture.shape[0] == size_px else cv2.resize(picture, (size_px, size_px), interpolation=cv2.INTER_AREA)
+    return (
+        picture
+        if picture.shape[0] == size_px
+        else cv2.resize(picture, (size_px, size_px), interpolation=cv2.INTER_AREA)
+    )

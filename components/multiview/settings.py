@@ -19,7 +19,9 @@ class RenderSettings(Settings):
     orbits_per_object: int = Field(1, ge=1)  # ours: the paper is silent; each with its own elevation, start and light
     field_of_view_deg: float = Field(33.8, gt=1, lt=120)  # ours: the paper is silent
     background: tuple[int, int, int] = (255, 255, 255)  # ours: the paper is silent
-    lights: int = Field(3, ge=1, le=8)  # ours: [P] lights with random HDRI maps; these are random lamps of random strength
+    lights: int = Field(
+        3, ge=1, le=8
+    )  # ours: [P] lights with random HDRI maps; these are random lamps of random strength
     supersampling: int = Field(2, ge=1, le=4)  # ours: rendered this many times larger, then averaged
     train_objects: int = Field(12, ge=1)  # ours, generated objects only
     held_out_objects: int = Field(4, ge=0)  # ours, generated objects only
@@ -38,7 +40,9 @@ class RenderSettings(Settings):
 class MeasureSettings(Settings):
     """How the multi-view model is measured."""
 
-    orbits: int = Field(50, ge=1)  # [P]: 50 objects (there: Google Scanned Objects); here held-out ones, one orbit each at first
+    orbits: int = Field(
+        50, ge=1
+    )  # [P]: 50 objects (there: Google Scanned Objects); here held-out ones, one orbit each at first
     steps: int = Field(50, ge=1)  # ours: the paper is silent
     guidance_min: float = Field(1.0, ge=0)  # ours: the released image-to-video default
     guidance_max: float = Field(3.0, ge=0)

@@ -73,7 +73,7 @@ def svd(
             model=model, samples=samples, clips=clips, annotations=annotations, selection=selection, **common
         )
         passed = gate(metrics=evaluated.outputs["metrics"], **common)
-        exported = export(model=model, metrics=evaluated.outputs["metrics"], **common).after(passed)
+        exported = export(model=model, metrics=passed.outputs["verdict"], **common)
         served = serve(repository=exported.outputs["repository"], clips=clips, selection=selection, **common)
         for task, name in (
             (ingested, "ingest"),

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-
 from svdflow.common.identity import identity
 from svdflow.common.manifests import write_manifest
 from svdflow.common.storage import DataRoot
@@ -24,7 +23,11 @@ class ClipSet:
 
 
 def clip_set(
-    root: DataRoot, directory: Path, shots: list[np.ndarray | bytes], fps: float = 12.0, descriptions: list[str | None] | None = None
+    root: DataRoot,
+    directory: Path,
+    shots: list[np.ndarray | bytes],
+    fps: float = 12.0,
+    descriptions: list[str | None] | None = None,
 ) -> ClipSet:
     """One video with one clip per shot (frames [F, H, W, 3], or an MP4), all in one tar shard."""
     mp4s = [shot if isinstance(shot, bytes) else encode_mp4(shot, fps) for shot in shots]
@@ -40,14 +43,41 @@ def clip_set(
     videos, clips = [], []
     for number, (mp4, offset) in enumerate(zip(mp4s, offsets, strict=True)):
         info, video_id = probe(mp4), identity(video=number) * 2
-        clip_id = identity(clip=number, size=len(mp4))
+        clip_id = identity(clip=number, frames=info.frames, width=info.width)
         shape = {"frames": info.frames, "fps": info.fps, "width": info.width, "height": info.height}
-        videos.append({"video_id": video_id, "uri": shard, "name": f"v{number:03d}.mp4", "bytes": len(mp4), "container": "mp4", "codec": "h264",
-                       "duration_s": info.duration_s, "rotation": 0, "licence": "CC0-1.0", "source": "generated", "status": "ok",
-                       "description": (descriptions or [None] * len(mp4s))[number], **shape})  # fmt: skip
-        clips.append({"clip_id": clip_id, "video_id": video_id, "start_s": 0.0, "end_s": info.duration_s, "first_frame": 0,
-                      "last_frame": info.frames - 1, "cut_evidence": json.dumps({}), "shard_uri": shard, "member": f"{number:04d}.mp4",
-                      "offset": offset, "bytes": len(mp4), **shape})  # fmt: skip
+        videos.append(
+            {
+                "video_id": video_id,
+                "uri": shard,
+                "name": f"v{number:03d}.mp4",
+                "bytes": len(mp4),
+                "container": "mp4",
+                "codec": "h264",
+                "duration_s": info.duration_s,
+                "rotation": 0,
+                "licence": "CC0-1.0",
+                "source": "generated",
+                "status": "ok",
+                "description": (descriptions or [None] * len(mp4s))[number],
+                **shape,
+            }
+        )
+        clips.append(
+            {
+                "clip_id": clip_id,
+                "video_id": video_id,
+                "start_s": 0.0,
+                "end_s": info.duration_s,
+                "first_frame": 0,
+                "last_frame": info.frames - 1,
+                "cut_evidence": json.dumps({}),
+                "shard_uri": shard,
+                "member": f"{number:04d}.mp4",
+                "offset": offset,
+                "bytes": len(mp4),
+                **shape,
+            }
+        )
     write_manifest("videos", videos, directory / "videos.parquet")
     write_manifest("clips", clips, directory / "clips.parquet")
     return ClipSet(directory / "videos.parquet", directory / "clips.parquet", [row["clip_id"] for row in clips])

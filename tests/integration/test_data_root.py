@@ -8,7 +8,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-
 from svdflow.common.errors import StorageError
 from svdflow.common.object_store import StoreEndpoint
 from svdflow.common.storage import DataRoot, DirectoryRoot, object_uri
@@ -49,7 +48,15 @@ def test_objects_are_named_by_content_and_written_once(root, again, tmp_path):
 def test_ranges_are_those_of_a_file(root, tmp_path):
     data = bytes(range(256)) * 5000
     uri = root.put_bytes(data)
-    for offset, length in ((0, 10), (1_000_001, 77), (len(data) - 5, 5), (len(data) - 5, 50), (len(data), 5), (len(data) + 9, 5), (7, 0)):
+    for offset, length in (
+        (0, 10),
+        (1_000_001, 77),
+        (len(data) - 5, 5),
+        (len(data) - 5, 50),
+        (len(data), 5),
+        (len(data) + 9, 5),
+        (7, 0),
+    ):
         assert root.read_range(uri, offset, length) == data[offset : offset + length], (offset, length)
 
 
@@ -62,7 +69,13 @@ def test_fetch_gives_a_local_read_only_file(root, again):
 
 def test_what_is_missing_is_said_in_one_line(root):
     assert not root.exists(MISSING)
-    for read in (root.read, root.fetch, root.size, lambda uri: root.read_range(uri, 0, 5), lambda uri: root.read_range(uri, 0, 0)):
+    for read in (
+        root.read,
+        root.fetch,
+        root.size,
+        lambda uri: root.read_range(uri, 0, 5),
+        lambda uri: root.read_range(uri, 0, 0),
+    ):
         with pytest.raises(StorageError, match="0123456789abcdef") as caught:
             read(MISSING)
         assert "\n" not in str(caught.value)
@@ -160,7 +173,7 @@ def _interrupt(root: DataRoot, uri: str, path: Path) -> None:
             target.write_bytes(Path(source).read_bytes()[:1_000_000])
             os._exit(9)
 
-        shutil.copyfile = half
+        shutil.copyfile = half  # type: ignore[assignment]
         try:
             root._write_file(uri, path)
         finally:

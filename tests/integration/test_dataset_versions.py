@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from svdflow.common.errors import BadInputError, StorageError
 from svdflow.common.identity import file_md5
 from svdflow.common.manifests import read_rows
@@ -21,6 +20,7 @@ from svdflow.curation.version.dvc_files import listed_digest
 from svdflow.curation.version.git import Git
 from svdflow.curation.version.register import register_dataset
 from svdflow.curation.version.settings import VersionSettings
+
 from tests.dataset_manifests import make_manifests
 
 
@@ -51,12 +51,16 @@ class Bench:
         root = root or self.root
         manifests = make_manifests(root, self.directory / f"manifests-{os.urandom(4).hex()}", **changes)
         out = self.directory / "dataset.json"
-        report = register_dataset(*manifests.values(), out, root, registry or self.registry, self.directory / "store", self.settings)
+        report = register_dataset(
+            *manifests.values(), out, root, registry or self.registry, self.directory / "store", self.settings
+        )
         assert json.loads(out.read_text())["tag"] == report.summary["dataset"]["tag"]
         return report
 
     def git(self, *arguments: str, cwd: Path | None = None) -> str:
-        return subprocess.run(["git", *arguments], cwd=cwd or self.registry, check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            ["git", *arguments], cwd=cwd or self.registry, check=True, capture_output=True, text=True
+        ).stdout.strip()
 
 
 @pytest.fixture
@@ -65,7 +69,9 @@ def bench(tmp_path, store) -> Bench:
 
 
 def _dvc(*arguments: str, cwd: Path) -> str:
-    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments], cwd=cwd, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -87,18 +93,22 @@ def test_plain_git_and_dvc_bring_every_version_back(bench, tmp_path):
     subprocess.run(["git", "clone", "--quiet", str(bench.registry), str(clone)], check=True)
     _dvc("pull", "--quiet", cwd=clone)
     newest = _files(clone / "demo")
-    assert sorted(newest) == sorted(["dataset.json", *[f"manifests/{k}.parquet" for k in ("annotations", "clips", "selection", "videos")],
-                                     *[name for name in newest if name.startswith("shards/")]])  # fmt: skip
+    manifests = [f"manifests/{kind}.parquet" for kind in ("annotations", "clips", "selection", "videos")]
+    assert sorted(newest) == ["dataset.json", *manifests, *[name for name in newest if name.startswith("shards/")]]
     assert all(name == f"shards/{md5}.tar" for name, md5 in newest.items() if name.startswith("shards/"))
-    for row in read_rows("clips", clone / "demo" / "manifests" / "clips.parquet"):  # the offsets are those of the pulled shard
+    for row in read_rows(
+        "clips", clone / "demo" / "manifests" / "clips.parquet"
+    ):  # the offsets are those of the pulled shard
         shard = clone / "demo" / "shards" / f"{row['shard_uri'][10:].replace('/', '')}.tar"
-        assert shard.read_bytes()[row["offset"] : row["offset"] + row["bytes"]] == bench.root.read_range(row["shard_uri"], row["offset"], row["bytes"])
+        assert shard.read_bytes()[row["offset"] : row["offset"] + row["bytes"]] == bench.root.read_range(
+            row["shard_uri"], row["offset"], row["bytes"]
+        )
     card = json.loads((clone / "demo" / "dataset.json").read_text())
     assert card == json.loads((clone / "cards" / "demo.json").read_text()) and card["counts"]["clips"] == 6
 
     changed = json.loads(_dvc("diff", "--json", "demo@v1.0.0", "demo@v1.1.0", cwd=clone))
-    assert [entry["path"] for entry in changed["added"]] == [name for name in ["demo/" + n for n in newest] if name not in
-                                                             {"demo/" + n for n in newest if n in _listed(bench, "demo@v1.0.0")}]  # fmt: skip
+    added = {f"demo/{name}" for name in set(newest) - set(_listed(bench, "demo@v1.0.0"))}
+    assert {entry["path"] for entry in changed["added"]} == added and len(added) == 1
     subprocess.run(["git", "checkout", "--quiet", "demo@v1.0.0"], cwd=clone, check=True)
     _dvc("pull", "--quiet", cwd=clone)
     assert len(_files(clone / "demo")) == 7 and _files(clone / "demo") == _listed(bench, "demo@v1.0.0")
@@ -142,7 +152,11 @@ def test_a_data_root_on_s3_is_the_remote_and_nothing_is_copied(bench, monkeypatc
     root = DataRoot.open(bench.settings.remote)
     bench.settings = VersionSettings(name="demo")
     make_manifests(root, bench.directory / "m")
-    monkeypatch.setattr(S3Root, "_write_file", lambda self, uri, path: pytest.fail(f"copied {path}") if path.suffix != ".parquet" else put(self, uri, path))
+    monkeypatch.setattr(
+        S3Root,
+        "_write_file",
+        lambda self, uri, path: pytest.fail(f"copied {path}") if path.suffix != ".parquet" else put(self, uri, path),
+    )
     report = bench.register(root=root)
     assert report.summary["dataset"]["remote"] == root.location and report.summary["dataset"]["objects_found"] == 2
 
@@ -158,7 +172,12 @@ def test_the_command_line_functions_list_show_compare_and_pull(bench, tmp_path, 
         ("demo@v1.0.0", 4, 2, 2, 2, False), ("demo@v1.0.1", 4, 2, 2, 2, True),
     ]  # fmt: skip
     assert list_datasets(bench.registry, "nothing") == []
-    for short, tag in (("demo", "demo@v1.0.1"), ("demo@v1", "demo@v1.0.1"), ("demo@v1.0", "demo@v1.0.1"), ("demo@v1.0.0", "demo@v1.0.0")):
+    for short, tag in (
+        ("demo", "demo@v1.0.1"),
+        ("demo@v1", "demo@v1.0.1"),
+        ("demo@v1.0", "demo@v1.0.1"),
+        ("demo@v1.0.0", "demo@v1.0.0"),
+    ):
         assert show_dataset(bench.registry, short)["tag"] == tag
     assert diff_datasets(bench.registry, "demo@v1.0.0", "demo")["thresholds.motion_percent"] == (0.2, 0.3)
     for absent in ("demo@v2", "demo@v1.0.2", "other", "demo@v", ""):
@@ -167,7 +186,9 @@ def test_the_command_line_functions_list_show_compare_and_pull(bench, tmp_path, 
     with pytest.raises(BadInputError, match="no dataset registry"):
         list_datasets(tmp_path / "nothing")
 
-    pulled = pull_dataset(bench.registry, "demo@v1.0.0", tmp_path / "pulled", tmp_path / "store")
+    monkeypatch.chdir(tmp_path)
+    pulled = pull_dataset(Path("bench/registry"), "demo@v1.0.0", Path("pulled"), tmp_path / "store")
+    assert pulled == tmp_path / "pulled" / "demo"
     assert _files(pulled) == _listed(bench, "demo@v1.0.0")
     taken = tmp_path / "taken"
     taken.mkdir()
@@ -179,7 +200,13 @@ def test_the_command_line_functions_list_show_compare_and_pull(bench, tmp_path, 
 
 @pytest.mark.slow
 def test_the_embedded_store_is_started_for_a_registration_and_for_a_pull(tmp_path, store, monkeypatch):
-    for name in ("SVDFLOW_S3_ENDPOINT", "SVDFLOW_S3_BUCKET", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+    for name in (
+        "SVDFLOW_S3_ENDPOINT",
+        "SVDFLOW_S3_BUCKET",
+        "AWS_ENDPOINT_URL_S3",
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+    ):
         monkeypatch.delenv(name)
     bench = Bench(tmp_path / "local")
     bench.settings = VersionSettings(name="demo")
@@ -192,7 +219,10 @@ def test_the_embedded_store_is_started_for_a_registration_and_for_a_pull(tmp_pat
     assert len(_files(pulled)) == 7
     # what was pulled needs no store any more, and an incomplete pull is made whole
     (pulled / "dataset.json").unlink()
-    assert pull_dataset(bench.registry, "demo", tmp_path / "pulled", directory) == pulled and (pulled / "dataset.json").is_file()
+    assert (
+        pull_dataset(bench.registry, "demo", tmp_path / "pulled", directory) == pulled
+        and (pulled / "dataset.json").is_file()
+    )
     assert EmbeddedStore(directory).ports_file.is_file()
 
 
@@ -268,7 +298,9 @@ def test_local_edits_in_the_registry_are_kept_in_the_stash(bench):
     (bench.registry / "dvc.yaml").write_text("mine: true\n")
     (bench.registry / "notes.txt").write_text("untracked")
     bench.register(keep=4)
-    assert "mine: true" in bench.git("stash", "show", "-p") and (bench.registry / "notes.txt").read_text() == "untracked"
+    assert (
+        "mine: true" in bench.git("stash", "show", "-p") and (bench.registry / "notes.txt").read_text() == "untracked"
+    )
     bench.git("checkout", "--quiet", "demo@v1.0.0")  # a user looks at an old version: it stays checked out
     bench.register(keep=5)
     assert bench.git("describe", "--tags", "--exact-match") == "demo@v1.0.0"
@@ -293,7 +325,11 @@ def test_registrations_at_once_from_two_machines_all_get_a_version_of_their_own(
     assert tags == ["demo@v1.0.0", "demo@v1.1.0", "demo@v1.2.0", "demo@v1.3.0"]
     cards = [json.loads(bench.git("show", f"{tag}:cards/demo.json", cwd=origin)) for tag in tags]
     assert sorted(card["counts"]["clips"] for card in cards) == [2, 3, 4, 5]
-    assert bench.git("rev-list", "--count", "main", cwd=origin) == "4" == bench.git("rev-list", "--count", "main", "--first-parent", cwd=origin)
+    assert (
+        bench.git("rev-list", "--count", "main", cwd=origin)
+        == "4"
+        == bench.git("rev-list", "--count", "main", "--first-parent", cwd=origin)
+    )
     third = bench.register(registry=tmp_path / "machine2", keep=3)  # a new machine knows what the others registered
     assert third.reused == 1
 
@@ -314,11 +350,19 @@ def test_versions_from_before_there_was_an_origin_are_pushed_and_a_fork_is_refus
 def test_bad_inputs_are_named(bench, tmp_path):
     manifests = make_manifests(bench.root, tmp_path / "m")
     elsewhere = DataRoot.open(tmp_path / "another root")
-    with pytest.raises(BadInputError, match=r"another root: 2 of 2 shards are not in the data root, such as files/md5/"):
-        register_dataset(*manifests.values(), tmp_path / "o.json", elsewhere, bench.registry, tmp_path / "s", bench.settings)
+    with pytest.raises(
+        BadInputError, match=r"another root: 2 of 2 shards are not in the data root, such as files/md5/"
+    ):
+        register_dataset(
+            *manifests.values(), tmp_path / "o.json", elsewhere, bench.registry, tmp_path / "s", bench.settings
+        )
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "file").touch()
     with pytest.raises(BadInputError, match="no git repository"):
         register_dataset(*manifests.values(), tmp_path / "o.json", bench.root, taken, tmp_path / "s", bench.settings)
+    with pytest.raises(BadInputError, match="no place for a registry"):
+        register_dataset(
+            *manifests.values(), tmp_path / "o.json", bench.root, taken / "file", tmp_path / "s", bench.settings
+        )
     assert not (tmp_path / "o.json").exists()

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-
 from svdflow.common.errors import ServiceError
 from svdflow.common.object_store import EmbeddedStore, StoreEndpoint, open_store
 from svdflow.common.storage_s3 import S3Root
@@ -23,7 +22,10 @@ from pathlib import Path
 from svdflow.common.object_store import EmbeddedStore
 with EmbeddedStore(Path(sys.argv[1])) as endpoint:
     print(endpoint.endpoint_url, flush=True)
-    sys.stdin.readline()
+    try:
+        time.sleep(100)
+    except KeyboardInterrupt:
+        pass
 print("left", flush=True)
 """
 
@@ -33,9 +35,12 @@ def caches(tmp_path, monkeypatch):
     monkeypatch.setenv("SVDFLOW_CACHE_DIR", str(tmp_path / "cache"))
 
 
-def _holder(directory: Path) -> subprocess.Popen[str]:
+def _holder(directory: Path) -> tuple[subprocess.Popen[str], str]:
+    """Another process that holds the store until it gets SIGINT, and the address it was given."""
     command = [sys.executable, "-c", HOLD, str(directory)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    return process, process.stdout.readline().strip()
 
 
 def _servers(directory: Path) -> list[psutil.Process]:
@@ -62,11 +67,13 @@ def test_data_and_address_outlive_the_server_even_when_its_owner_is_killed(tmp_p
         listening = {c.laddr.ip for c in server.net_connections() if c.status == psutil.CONN_LISTEN}
     assert listening == {"127.0.0.1"}
     assert stat.S_IMODE((directory / "credentials.json").stat().st_mode) == 0o600
-    assert not any(first.secret_key in text for text in [*command, log, repr(first), (directory / "ports.json").read_text()])
+    assert not any(
+        first.secret_key in text for text in [*command, log, repr(first), (directory / "ports.json").read_text()]
+    )
     assert _servers(directory) == []
 
-    owner = _holder(directory)
-    assert owner.stdout.readline().strip() == first.endpoint_url
+    owner, url = _holder(directory)
+    assert url == first.endpoint_url
     (server,) = _servers(directory)
     owner.send_signal(signal.SIGKILL)
     owner.wait()
@@ -75,7 +82,11 @@ def test_data_and_address_outlive_the_server_even_when_its_owner_is_killed(tmp_p
     with EmbeddedStore(directory) as again:
         assert again == first
         assert S3Root("s3://svdflow/kept", again).read(uri) == b"kept" * 100_000
-    assert not [p for port in json.loads((directory / "ports.json").read_text()).values() for p in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")]
+    assert not [
+        p
+        for port in json.loads((directory / "ports.json").read_text()).values()
+        for p in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")
+    ]
 
 
 def test_two_stores_run_side_by_side_and_a_second_user_joins_the_first(tmp_path):
@@ -90,12 +101,10 @@ def test_two_stores_run_side_by_side_and_a_second_user_joins_the_first(tmp_path)
 
 
 def test_the_server_stays_until_its_last_user_has_left(tmp_path):
-    owner = _holder(tmp_path)
-    url = owner.stdout.readline().strip()
+    owner, url = _holder(tmp_path)
     with EmbeddedStore(tmp_path) as joined:
         assert joined.endpoint_url == url
-        owner.stdin.write("\n")
-        owner.stdin.flush()
+        owner.send_signal(signal.SIGINT)
         time.sleep(1.0)
         assert owner.poll() is None
         assert S3Root("s3://svdflow/x", joined).put_bytes(b"still there")
@@ -118,7 +127,9 @@ def test_a_taken_port_is_replaced_until_something_depends_on_it(tmp_path, monkey
     with socket.socket() as other:
         other.bind(("127.0.0.1", replaced["s3"]))
         other.listen()
-        with pytest.raises(ServiceError, match=rf"port {replaced['s3']} .* is taken .*/somewhere/registry\).*stop that program"):
+        with pytest.raises(
+            ServiceError, match=rf"port {replaced['s3']} .* is taken .*/somewhere/registry\).*stop that program"
+        ):
             EmbeddedStore(tmp_path).__enter__()
     assert len(set(replaced.values())) == len(replaced) == 10
 

@@ -6,21 +6,27 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.dataset_manifests import make_manifests
 from hypothesis import given
 from hypothesis import strategies as st
-
 from svdflow.common.errors import BadInputError
 from svdflow.common.manifests import SCHEMA_VERSION, read_rows
 from svdflow.curation.version import dvc_files
 from svdflow.curation.version.card import card_bytes, make_card, next_number, read_members
 from svdflow.curation.version.registry import VersionTag
 
+from tests.dataset_manifests import make_manifests
+
 MD5 = st.text("0123456789abcdef", min_size=32, max_size=32)
-PATHS = st.text(st.characters(codec="utf-8", exclude_characters="/\0\\"), min_size=1, max_size=8).filter(lambda s: s not in (".", ".."))
+PATHS = st.text(st.characters(codec="utf-8", exclude_characters="/\0\\"), min_size=1, max_size=8).filter(
+    lambda s: s not in (".", "..")
+)
 
 
-@given(st.dictionaries(st.lists(PATHS, min_size=1, max_size=3).map("/".join), st.tuples(MD5, st.integers(0, 2**40)), min_size=1))
+@given(
+    st.dictionaries(
+        st.lists(PATHS, min_size=1, max_size=3).map("/".join), st.tuples(MD5, st.integers(0, 2**40)), min_size=1
+    )
+)
 def test_listing_is_byte_for_byte_what_dvc_writes(files):
     from dvc_data.hashfile.hash_info import HashInfo
     from dvc_data.hashfile.tree import Tree
@@ -37,7 +43,9 @@ def test_listing_is_byte_for_byte_what_dvc_writes(files):
 def test_configuration_is_read_by_dvc_and_keeps_what_others_wrote(tmp_path: Path):
     from dvc.config import Config
 
-    mine = dvc_files.configuration(b"[core]\n    autostage = true\n['remote \"other\"']\n    url = /mnt/x\n", "s3://b/p", "http://127.0.0.1:1")
+    mine = dvc_files.configuration(
+        b"[core]\n    autostage = true\n['remote \"other\"']\n    url = /mnt/x\n", "s3://b/p", "http://127.0.0.1:1"
+    )
     assert dvc_files.configuration(mine, "s3://b/p", "http://127.0.0.1:1") == mine
     (tmp_path / ".dvc").mkdir()
     (tmp_path / ".dvc" / "config").write_bytes(mine)
@@ -46,7 +54,11 @@ def test_configuration_is_read_by_dvc_and_keeps_what_others_wrote(tmp_path: Path
         key: value for key, value in read["remote"]["store"].items() if key not in ("url", "endpointurl")
     }
     assert read["remote"]["other"]["url"] == "/mnt/x"
-    assert read["core"]["autostage"] is True and read["core"]["analytics"] is False and read["core"]["check_update"] is False
+    assert (
+        read["core"]["autostage"] is True
+        and read["core"]["analytics"] is False
+        and read["core"]["check_update"] is False
+    )
     assert dvc_files.configured_remote(mine) == ("s3://b/p", "http://127.0.0.1:1")
     assert dvc_files.configured_remote(dvc_files.configuration(mine, "s3://c", "")) == ("s3://c", "")
 
@@ -102,7 +114,10 @@ def test_members_identity_follows_clips_not_captions(root, tmp_path: Path):
 
 
 def test_manifests_that_do_not_belong_together_are_refused(root, tmp_path: Path):
-    small, large = make_manifests(root, tmp_path / "a", videos=1, keep=2), make_manifests(root, tmp_path / "b", videos=3, keep=6)
+    small, large = (
+        make_manifests(root, tmp_path / "a", videos=1, keep=2),
+        make_manifests(root, tmp_path / "b", videos=3, keep=6),
+    )
     with pytest.raises(BadInputError, match="keeps 4 clips that .* lacks"):
         read_members({**large, "clips": small["clips"]})
     with pytest.raises(BadInputError, match="keeps no clip"):

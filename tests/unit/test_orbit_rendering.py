@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from svdflow.common.errors import BadInputError, ServiceError
 from svdflow.common.manifests import read_rows
 from svdflow.common.orbit_views import pack_views, read_views
@@ -18,7 +17,7 @@ from svdflow.multiview.settings import RenderSettings
 
 SMALL = RenderSettings(views=4, size_px=48, supersampling=1, train_objects=2, held_out_objects=1)
 
-# A wedge whose sides differ in colour: x and z horizontal, y up. Side +z (the front) is red, side +x is blue, the rest green.
+# A cube whose sides differ in colour: x and z horizontal, y up. Side +z (the front) is red, +x is blue, the rest green.
 CORNERS = [(-1, -1, -1), (1, -1, -1), (1, -1, 1), (-1, -1, 1), (-1, 1, -1), (1, 1, -1), (1, 1, 1), (-1, 1, 1)]
 FACES = {
     "red": [(3, 2, 6), (3, 6, 7)],
@@ -37,14 +36,35 @@ def write_glb(path: Path, **changes: object) -> None:
         normals = (normals / np.linalg.norm(normals, axis=1, keepdims=True)).astype(np.float32)
         for array in (points, normals):
             views.append({"buffer": 0, "byteOffset": len(blob), "byteLength": array.nbytes})
-            accessors.append({"bufferView": len(views) - 1, "componentType": 5126, "count": len(array), "type": "VEC3",
-                              "min": array.min(0).tolist(), "max": array.max(0).tolist()})  # fmt: skip
+            accessors.append(
+                {
+                    "bufferView": len(views) - 1,
+                    "componentType": 5126,
+                    "count": len(array),
+                    "type": "VEC3",
+                    "min": array.min(0).tolist(),
+                    "max": array.max(0).tolist(),
+                }
+            )
             blob += array.tobytes()
         materials.append({"pbrMetallicRoughness": {"baseColorFactor": [*COLOURS[name], 1.0], "metallicFactor": 0.0}})
-        primitives.append({"attributes": {"POSITION": len(accessors) - 2, "NORMAL": len(accessors) - 1}, "material": len(materials) - 1})
-    content = {"asset": {"version": "2.0"}, "scene": 0, "scenes": [{"nodes": [0]}], "nodes": [{"mesh": 0}],
-               "meshes": [{"primitives": primitives}], "materials": materials, "buffers": [{"byteLength": len(blob)}],
-               "bufferViews": views, "accessors": accessors} | changes  # fmt: skip
+        primitives.append(
+            {
+                "attributes": {"POSITION": len(accessors) - 2, "NORMAL": len(accessors) - 1},
+                "material": len(materials) - 1,
+            }
+        )
+    content = {
+        "asset": {"version": "2.0"},
+        "scene": 0,
+        "scenes": [{"nodes": [0]}],
+        "nodes": [{"mesh": 0}],
+        "meshes": [{"primitives": primitives}],
+        "materials": materials,
+        "buffers": [{"byteLength": len(blob)}],
+        "bufferViews": views,
+        "accessors": accessors,
+    } | changes
     text = json.dumps(content).encode()
     text += b" " * (-len(text) % 4)
     chunks = struct.pack("<II", len(text), 0x4E4F534A) + text + struct.pack("<II", len(blob), 0x004E4942) + blob
@@ -73,8 +93,17 @@ def test_the_camera_goes_counter_clockwise_round_a_file_with_its_colours(kind: s
     path = tmp_path / f"cube.{kind}"
     write_glb(path) if kind == "glb" else write_obj(path)
     thing = open_object(path, tmp_path, 1)
-    orbit = Orbit(elevation_deg=0, start_deg=0, views=4, size_px=32, supersampling=1, field_of_view_deg=30,
-                  background=(255, 255, 255), light_seed=1, lights=3)  # fmt: skip
+    orbit = Orbit(
+        elevation_deg=0,
+        start_deg=0,
+        views=4,
+        size_px=32,
+        supersampling=1,
+        field_of_view_deg=30,
+        background=(255, 255, 255),
+        light_seed=1,
+        lights=3,
+    )
     views = render_orbit(thing, orbit)
     # From above, y up: front is +z, a quarter turn counter-clockwise is +x.
     assert [dominant(view) for view in views[:2]] == ["red", "blue"]
@@ -163,9 +192,13 @@ def test_a_folder_without_objects_says_so(tmp_path: Path, root: DataRoot) -> Non
         object_files(tmp_path)
 
 
-def test_without_a_graphics_driver_the_step_says_what_to_install(tmp_path: Path, root: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_graphics_driver_the_step_says_what_to_install(
+    tmp_path: Path, root: DataRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """VTK then takes its process down with a segmentation fault: the worker's, not ours."""
     monkeypatch.setenv("__EGL_VENDOR_LIBRARY_DIRS", str(tmp_path))
     monkeypatch.setenv("VTK_DEFAULT_OPENGL_WINDOW", "vtkEGLRenderWindow")
     with pytest.raises(ServiceError, match="apt-get install libegl1"):
-        render_orbits("", tmp_path / "a.parquet", root, SMALL.model_copy(update={"train_objects": 1, "held_out_objects": 0}))
+        render_orbits(
+            "", tmp_path / "a.parquet", root, SMALL.model_copy(update={"train_objects": 1, "held_out_objects": 0})
+        )

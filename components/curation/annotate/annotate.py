@@ -15,7 +15,7 @@ import numpy as np
 
 from ...common.errors import BadInputError, StorageError, SvdflowError
 from ...common.fanout import map_units
-from ...common.manifests import ANNOTATIONS, read_rows, write_manifest
+from ...common.manifests import read_rows, write_manifest
 from ...common.report import StepReport, histogram, images, table, text
 from ...common.storage import DataRoot
 from .annotator import Annotator, ClipView, load
@@ -24,6 +24,7 @@ from .settings import AnnotateSettings
 
 RESULTS = "annotate"
 _SHOWN = 12
+_WHOLE = 0.8  # share of a video from which on a clip is the whole of it
 
 
 @dataclass(frozen=True)
@@ -49,20 +50,20 @@ class ClipResult:
 def annotate_clips(videos: Path, clips: Path, out: Path, root: DataRoot, settings: AnnotateSettings) -> StepReport:
     """Annotate every clip of a manifest and write the annotations manifest.
 
-    A clip or annotator that fails leaves null columns and is counted, the others go on; only when an annotator fails on every
-    clip (a missing model, a dead endpoint) does the step fail.
+    A clip or annotator that fails leaves null columns and is counted, the others go on; only when an annotator
+    fails on every clip (a missing model, a dead endpoint) does the step fail.
 
     Raises:
         BadInputError: a manifest cannot be used, or an annotator failed on every clip.
         ConfigError: an axis names no annotator, or lacks a setting.
     """
     annotators = load(settings)
-    descriptions = {row["video_id"]: row["description"] for row in read_rows("videos", videos) if row["status"] == "ok"}
+    sources = {row["video_id"]: row for row in read_rows("videos", videos) if row["status"] == "ok"}
     rows = read_rows("clips", clips)
     results: dict[str, ClipResult] = {}
     pending = []
     for row in rows:
-        work = ClipWork(root.location, settings, row, descriptions.get(row["video_id"]))
+        work = ClipWork(root.location, settings, row, _description(row, sources.get(row["video_id"])))
         found = _found(annotators, root, work)
         if len(found.reused) == len(annotators):
             results[row["clip_id"]] = found
@@ -73,9 +74,18 @@ def annotate_clips(videos: Path, clips: Path, out: Path, root: DataRoot, setting
         results[outcome.unit.clip["clip_id"]] = outcome.value or broken
     _refuse_when_all_failed(annotators, results)
     versions = json.dumps({a.axis: f"{a.name}@{a.version}" for a in annotators}, sort_keys=True, ensure_ascii=False)
-    table_rows = [{**results[row["clip_id"]].columns, "clip_id": row["clip_id"], "annotators": versions} for row in rows]
+    table_rows = [
+        {**results[row["clip_id"]].columns, "clip_id": row["clip_id"], "annotators": versions} for row in rows
+    ]
     write_manifest("annotations", table_rows, out)
     return _report(annotators, rows, results, table_rows, root)
+
+
+def _description(clip: Mapping[str, Any], video: Mapping[str, Any] | None) -> str | None:
+    """The caption that came with a clip's video, if the clip is nearly all of it: it may not fit one shot of many."""
+    if video is None or not video["description"] or not video["duration_s"]:
+        return None
+    return video["description"] if clip["end_s"] - clip["start_s"] >= _WHOLE * video["duration_s"] else None
 
 
 def annotate_clip(work: ClipWork) -> ClipResult:
@@ -93,7 +103,9 @@ def annotate_clip(work: ClipWork) -> ClipResult:
     mp4 = root.read_range(clip["shard_uri"], clip["offset"], clip["bytes"])
     keys, small = look(mp4, clip["frames"], watchers, spread=max((a.spread for a in todo), default=0))
     looked_s = (time.monotonic() - started) / max(len(todo), 1)
-    view = ClipView(clip["clip_id"], clip["end_s"] - clip["start_s"], work.description, keys, small, dict(watchers), result.columns)
+    view = ClipView(
+        clip["clip_id"], clip["end_s"] - clip["start_s"], work.description, keys, small, dict(watchers), result.columns
+    )
     for annotator in todo:
         key = annotator.key(view.clip_id, work.description, result.columns)
         started = time.monotonic()
@@ -146,40 +158,77 @@ def _refuse_when_all_failed(annotators: list[Annotator], results: Mapping[str, C
     for annotator in annotators:
         reasons = [r.failed[annotator.axis] for r in results.values() if annotator.axis in r.failed]
         if reasons and len(reasons) == len(results):
-            raise BadInputError(f"annotator {annotator.name} ({annotator.axis}) failed on all {len(reasons)} clips, first: {reasons[0]}")
+            raise BadInputError(
+                f"annotator {annotator.name} ({annotator.axis}) failed on all {len(reasons)} clips, first: {reasons[0]}"
+            )
 
 
 def _report(
-    annotators: list[Annotator], rows: list[dict[str, Any]], results: Mapping[str, ClipResult], written: list[dict[str, Any]], root: DataRoot
+    annotators: list[Annotator],
+    rows: list[dict[str, Any]],
+    results: Mapping[str, ClipResult],
+    written: list[dict[str, Any]],
+    root: DataRoot,
 ) -> StepReport:
     report = StepReport(step="annotate", title="Annotate clips")
     report.done = sum(len(r.computed) for r in results.values())
     report.reused = sum(len(r.reused) for r in results.values())
     failures = [(clip, axis, why) for clip, r in sorted(results.items()) for axis, why in r.failed.items()]
     decoded = sum(1 for r in results.values() if r.columns)
-    report.counts = {"clips in": len(rows), "clips annotated": decoded, "clips set aside": len(rows) - decoded,
-                     "annotations failed": len(failures)}  # fmt: skip
+    report.counts = {
+        "clips in": len(rows),
+        "clips annotated": decoded,
+        "clips set aside": len(rows) - decoded,
+        "annotations failed": len(failures),
+    }
     report.versions = {f"annotator: {a.axis}": f"{a.name}@{a.version}" for a in annotators}
     per_annotator = [
-        [a.axis, f"{a.name}@{a.version}", f"stands in for {a.stand_in_for}" if a.stand_in_for else "",
-         sum(a.axis in r.computed for r in results.values()), sum(a.axis in r.reused for r in results.values()),
-         sum(a.axis in r.failed for r in results.values()), round(sum(r.computed.get(a.axis, 0.0) for r in results.values()), 2)]
+        [
+            a.axis,
+            f"{a.name}@{a.version}",
+            f"stands in for {a.stand_in_for}" if a.stand_in_for else "",
+            sum(a.axis in r.computed for r in results.values()),
+            sum(a.axis in r.reused for r in results.values()),
+            sum(a.axis in r.failed for r in results.values()),
+            round(sum(r.computed.get(a.axis, 0.0) for r in results.values()), 2),
+        ]
         for a in annotators
-    ]  # fmt: skip
+    ]
     columns = ["axis", "annotator", "note", "done", "reused", "failed", "seconds"]
-    report.sections.append(table("Annotators", columns, per_annotator, note="seconds include each one's share of the clip's single decode"))
+    report.sections.append(
+        table("Annotators", columns, per_annotator, note="seconds include each one's share of the clip's single decode")
+    )
     axes = _axis_values(written)
     unit = next((row["motion_unit"] for row in written if row.get("motion_unit")), "")
-    units = {"motion": unit, "text": "fraction of the frame", "aesthetic": per_annotator[2][1], "similarity": "cosine"}
-    report.sections += [histogram(f"{axis}, mean over key frames" if axis != "motion" else axis, values, units[axis]) for axis, values in axes.items()]
+    units: dict[str, Any] = {
+        "motion": unit,
+        "text": "fraction of the frame",
+        "aesthetic": per_annotator[2][1],
+        "similarity": "cosine",
+    }
+    report.sections += [
+        histogram(f"{axis}, mean over key frames" if axis != "motion" else axis, values, units[axis])
+        for axis, values in axes.items()
+    ]
     if failures:
-        report.sections.append(table("Set aside", ["clip", "axis", "reason"], [list(f) for f in failures[:50]], note=f"{len(failures)} in all"))
+        report.sections.append(
+            table(
+                "Set aside",
+                ["clip", "axis", "reason"],
+                [list(f) for f in failures[:50]],
+                note=f"{len(failures)} in all",
+            )
+        )
     report.sections.append(_shown(rows, written, root))
-    report.summary = {"annotations": {
-        "clips": len(rows), "failed": len(failures), "annotators": {a.axis: f"{a.name}@{a.version}" for a in annotators},
-        "stand_ins": sorted(a.name for a in annotators if a.stand_in_for),
-        **{axis: _statistics(values) for axis, values in axes.items()},
-    }}  # fmt: skip
+    report.summary = {
+        "annotations": {
+            "clips": len(rows),
+            "failed": len(failures),
+            "annotators": {a.axis: f"{a.name}@{a.version}" for a in annotators},
+            "stand_ins": sorted(a.name for a in annotators if a.stand_in_for),
+            **{axis: _statistics(values) for axis, values in axes.items()},
+        }
+    }
     return report
 
 
@@ -203,7 +252,12 @@ def _axis_values(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
 def _statistics(values: list[float]) -> dict[str, float | int]:
     if not values:
         return {"count": 0}
-    return {"count": len(values), "mean": float(np.mean(values)), "min": float(np.min(values)), "max": float(np.max(values))}
+    return {
+        "count": len(values),
+        "mean": float(np.mean(values)),
+        "min": float(np.min(values)),
+        "max": float(np.max(values)),
+    }
 
 
 def _shown(rows: list[dict[str, Any]], written: list[dict[str, Any]], root: DataRoot) -> dict[str, Any]:

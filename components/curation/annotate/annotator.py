@@ -1,4 +1,7 @@
-"""What an annotator is, and the registry of all there are. A new one is one file: subclass, ``register``, import it in ``load``."""
+"""What an annotator is, and the registry of all there are.
+
+A new one is one file: a subclass under ``register``, its module named in ``_MODULES``.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,16 @@ from ...common.identity import identity, tree_sha256
 from ...common.video import VideoFrame
 from .settings import AnnotateSettings
 
-_MODULES = ("captioners", "captions_local", "clip", "endpoint", "heuristics", "motion", "text_regions", "word_similarity")
+_MODULES = (
+    "captioners",
+    "captions_local",
+    "clip",
+    "endpoint",
+    "heuristics",
+    "motion",
+    "text_regions",
+    "word_similarity",
+)
 T = TypeVar("T")
 
 
@@ -116,8 +128,15 @@ class Annotator(ABC):
     def key(self, clip_id: str, description: str | None, known: Mapping[str, Any]) -> str:
         """Names this annotator's result on one clip: changes with its version, its settings and its inputs."""
         inputs = {name: known.get(name) for name in self.needs}
-        return identity(clip=clip_id, axis=self.axis, name=self.name, version=self.version, config=self.config(), inputs=inputs,
-                        description=description if self.uses_description else None)  # fmt: skip
+        return identity(
+            clip=clip_id,
+            axis=self.axis,
+            name=self.name,
+            version=self.version,
+            config=self.config(),
+            inputs=inputs,
+            description=description if self.uses_description else None,
+        )
 
 
 _REGISTRY: dict[tuple[str, str], type[Annotator]] = {}

@@ -19,11 +19,18 @@ def _captioner(model: str, revision: str | None, device: str) -> tuple[Any, Any]
         torch.set_num_threads(1)
     where: dict[str, Any] = {"revision": revision} if revision else {}
     try:
-        network = AutoModelForImageTextToText.from_pretrained(model, use_safetensors=True, **where).eval().requires_grad_(False).to(device)
+        network = (
+            AutoModelForImageTextToText.from_pretrained(model, use_safetensors=True, **where)
+            .eval()
+            .requires_grad_(False)
+            .to(device)
+        )
         return AutoProcessor.from_pretrained(model, **where), network
     except (OSError, ValueError) as error:
-        raise BadInputError(f"captioner {model!r} cannot be loaded: {str(error).splitlines()[0]}; annotate.captioner_model takes a hub id "
-                            "or a directory") from error  # fmt: skip
+        raise BadInputError(
+            f"captioner {model!r} cannot be loaded: {str(error).splitlines()[0]}; annotate.captioner_model takes "
+            "a hub id or a directory"
+        ) from error
 
 
 @lru_cache(maxsize=4)
@@ -40,10 +47,16 @@ class TransformersCaptioner(Annotator):
     uses_description = True
 
     def config(self) -> dict[str, Any]:
+        """The settings its result depends on."""
         s = self.settings
-        return {"weights": _weights(s.captioner_model, s.captioner_revision), "tokens": s.caption_tokens, "describe": s.prefer_description}
+        return {
+            "weights": _weights(s.captioner_model, s.captioner_revision),
+            "tokens": s.caption_tokens,
+            "describe": s.prefer_description,
+        }
 
     def annotate(self, clip: ClipView) -> dict[str, Any]:
+        """Its columns for one clip."""
         import torch
 
         s = self.settings
@@ -56,4 +69,7 @@ class TransformersCaptioner(Annotator):
         caption = processor.batch_decode(tokens, skip_special_tokens=True)[0].strip()
         if not caption:
             raise BadInputError(f"captioner {s.captioner_model} wrote nothing")
-        return {"caption_image": caption, "caption_image_model": f"{s.captioner_model}@{s.captioner_revision or 'main'}"}
+        return {
+            "caption_image": caption,
+            "caption_image_model": f"{s.captioner_model}@{s.captioner_revision or 'main'}",
+        }

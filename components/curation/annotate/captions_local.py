@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from ...common.visual_words import sentence
 from .annotator import Annotator, ClipView, register
-from .visual_words import sentence
 
 SIDECAR = "sidecar-description@1"
-_AGREEMENT = 0.7  # share of the motion that must be the camera's before it is named: objects and repeating textures mislead the mean
+# share of the motion that must be the camera's before it is named: objects and repeating textures mislead the mean
+_AGREEMENT = 0.7
 
 
 def described(clip: ClipView, prefer_description: bool) -> dict[str, Any] | None:
@@ -30,11 +31,16 @@ class VisualWords(Annotator):
     uses_description = True
 
     def config(self) -> dict[str, Any]:
+        """The settings its result depends on."""
         return {"prefer_description": self.settings.prefer_description}
 
     def annotate(self, clip: ClipView) -> dict[str, Any]:
+        """Its columns for one clip."""
         own = described(clip, self.settings.prefer_description)
-        return own or {"caption_image": sentence(clip.key_frames[1].rgb), "caption_image_model": f"{self.name}@{self.version}"}
+        return own or {
+            "caption_image": sentence(clip.key_frames[1].rgb),
+            "caption_image_model": f"{self.name}@{self.version}",
+        }
 
 
 def motion_phrase(motion_score: float, camera: list[float], short_side_px: int) -> str:
@@ -51,7 +57,9 @@ def motion_phrase(motion_score: float, camera: list[float], short_side_px: int) 
         return "nothing moves"
     parts = []
     shared = float(np.hypot(dx, dy))
-    if shared > floor and shared > _AGREEMENT * motion_score:  # the whole picture goes one way: the camera goes the other
+    if (
+        shared > floor and shared > _AGREEMENT * motion_score
+    ):  # the whole picture goes one way: the camera goes the other
         if abs(dx) > abs(dy) / 2:
             parts.append("pans left" if dx > 0 else "pans right")
         if abs(dy) > abs(dx) / 2:
@@ -75,9 +83,11 @@ class MotionPhrase(Annotator):
     stand_in_for = "V-BLIP"
 
     def config(self) -> dict[str, Any]:
+        """The settings its result depends on."""
         return {"short_side_px": self.settings.flow_short_side_px}
 
     def annotate(self, clip: ClipView) -> dict[str, Any]:
+        """Its columns for one clip."""
         score, camera = clip.columns.get("motion_score"), clip.columns.get("camera_motion")
         if score is None or camera is None:
             return {"caption_video": None, "caption_video_model": None}
@@ -95,6 +105,7 @@ class TemplateSummary(Annotator):
     stand_in_for = "an LLM's summary"
 
     def annotate(self, clip: ClipView) -> dict[str, Any]:
+        """Its columns for one clip."""
         parts = [text.strip().rstrip(".") for name in self.needs if (text := clip.columns.get(name))]
         if not parts:
             return {"caption_summary": None, "caption_summary_model": None}

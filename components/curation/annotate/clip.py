@@ -1,4 +1,4 @@
-"""CLIP through transformers, by hub id or from a local directory: embeddings, similarity, and LAION's aesthetic head on top."""
+"""CLIP through transformers, by hub id or from a local directory: embeddings, similarity, LAION's aesthetic head."""
 
 from __future__ import annotations
 
@@ -27,12 +27,16 @@ class ClipEncoder:
 
         where: dict[str, Any] = {"revision": revision} if revision else {}
         try:
-            self.network = CLIPModel.from_pretrained(model, use_safetensors=True, **where).eval().requires_grad_(False).to(device)
+            self.network = (
+                CLIPModel.from_pretrained(model, use_safetensors=True, **where).eval().requires_grad_(False).to(device)
+            )
             self.processor = AutoImageProcessor.from_pretrained(model, use_fast=False, **where)
             self.tokenizer = AutoTokenizer.from_pretrained(model, **where)
         except (OSError, ValueError) as error:
-            raise BadInputError(f"CLIP {model!r} cannot be loaded: {str(error).splitlines()[0]}; annotate.clip_model takes a hub id "
-                                "or a directory") from error  # fmt: skip
+            raise BadInputError(
+                f"CLIP {model!r} cannot be loaded: {str(error).splitlines()[0]}; annotate.clip_model takes a hub id "
+                "or a directory"
+            ) from error
         self.device = device
 
     def images(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
@@ -49,9 +53,13 @@ class ClipEncoder:
         import torch
 
         length = self.network.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt").to(self.device)
+        tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt").to(
+            self.device
+        )
         with torch.inference_mode():
-            states = self.network.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
+            states = self.network.text_model(
+                input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
+            ).pooler_output
             return self._unit(self.network.text_projection(states))
 
     def _unit(self, vectors: Any) -> np.ndarray:
@@ -105,9 +113,11 @@ class ClipEmbedding(EmbeddingAnnotator):
     name, version, axis = "clip", "1", "embedding"
 
     def config(self) -> dict[str, Any]:
+        """The settings its result depends on."""
         return {"weights": _weights(self.settings.clip_model, self.settings.clip_revision)}
 
     def embed(self, clip: ClipView) -> np.ndarray:
+        """Unit vectors of the key frames."""
         return _image_embeddings(clip, self.settings)
 
 
@@ -119,9 +129,11 @@ class ClipSimilarity(Annotator):
     columns, needs = SIMILARITY_COLUMNS, CAPTION_COLUMNS
 
     def config(self) -> dict[str, Any]:
+        """The settings its result depends on."""
         return {"weights": _weights(self.settings.clip_model, self.settings.clip_revision)}
 
     def annotate(self, clip: ClipView) -> dict[str, Any]:
+        """Its columns for one clip."""
         captions = [clip.columns.get(name) for name in CAPTION_COLUMNS]
         return cosine_columns(_image_embeddings(clip, self.settings), captions, _of(self.settings).texts)
 
@@ -136,18 +148,27 @@ class ClipAestheticHead(Annotator):
     def __init__(self, settings: AnnotateSettings) -> None:
         super().__init__(settings)
         if not Path(settings.aesthetic_head).is_file():
-            raise ConfigError(f"annotate.aesthetic_head: {settings.aesthetic_head!r} is no file; name the safetensors file with "
-                              "LAION's head, or choose annotate.aesthetic=colourfulness-contrast-sharpness")  # fmt: skip
+            raise ConfigError(
+                f"annotate.aesthetic_head: {settings.aesthetic_head!r} is no file; name the safetensors file with "
+                "LAION's head, or choose annotate.aesthetic=colourfulness-contrast-sharpness"
+            )
 
     def config(self) -> dict[str, Any]:
-        return {"weights": _weights(self.settings.clip_model, self.settings.clip_revision), "head": _file(self.settings.aesthetic_head)}
+        """The settings its result depends on."""
+        return {
+            "weights": _weights(self.settings.clip_model, self.settings.clip_revision),
+            "head": _file(self.settings.aesthetic_head),
+        }
 
     def annotate(self, clip: ClipView) -> dict[str, Any]:
+        """Its columns for one clip."""
         x_ND = _image_embeddings(clip, self.settings).astype(np.float64)
         for weight, bias in _layers(self.settings.aesthetic_head):
             if weight.shape[1] != x_ND.shape[1]:
-                raise BadInputError(f"{self.settings.aesthetic_head}: a layer takes {weight.shape[1]} values and is given {x_ND.shape[1]}; "
-                                    "the head was trained on another CLIP model")  # fmt: skip
+                raise BadInputError(
+                    f"{self.settings.aesthetic_head}: a layer takes {weight.shape[1]} values, not {x_ND.shape[1]}; "
+                    "the head was trained on another CLIP model"
+                )
             x_ND = x_ND @ weight.T + bias
         return {"aesthetic": x_ND[:, 0].tolist()}
 
@@ -158,7 +179,9 @@ def _layers(path: str) -> list[tuple[np.ndarray, np.ndarray]]:
     from safetensors.numpy import load_file
 
     tensors = load_file(path)
-    names = sorted((n for n in tensors if n.endswith("weight")), key=lambda n: [int(p) for p in n.split(".") if p.isdigit()])
+    names = sorted(
+        (n for n in tensors if n.endswith("weight")), key=lambda n: [int(p) for p in n.split(".") if p.isdigit()]
+    )
     if not names:
         raise BadInputError(f"{path}: holds no linear layer")
     return [(tensors[n].astype(np.float64), tensors[n[: -len("weight")] + "bias"].astype(np.float64)) for n in names]

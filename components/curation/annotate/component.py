@@ -33,3 +33,4 @@ def annotate(
     with run_step("annotate", workdir, run_id, profile, overrides) as step:
         settings = step.settings(AnnotateSettings)
         step.finish(annotate_clips(Path(videos.path), Path(clips.path), Path(annotations.path), step.root, settings))
+        step.keep("manifests/annotations.parquet", Path(annotations.path))

@@ -1,4 +1,4 @@
-"""Captions from an OpenAI-compatible server (vLLM, a cloud service): thin, with retries; the key never leaves the request."""
+"""Captions from an OpenAI-compatible server (vLLM, a cloud service), with retries; the key never leaves the request."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
 _LARGEST_ANSWER = 1 << 20
 _PROMPTS = {
     "caption_image": "Describe this picture in one sentence.",
-    "caption_video": "These are frames of one video in their order. Describe in one or two sentences what happens in it.",
-    "caption_summary": "Two captions of the same video follow. Join them into one caption of one or two sentences. Answer with it alone.",
+    "caption_video": "These are frames of one video, in order. Describe in one or two sentences what happens.",
+    "caption_summary": "Two captions of one video follow. Join them into one or two sentences; answer with these alone.",
 }
 
 
@@ -45,8 +45,12 @@ def ask(settings: AnnotateSettings, prompt: str, pictures: list[str]) -> str:
     """
     content: list[dict[str, Any]] = [{"type": "text", "text": prompt}]
     content += [{"type": "image_url", "image_url": {"url": uri}} for uri in pictures]
-    body = {"model": settings.endpoint_model, "messages": [{"role": "user", "content": content}],
-            "max_tokens": 2 * settings.caption_tokens, "temperature": 0}  # fmt: skip
+    body = {
+        "model": settings.endpoint_model,
+        "messages": [{"role": "user", "content": content}],
+        "max_tokens": 2 * settings.caption_tokens,
+        "temperature": 0,
+    }
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get(settings.endpoint_key_variable):
         headers["Authorization"] = f"Bearer {key}"
@@ -80,13 +84,22 @@ class _Endpoint(Annotator):
     def __init__(self, settings: AnnotateSettings) -> None:
         super().__init__(settings)
         if not settings.endpoint_url.startswith(("http://", "https://")) or not settings.endpoint_model:
-            raise ConfigError(f"annotate.{self.axis}=endpoint needs annotate.endpoint_url (as http://captioner:8000/v1) and endpoint_model")
+            raise ConfigError(
+                f"annotate.{self.axis}=endpoint needs annotate.endpoint_url (as http://host:8000/v1) and endpoint_model"
+            )
 
     def config(self) -> dict[str, Any]:
+        """The settings its result depends on."""
         s = self.settings
-        return {"url": s.endpoint_url, "model": s.endpoint_model, "prompt": _PROMPTS[self.axis], "tokens": s.caption_tokens}
+        return {
+            "url": s.endpoint_url,
+            "model": s.endpoint_model,
+            "prompt": _PROMPTS[self.axis],
+            "tokens": s.caption_tokens,
+        }
 
     def answer(self, text: str = "", pictures: list[Any] | None = None) -> dict[str, Any]:
+        """Ask, and name the model that answered."""
         words = ask(self.settings, _PROMPTS[self.axis] + text, [jpeg_data_uri(p, max_side=512) for p in pictures or []])
         return {self.axis: words, f"{self.axis}_model": self.settings.endpoint_model}
 
@@ -98,9 +111,11 @@ class EndpointImageCaption(_Endpoint):
     axis, columns, uses_description = "caption_image", ("caption_image", "caption_image_model"), True
 
     def config(self) -> dict[str, Any]:
+        """The settings its result depends on."""
         return {**super().config(), "prefer_description": self.settings.prefer_description}
 
     def annotate(self, clip: ClipView) -> dict[str, Any]:
+        """Its columns for one clip."""
         return described(clip, self.settings.prefer_description) or self.answer(pictures=[clip.key_frames[1].rgb])
 
 
@@ -115,9 +130,11 @@ class EndpointVideoCaption(_Endpoint):
         self.spread = settings.video_caption_frames
 
     def config(self) -> dict[str, Any]:
+        """The settings its result depends on."""
         return {**super().config(), "frames": self.spread}
 
     def annotate(self, clip: ClipView) -> dict[str, Any]:
+        """Its columns for one clip."""
         return self.answer(pictures=clip.spread_frames)
 
 
@@ -129,6 +146,7 @@ class EndpointSummary(_Endpoint):
     needs = ("caption_image", "caption_video")
 
     def annotate(self, clip: ClipView) -> dict[str, Any]:
+        """Its columns for one clip."""
         captions = [text for name in self.needs if (text := clip.columns.get(name))]
         if not captions:
             return {"caption_summary": None, "caption_summary_model": None}

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from ...common.errors import BadInputError
+from ...common.picture import shrink
 from ...common.video import VideoFrame, decode
 from .annotator import Watcher
-from .heuristics import shrink
 
 
 def key_indices(frames: int) -> tuple[int, int, int]:
@@ -17,7 +17,9 @@ def key_indices(frames: int) -> tuple[int, int, int]:
     return 0, (frames - 1) // 2, frames - 1
 
 
-def look(mp4: bytes, frames: int, watchers: Mapping[str, Watcher], spread: int = 0) -> tuple[list[VideoFrame], list[np.ndarray]]:
+def look(
+    mp4: bytes, frames: int, watchers: Mapping[str, Watcher], spread: int = 0
+) -> tuple[list[VideoFrame], list[np.ndarray]]:
     """Decode a clip once.
 
     Args:

@@ -4,43 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import cv2
 import numpy as np
 
 from ...common.errors import BadInputError
+from ...common.flow import FARNEBACK, dense_flow, flow_figures, flow_frame
 from ...common.video import VideoFrame
 from .annotator import Annotator, ClipView, Watcher, register
-
-# video2dataset's arguments, which two of the paper's authors wrote
-FARNEBACK = {"pyr_scale": 0.5, "levels": 3, "winsize": 15, "iterations": 3, "poly_n": 5, "poly_sigma": 1.2, "flags": 0}
-
-
-def flow_frame(rgb: np.ndarray, short_side_px: int) -> np.ndarray:
-    """A frame as flow sees it: uint8 grey, its short side scaled to ``short_side_px``."""
-    height, width = rgb.shape[:2]
-    scale = short_side_px / min(height, width)
-    size = (max(round(width * scale), short_side_px), max(round(height * scale), short_side_px))
-    grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
-    return cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-
-
-def dense_flow(earlier: np.ndarray, later: np.ndarray) -> np.ndarray:
-    """Farneback flow between grey frames, px, float32 [H, W, 2] (x to the right, y down)."""
-    return cv2.calcOpticalFlowFarneback(earlier, later, None, *FARNEBACK.values())  # type: ignore[call-overload]
-
-
-def flow_figures(flow_px: np.ndarray) -> np.ndarray:
-    """Four means over space: magnitude, dx, dy and outward (radial) motion from the middle of the frame.
-
-    The magnitude is taken per pixel before the mean, so that opposite motions do not cancel.
-    """
-    height, width = flow_px.shape[:2]
-    x = np.arange(width) - (width - 1) / 2
-    y = (np.arange(height) - (height - 1) / 2)[:, None]
-    distance = np.maximum(np.hypot(x, y), 1e-6)
-    radial = (flow_px[..., 0] * x + flow_px[..., 1] * y) / distance
-    magnitude = np.linalg.norm(flow_px.astype(np.float64), axis=-1)
-    return np.array([magnitude.mean(), flow_px[..., 0].mean(), flow_px[..., 1].mean(), radial.mean()], dtype=np.float64)
 
 
 class FlowWatcher(Watcher):
@@ -77,12 +46,19 @@ class FarnebackFlow(Annotator):
     columns = ("motion_score", "motion_unit", "camera_motion")
 
     def config(self) -> dict[str, Any]:
-        return {"fps": self.settings.flow_fps, "short_side_px": self.settings.flow_short_side_px, "farneback": FARNEBACK}
+        """The settings its result depends on."""
+        return {
+            "fps": self.settings.flow_fps,
+            "short_side_px": self.settings.flow_short_side_px,
+            "farneback": FARNEBACK,
+        }
 
     def watcher(self) -> FlowWatcher:
+        """A fresh one for each clip."""
         return FlowWatcher(self.settings.flow_fps, self.settings.flow_short_side_px)
 
     def annotate(self, clip: ClipView) -> dict[str, Any]:
+        """Its columns for one clip."""
         watcher: FlowWatcher = clip.watched[self.axis]
         if not watcher.pairs:  # shorter than an interval: from its first frame to its last
             watcher = self.watcher()

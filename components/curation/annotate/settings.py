@@ -29,7 +29,9 @@ class AnnotateSettings(Settings):
     text_long_side_px: int = Field(480, ge=64)  # ours: what the detector sees
     text_box_threshold: float = Field(0.7, gt=0, lt=1)  # ours
     # CLIP
-    clip_model: str = "openai/clip-vit-large-patch14"  # ours: the variant that LAION's head was trained on; or a local directory
+    clip_model: str = (
+        "openai/clip-vit-large-patch14"  # ours: the variant that LAION's head was trained on; or a local directory
+    )
     clip_revision: str | None = None
     aesthetic_head: str = ""  # safetensors file of LAION's head (linear layers); converted once from its pickle
     # captions
@@ -51,5 +53,14 @@ class AnnotateSettings(Settings):
 
     def chosen(self) -> dict[str, str]:
         """Axis to annotator name, in the order in which they run."""
-        axes = ("motion", "text", "aesthetic", "embedding", "caption_image", "caption_video", "caption_summary", "similarity")
+        axes = (
+            "motion",
+            "text",
+            "aesthetic",
+            "embedding",
+            "caption_image",
+            "caption_video",
+            "caption_summary",
+            "similarity",
+        )
         return {axis: getattr(self, axis) for axis in axes}

@@ -38,7 +38,9 @@ def text_area(rgb: np.ndarray, long_side_px: int = 480, box_threshold: float = 0
     x_1CHW = ((small[..., ::-1] / 255.0 - 0.5) / 0.5).transpose(2, 0, 1)[None].astype(np.float32)
     session = _detector()
     likelihood = session.run(None, {session.get_inputs()[0].name: x_1CHW})[0]
-    boxes, _ = DBPostProcess(thresh=0.3, box_thresh=box_threshold, unclip_ratio=1.6, use_dilation=True)(likelihood, (height, width))
+    boxes, _ = DBPostProcess(thresh=0.3, box_thresh=box_threshold, unclip_ratio=1.6, use_dilation=True)(
+        likelihood, (height, width)
+    )
     mask = np.zeros((height, width), np.uint8)
     for box in boxes:
         cv2.fillPoly(mask, [np.asarray(box, np.int32).reshape(-1, 2)], 1)
@@ -53,8 +55,10 @@ class PPOCRDetector(Annotator):
     columns = ("text_area",)
 
     def config(self) -> dict[str, Any]:
+        """The settings its result depends on."""
         return {"long_side_px": self.settings.text_long_side_px, "box_threshold": self.settings.text_box_threshold}
 
     def annotate(self, clip: ClipView) -> dict[str, Any]:
+        """Its columns for one clip."""
         s = self.settings
         return {"text_area": [text_area(rgb, s.text_long_side_px, s.text_box_threshold) for rgb in clip.pictures()]}

@@ -1,13 +1,13 @@
-"""Image-text similarity without an image-text model: words measured in the frame, compared as sentences with the captions."""
+"""Image-text similarity without an image-text model: words measured in the frame, compared with the captions."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from ...common.features import SENTENCE_FEATURES, sentence_embeddings
+from ...common.visual_words import sentence
 from .annotator import Annotator, ClipView, register
 from .clip import CAPTION_COLUMNS, SIMILARITY_COLUMNS, cosine_columns
-from .visual_words import sentence
 
 
 @register
@@ -19,6 +19,7 @@ class WordSimilarity(Annotator):
     stand_in_for = "CLIP ViT-L/14"
 
     def annotate(self, clip: ClipView) -> dict[str, Any]:
+        """Its columns for one clip."""
         import torch
 
         torch.set_num_threads(1)

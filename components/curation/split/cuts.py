@@ -1,4 +1,4 @@
-"""Where one shot ends and the next begins: a cascade of PySceneDetect's content detectors over one decode of the video."""
+"""Where one shot ends and the next begins: a cascade of PySceneDetect's detectors over one decode of the video."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Detection:
 
 @dataclass(frozen=True)
 class Transition:
-    """The end of a shot: it ends before frame ``first``, the next one begins with frame ``last`` (equal at a hard cut)."""
+    """Between two shots: one ends before frame ``first``, the next begins with frame ``last`` (equal at a hard cut)."""
 
     first: int
     last: int
@@ -61,8 +61,8 @@ class Decoded:
 def decode_and_detect(path: Path, levels: Iterable[CutLevel], width_px: int) -> Decoded:
     """Decode a video once and run all detectors on it.
 
-    A level with a frame rate looks at a frame whenever its period has passed, by the frames' own times, so that a variable
-    frame rate does no harm.
+    A level with a frame rate looks at a frame whenever its period has passed, by the frames' own times, so that a
+    variable frame rate does no harm.
 
     Raises:
         BadInputError: no frame decodes.
@@ -72,32 +72,44 @@ def decode_and_detect(path: Path, levels: Iterable[CutLevel], width_px: int) -> 
     with open_video(path) as container:
         stream = container.streams.video[0]
         seconds = float(stream.time_base)
+        size: tuple[int, int] | None = None
         try:
             for frame in container.decode(stream):
                 if frame.pts is None or (decoded.pts and frame.pts <= decoded.pts[-1]):
-                    raise BadInputError(f"{path}: its frames have no increasing times, so that no span of it can be named")
+                    decoded.fault = f"after frame {len(decoded.pts)} the times of its frames do not increase"
+                    break
                 index = len(decoded.pts)
+                size = size or (frame.width, frame.height)
+                if (frame.width, frame.height) != size:
+                    decoded.fault = f"after frame {index} the picture has another size"
+                    break
                 decoded.pts.append(frame.pts)
                 decoded.checksums.append(frame_checksum(frame))
                 time_s = (frame.pts - decoded.pts[0]) * seconds
                 due = [d for d in detectors if d.due(time_s)]
                 if due:
                     height = max(2, round(frame.height * width_px / frame.width))
-                    small = frame.reformat(width=width_px, height=height, format="bgr24", interpolation="AREA").to_ndarray()
+                    small = frame.reformat(
+                        width=width_px, height=height, format="bgr24", interpolation="AREA"
+                    ).to_ndarray()
                     for detector in due:
                         decoded.detections += detector.look(index, time_s, small)
         except av.error.FFmpegError as error:
-            decoded.fault = f"decoding breaks off after frame {len(decoded.pts)} ({str(error).splitlines()[0].replace(str(path), 'the file')})"
+            reason = str(error).splitlines()[0].replace(str(path), "the file")
+            decoded.fault = f"decoding breaks off after frame {len(decoded.pts)} ({reason})"
     if not decoded.pts:
-        raise BadInputError(f"{path}: no frame of it decodes")
+        raise BadInputError(f"{path}: {decoded.fault or 'no frame of it decodes'}")
     return decoded
 
 
-def merge_detections(detections: Iterable[Detection], pts: array, time_base: float, levels: Iterable[CutLevel]) -> list[Transition]:
-    """The union of all levels' finds, merged when closer than one frame at the coarsest level (ours: the paper is silent).
+def merge_detections(
+    detections: Iterable[Detection], pts: array, time_base: float, levels: Iterable[CutLevel]
+) -> list[Transition]:
+    """The union of all levels' finds, merged when closer than one frame at the coarsest level.
 
-    A find of a coarse level that spans a find of a finer one says nothing new and only adds evidence to it. Of merged finds the
-    frames between the first and the last belong to no shot, so that a merger never lets a clip cross a cut.
+    The rule is ours: the paper is silent. A find of a coarse level that spans a find of a finer one says nothing new
+    and only adds evidence to it. Of merged finds the frames between the first and the last belong to no shot, so that a
+    merger never lets a clip cross a cut.
     """
     rates = [level.fps for level in levels if level.fps]
     distance_s = 1 / min(rates) if rates else 0.0
@@ -112,7 +124,9 @@ def merge_detections(detections: Iterable[Detection], pts: array, time_base: flo
     for transition in sorted(sharp, key=lambda t: (t.first, t.last)):
         before = merged[-1] if merged else None
         if before and (pts[transition.first] - pts[before.last]) * time_base < distance_s:
-            merged[-1] = Transition(before.first, max(before.last, transition.last), before.evidence + transition.evidence)
+            merged[-1] = Transition(
+                before.first, max(before.last, transition.last), before.evidence + transition.evidence
+            )
         else:
             merged.append(transition)
     return merged
@@ -125,7 +139,9 @@ def frame_checksum(frame: Any) -> int:
     pixel_bytes = (frame.format.components[0].bits if planar else frame.format.padded_bits_per_pixel) + 7 >> 3
     for plane in frame.planes:
         rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height]
-        checksum = zlib.crc32(np.ascontiguousarray(rows[:, : plane.width * pixel_bytes]), checksum)  # past it: padding
+        checksum = zlib.crc32(
+            np.ascontiguousarray(rows[:, : plane.width * pixel_bytes]).data, checksum
+        )  # past it: padding
     return checksum
 
 
@@ -158,4 +174,8 @@ class _Level:
         before, self.seen = self.seen, index
         if not found or before < 0:
             return []
-        return [Detection(before + 1, index, self.number, self.level.fps, self.level.threshold, round(self.detector.score, 3))]
+        return [
+            Detection(
+                before + 1, index, self.number, self.level.fps, self.level.threshold, round(self.detector.score, 3)
+            )
+        ]

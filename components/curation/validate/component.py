@@ -1,4 +1,4 @@
-"""KFP interface of the validate step: videos, clips and annotations, before anything is filtered."""
+"""KFP interfaces of the validation: before anything is filtered, and before a selection becomes a dataset version."""
 
 from kfp import dsl
 
@@ -34,4 +34,49 @@ def validate(
 
     with run_step("validate", workdir, run_id, profile, overrides) as step:
         manifests = {"videos": Path(videos.path), "clips": Path(clips.path), "annotations": Path(annotations.path)}
-        require_valid(step.finish(check_manifests(manifests, Path(page.path), step.settings(ValidateSettings))))
+        report = step.finish(check_manifests(manifests, Path(page.path), step.settings(ValidateSettings)))
+        step.keep("validation.html", Path(page.path))
+        require_valid(report)
+
+
+@dsl.component(base_image="svdflow/curation:0.1.0", install_kfp_package=False)
+def validate_selection(
+    videos: dsl.Input[dsl.Dataset],
+    clips: dsl.Input[dsl.Dataset],
+    annotations: dsl.Input[dsl.Dataset],
+    selection: dsl.Input[dsl.Dataset],
+    page: dsl.Output[dsl.HTML],
+    workdir: str,
+    run_id: str,
+    profile: str,
+    overrides: dict,
+):
+    """Hold the selection and what it rests on against their expectations; a broken one stops the run.
+
+    Args:
+        videos: manifest of the source videos.
+        clips: manifest of the clips.
+        annotations: manifest of the annotations.
+        selection: manifest of what is kept and in which split.
+        page: what was checked, and the rows that broke it.
+        workdir: the run's work directory, a path or an s3:// prefix.
+        run_id: names the run.
+        profile: a shipped profile or a YAML file.
+        overrides: dotted setting to value.
+    """
+    from pathlib import Path
+
+    from svdflow.common.steps import run_step
+    from svdflow.curation.validate.settings import ValidateSettings
+    from svdflow.curation.validate.validate import check_manifests, require_valid
+
+    with run_step("validate_selection", workdir, run_id, profile, overrides) as step:
+        manifests = {
+            "videos": Path(videos.path),
+            "clips": Path(clips.path),
+            "annotations": Path(annotations.path),
+            "selection": Path(selection.path),
+        }
+        report = step.finish(check_manifests(manifests, Path(page.path), step.settings(ValidateSettings, "validate")))
+        step.keep("validation_selection.html", Path(page.path))
+        require_valid(report)

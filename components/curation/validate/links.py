@@ -38,7 +38,12 @@ def unique(name: str, manifest: str, column: str, where: str = "true") -> Link:
 def _required(kind: str) -> Link:
     columns = [f.name for f in SCHEMAS[kind] if not f.nullable]
     nulls = " OR ".join(f'"{c}" IS NULL' for c in columns)
-    return Link("required values are there", kind, (kind,), f"SELECT {KEYS[kind]}, {', '.join(columns[:4])} FROM {kind} WHERE {nulls}")
+    return Link(
+        "required values are there",
+        kind,
+        (kind,),
+        f"SELECT {KEYS[kind]}, {', '.join(columns[:4])} FROM {kind} WHERE {nulls}",
+    )
 
 
 def _finite(kind: str) -> Link:
@@ -47,7 +52,9 @@ def _finite(kind: str) -> Link:
     parts = [f"NOT coalesce(isfinite({c}), true)" for c in plain]
     parts += [f"NOT coalesce(isfinite({c}[{i}]), true)" for c in lists for i in (1, 2, 3)]
     shown = ", ".join(plain + lists)
-    return Link("figures are finite", kind, (kind,), f"SELECT {KEYS[kind]}, {shown} FROM {kind} WHERE {' OR '.join(parts)}")
+    return Link(
+        "figures are finite", kind, (kind,), f"SELECT {KEYS[kind]}, {shown} FROM {kind} WHERE {' OR '.join(parts)}"
+    )
 
 
 def _not_empty(kind: str) -> Link:
@@ -57,7 +64,8 @@ def _not_empty(kind: str) -> Link:
 _LOWER = ("motion", "aesthetic", "similarity")  # fail below the cut; text fails above
 _WRONG_SIDE = " OR ".join(
     f"{a}_failed <> coalesce({a}_value {'<' if a in _LOWER else '>'} {a}_cut, false)" for a in AXES
-)  # fmt: skip
+)
+_AXIS_COLUMNS = ", ".join(f"{a}_value, {a}_cut, {a}_failed" for a in AXES)
 _UNTOLD = " OR ".join(f"{a}_failed <> list_contains(reasons, '{a}')" for a in AXES)
 
 LINKS: list[Link] = [
@@ -67,82 +75,201 @@ LINKS: list[Link] = [
     # videos
     unique("video names are unique", "videos", "name"),
     unique("usable videos are unique", "videos", "video_id", "status = 'ok'"),
-    Link("status is ok or set_aside", "videos", ("videos",), "SELECT name, status FROM videos WHERE status NOT IN ('ok', 'set_aside')"),
-    Link("a video set aside says why", "videos", ("videos",),
-         "SELECT name, status, error FROM videos WHERE status = 'set_aside' AND coalesce(trim(error), '') = ''"),
-    Link("there are usable videos", "videos", ("videos",), "SELECT 0 AS usable WHERE NOT EXISTS (SELECT 1 FROM videos WHERE status = 'ok')"),
+    Link(
+        "status is ok or set_aside",
+        "videos",
+        ("videos",),
+        "SELECT name, status FROM videos WHERE status NOT IN ('ok', 'set_aside')",
+    ),
+    Link(
+        "a video set aside says why",
+        "videos",
+        ("videos",),
+        "SELECT name, status, error FROM videos WHERE status = 'set_aside' AND coalesce(trim(error), '') = ''",
+    ),
+    Link(
+        "there are usable videos",
+        "videos",
+        ("videos",),
+        "SELECT 0 AS usable WHERE NOT EXISTS (SELECT 1 FROM videos WHERE status = 'ok')",
+    ),
     # clips
     unique("clip ids are unique", "clips", "clip_id"),
-    Link("a clip's video is in the videos manifest", "clips", ("clips", "videos"),
-         "SELECT clip_id, video_id FROM clips WHERE video_id NOT IN (SELECT video_id FROM videos WHERE status = 'ok')"),
-    Link("a clip ends within its video", "clips", ("clips", "videos"),
-         """SELECT clip_id, c.video_id, c.start_s, c.end_s, v.duration_s FROM clips c JOIN videos v USING (video_id)
-            WHERE v.status = 'ok' AND c.end_s > v.duration_s + 2 / v.fps"""),
-    Link("a clip's frames are within its video", "clips", ("clips", "videos"),
-         """SELECT clip_id, c.video_id, c.first_frame, c.last_frame, v.frames FROM clips c JOIN videos v USING (video_id)
-            WHERE v.status = 'ok' AND c.last_frame >= v.frames"""),
-    Link("a clip has the shape of its video", "clips", ("clips", "videos"),
-         """SELECT clip_id, c.width, c.height, v.width AS video_width, v.height AS video_height
+    Link(
+        "a clip's video is in the videos manifest",
+        "clips",
+        ("clips", "videos"),
+        "SELECT clip_id, video_id FROM clips WHERE video_id NOT IN (SELECT video_id FROM videos WHERE status = 'ok')",
+    ),
+    Link(
+        "a clip ends within its video",
+        "clips",
+        ("clips", "videos"),
+        """SELECT clip_id, c.video_id, c.start_s, c.end_s, v.duration_s FROM clips c JOIN videos v USING (video_id)
+            WHERE v.status = 'ok' AND c.end_s > v.duration_s + 2 / v.fps""",
+    ),
+    Link(
+        "a clip's frames are within its video",
+        "clips",
+        ("clips", "videos"),
+        """SELECT clip_id, c.video_id, c.first_frame, c.last_frame, v.frames FROM clips c JOIN videos v USING (video_id)
+            WHERE v.status = 'ok' AND c.last_frame >= v.frames""",
+    ),
+    Link(
+        "a clip has the shape of its video",
+        "clips",
+        ("clips", "videos"),
+        """SELECT clip_id, c.width, c.height, v.width AS video_width, v.height AS video_height
             FROM clips c JOIN videos v USING (video_id)
-            WHERE v.status = 'ok' AND abs(ln((c.width * v.height) / (c.height * v.width))) > 0.05"""),
-    Link("clips of a video do not overlap", "clips", ("clips",),
-         """SELECT clip_id, video_id, first_frame, last_frame, before_last FROM (
+            WHERE v.status = 'ok' AND abs(ln((c.width * v.height) / (c.height * v.width))) > 0.05""",
+    ),
+    Link(
+        "clips of a video do not overlap",
+        "clips",
+        ("clips",),
+        """SELECT clip_id, video_id, first_frame, last_frame, before_last FROM (
               SELECT *, max(last_frame) OVER (PARTITION BY video_id ORDER BY first_frame, last_frame, clip_id
-                                              ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before_last FROM clips)
-            WHERE first_frame <= before_last"""),
-    Link("members of a shard do not overlap", "clips", ("clips",),
-         """SELECT clip_id, shard_uri, "offset", bytes, before_end FROM (
+                                              ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before_last
+              FROM clips)
+            WHERE first_frame <= before_last""",
+    ),
+    Link(
+        "members of a shard do not overlap",
+        "clips",
+        ("clips",),
+        """SELECT clip_id, shard_uri, "offset", bytes, before_end FROM (
               SELECT *, max("offset" + bytes) OVER (PARTITION BY shard_uri ORDER BY "offset", clip_id
-                                                    ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before_end FROM clips)
-            WHERE "offset" < before_end"""),
+                                                    ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before_end
+              FROM clips)
+            WHERE "offset" < before_end""",
+    ),
     # annotations
     unique("annotated clips are unique", "annotations", "clip_id"),
-    Link("an annotation's clip is in the clips manifest", "annotations", ("annotations", "clips"),
-         "SELECT clip_id FROM annotations WHERE clip_id NOT IN (SELECT clip_id FROM clips)"),
-    Link("every clip has a row of annotations", "annotations", ("annotations", "clips"),
-         "SELECT clip_id FROM clips WHERE clip_id NOT IN (SELECT clip_id FROM annotations)"),
-    Link("motion scores share one unit", "annotations", ("annotations",),
-         """SELECT motion_unit, count(*) AS rows FROM annotations WHERE motion_score IS NOT NULL GROUP BY motion_unit
-            QUALIFY count(*) OVER () > 1 OR motion_unit IS NULL"""),
-    Link("a caption names its model", "annotations", ("annotations",),
-         "SELECT clip_id FROM annotations WHERE " + " OR ".join(
-             f"(caption_{c} IS NOT NULL AND coalesce(caption_{c}_model, '') = '')" for c in ("image", "video", "summary"))),
+    Link(
+        "an annotation's clip is in the clips manifest",
+        "annotations",
+        ("annotations", "clips"),
+        "SELECT clip_id FROM annotations WHERE clip_id NOT IN (SELECT clip_id FROM clips)",
+    ),
+    Link(
+        "every clip has a row of annotations",
+        "annotations",
+        ("annotations", "clips"),
+        "SELECT clip_id FROM clips WHERE clip_id NOT IN (SELECT clip_id FROM annotations)",
+    ),
+    Link(
+        "motion scores share one unit",
+        "annotations",
+        ("annotations",),
+        """SELECT motion_unit, count(*) AS rows FROM annotations WHERE motion_score IS NOT NULL GROUP BY motion_unit
+            QUALIFY count(*) OVER () > 1 OR motion_unit IS NULL""",
+    ),
+    Link(
+        "a caption names its model",
+        "annotations",
+        ("annotations",),
+        "SELECT clip_id FROM annotations WHERE "
+        + " OR ".join(
+            f"(caption_{c} IS NOT NULL AND coalesce(caption_{c}_model, '') = '')" for c in ("image", "video", "summary")
+        ),
+    ),
     # selection
     unique("a clip is decided on once", "selection", "clip_id"),
-    Link("selection and clips hold the same clips", "selection", ("selection", "clips"),
-         """(SELECT clip_id, 'not in clips' AS fault FROM selection WHERE clip_id NOT IN (SELECT clip_id FROM clips))
-            UNION ALL (SELECT clip_id, 'not in selection' FROM clips WHERE clip_id NOT IN (SELECT clip_id FROM selection))"""),
-    Link("selection and clips name the same video", "selection", ("selection", "clips"),
-         "SELECT s.clip_id, s.video_id, c.video_id AS of_clip FROM selection s JOIN clips c USING (clip_id) WHERE s.video_id <> c.video_id"),
-    Link("a kept clip has a split, a dropped one has none", "selection", ("selection",),
-         "SELECT clip_id, keep, split FROM selection WHERE keep <> (split IS NOT NULL)"),
-    Link("a dropped clip has reasons, a kept one has none", "selection", ("selection",),
-         "SELECT clip_id, keep, reasons FROM selection WHERE keep <> (len(reasons) = 0)"),
-    Link("an axis fails on the wrong side of its cut alone", "selection", ("selection",),
-         f"SELECT clip_id, {', '.join(f'{a}_value, {a}_cut, {a}_failed' for a in AXES)} FROM selection WHERE {_WRONG_SIDE}"),
-    Link("a failed axis is among the reasons", "selection", ("selection",),
-         f"SELECT clip_id, reasons FROM selection WHERE {_UNTOLD}"),
-    Link("no video is in both splits", "selection", ("selection",),
-         """SELECT video_id, count(*) AS clips FROM selection WHERE split IS NOT NULL GROUP BY video_id
-            HAVING count(DISTINCT split) > 1"""),
-    Link("there are clips to train on", "selection", ("selection",),
-         "SELECT 0 AS train WHERE NOT EXISTS (SELECT 1 FROM selection WHERE split = 'train')"),
-    Link("there are held-out clips", "selection", ("selection",),
-         "SELECT 0 AS held_out WHERE NOT EXISTS (SELECT 1 FROM selection WHERE split = 'held_out')", severity="warning"),
+    Link(
+        "selection and clips hold the same clips",
+        "selection",
+        ("selection", "clips"),
+        """(SELECT clip_id, 'not in clips' AS fault FROM selection WHERE clip_id NOT IN (SELECT clip_id FROM clips))
+            UNION ALL
+            (SELECT clip_id, 'not in selection' FROM clips WHERE clip_id NOT IN (SELECT clip_id FROM selection))""",
+    ),
+    Link(
+        "selection and clips name the same video",
+        "selection",
+        ("selection", "clips"),
+        """SELECT s.clip_id, s.video_id, c.video_id AS of_clip FROM selection s JOIN clips c USING (clip_id)
+            WHERE s.video_id <> c.video_id""",
+    ),
+    Link(
+        "a kept clip has a split, a dropped one has none",
+        "selection",
+        ("selection",),
+        "SELECT clip_id, keep, split FROM selection WHERE keep <> (split IS NOT NULL)",
+    ),
+    Link(
+        "a dropped clip has reasons, a kept one has none",
+        "selection",
+        ("selection",),
+        "SELECT clip_id, keep, reasons FROM selection WHERE keep <> (len(reasons) = 0)",
+    ),
+    Link(
+        "an axis fails on the wrong side of its cut alone",
+        "selection",
+        ("selection",),
+        f"SELECT clip_id, {_AXIS_COLUMNS} FROM selection WHERE {_WRONG_SIDE}",
+    ),
+    Link(
+        "a failed axis is among the reasons",
+        "selection",
+        ("selection",),
+        f"SELECT clip_id, reasons FROM selection WHERE {_UNTOLD}",
+    ),
+    Link(
+        "no video is in both splits",
+        "selection",
+        ("selection",),
+        """SELECT video_id, count(*) AS clips FROM selection WHERE split IS NOT NULL GROUP BY video_id
+            HAVING count(DISTINCT split) > 1""",
+    ),
+    Link(
+        "there are clips to train on",
+        "selection",
+        ("selection",),
+        "SELECT 0 AS train WHERE NOT EXISTS (SELECT 1 FROM selection WHERE split = 'train')",
+    ),
+    Link(
+        "there are held-out clips",
+        "selection",
+        ("selection",),
+        "SELECT 0 AS held_out WHERE NOT EXISTS (SELECT 1 FROM selection WHERE split = 'held_out')",
+        severity="warning",
+    ),
     # samples
     unique("sample ids are unique", "samples", "sample_id"),
-    Link("a sample has its own tensors", "samples", ("samples",),
-         "SELECT shard_uri, tensor_prefix, count(*) AS rows FROM samples GROUP BY ALL HAVING count(*) > 1"),
-    Link("a sample's captions are three texts", "samples", ("samples",),
-         "SELECT sample_id, captions FROM samples WHERE len(captions) NOT IN (0, 3) OR list_contains([c IS NULL for c in captions], true)"),
-    Link("a sample's clip is kept, in the same split", "samples", ("samples", "selection"),
-         """SELECT sample_id, clip_id, s.split, x.split AS of_clip FROM samples s LEFT JOIN selection x USING (clip_id)
-            WHERE s.elevation_deg IS NULL AND x.split IS DISTINCT FROM s.split"""),
-    Link("a sample's orbit is rendered, in the same split", "samples", ("samples", "orbits"),
-         """SELECT sample_id, clip_id, s.split, o.split AS of_orbit FROM samples s LEFT JOIN orbits o ON s.clip_id = o.orbit_id
-            WHERE s.elevation_deg IS NOT NULL AND o.split IS DISTINCT FROM s.split"""),
+    Link(
+        "a sample has its own tensors",
+        "samples",
+        ("samples",),
+        "SELECT shard_uri, tensor_prefix, count(*) AS rows FROM samples GROUP BY ALL HAVING count(*) > 1",
+    ),
+    Link(
+        "a sample's captions are three texts",
+        "samples",
+        ("samples",),
+        """SELECT sample_id, captions FROM samples
+            WHERE len(captions) NOT IN (0, 3) OR list_contains([c IS NULL for c in captions], true)""",
+    ),
+    Link(
+        "a sample's clip is kept, in the same split",
+        "samples",
+        ("samples", "selection"),
+        """SELECT sample_id, clip_id, s.split, x.split AS of_clip FROM samples s LEFT JOIN selection x USING (clip_id)
+            WHERE s.elevation_deg IS NULL AND x.split IS DISTINCT FROM s.split""",
+    ),
+    Link(
+        "a sample's orbit is rendered, in the same split",
+        "samples",
+        ("samples", "orbits"),
+        """SELECT sample_id, clip_id, s.split, o.split AS of_orbit
+            FROM samples s LEFT JOIN orbits o ON s.clip_id = o.orbit_id
+            WHERE s.elevation_deg IS NOT NULL AND o.split IS DISTINCT FROM s.split""",
+    ),
     # orbits
     unique("orbit ids are unique", "orbits", "orbit_id"),
-    Link("no object is in both splits", "orbits", ("orbits",),
-         "SELECT object_id, count(*) AS orbits FROM orbits GROUP BY object_id HAVING count(DISTINCT split) > 1"),
-]  # fmt: skip
+    Link(
+        "no object is in both splits",
+        "orbits",
+        ("orbits",),
+        "SELECT object_id, count(*) AS orbits FROM orbits GROUP BY object_id HAVING count(DISTINCT split) > 1",
+    ),
+]

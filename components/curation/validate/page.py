@@ -9,7 +9,9 @@ from typing import Any
 _TEMPLATE = Path(__file__).with_name("page.html")
 
 
-def render(manifests: Mapping[str, Path], rows: Mapping[str, int], findings: Sequence[Any], versions: Mapping[str, str]) -> str:
+def render(
+    manifests: Mapping[str, Path], rows: Mapping[str, int], findings: Sequence[Any], versions: Mapping[str, str]
+) -> str:
     """The page as text.
 
     Args:
@@ -20,13 +22,17 @@ def render(manifests: Mapping[str, Path], rows: Mapping[str, int], findings: Seq
     """
     import jinja2
 
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters["cell"] = _cell
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     broken = [f for f in findings if not f.held and f.severity != "warning"]
     warned = [f for f in findings if not f.held and f.severity == "warning"]
     groups = [(kind, rows.get(kind), [f for f in findings if f.manifest == kind]) for kind in manifests]
-    return template.render(groups=groups, broken=broken, warned=warned, total=len(findings), versions=versions, all_rows=sum(rows.values()))
+    return template.render(
+        groups=groups, broken=broken, warned=warned, total=len(findings), versions=versions, all_rows=sum(rows.values())
+    )
 
 
 def _cell(value: Any) -> str:

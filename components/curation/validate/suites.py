@@ -1,4 +1,4 @@
-"""The expectations on the rows of each manifest, checked by Great Expectations. What needs more than one row is in ``links``."""
+"""The expectations on the rows of each manifest, for Great Expectations; ``links`` has what needs several rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from typing import Any
 
 import pandas as pd
 
-KEYS = {"videos": "name", "clips": "clip_id", "annotations": "clip_id", "selection": "clip_id", "samples": "sample_id", "orbits": "orbit_id"}
+KEYS = {
+    "videos": "name",
+    "clips": "clip_id",
+    "annotations": "clip_id",
+    "selection": "clip_id",
+    "samples": "sample_id",
+    "orbits": "orbit_id",
+}
 _FRAMES = ("first", "middle", "last")
 _OBJECT = r"^files/md5/[0-9a-f]{2}/[0-9a-f]{30}$"
 _ID = r"^[0-9a-f]{16,64}$"
@@ -32,7 +39,9 @@ class RowExpectation:
     severity: str = "critical"
 
 
-def between(name: str, column: str, low: float | None, high: float | None, strict_low: bool = False, severity: str = "critical") -> RowExpectation:
+def between(
+    name: str, column: str, low: float | None, high: float | None, strict_low: bool = False, severity: str = "critical"
+) -> RowExpectation:
     """A column's values lie in a range."""
     arguments = {"column": column, "min_value": low, "max_value": high, "strict_min": strict_low}
     return RowExpectation(name, "ColumnValuesToBeBetween", arguments, severity)
@@ -55,7 +64,12 @@ def present(name: str, column: str, severity: str = "critical") -> RowExpectatio
 
 def ordered(name: str, later: str, earlier: str, or_equal: bool = False) -> RowExpectation:
     """One column is greater than another."""
-    arguments = {"column_A": later, "column_B": earlier, "or_equal": or_equal, "ignore_row_if": "either_value_is_missing"}
+    arguments = {
+        "column_A": later,
+        "column_B": earlier,
+        "or_equal": or_equal,
+        "ignore_row_if": "either_value_is_missing",
+    }
     return RowExpectation(name, "ColumnPairValuesAToBeGreaterThanB", arguments)
 
 
@@ -64,7 +78,10 @@ SUITES: dict[str, list[RowExpectation]] = {
         matches("video id is a sha256", "video_id", r"^[0-9a-f]{64}$"),
         matches("a video's uri is an object's", "uri", _OBJECT),
         between("a video has bytes", "bytes", 1, None),
-        *[present("a usable video has all its figures", c) for c in ("container", "codec", "duration_s", "fps", "width", "height", "frames")],
+        *[
+            present("a usable video has all its figures", c)
+            for c in ("container", "codec", "duration_s", "fps", "width", "height", "frames")
+        ],
         between("a video lasts longer than nothing", "duration_s", 0, None, strict_low=True),
         between("a video's frame rate is plausible", "fps", 0.1, 1000),
         *[between("a video's size is plausible", side, 16, 16384) for side in ("width", "height")],
@@ -144,7 +161,9 @@ def frame_of(kind: str, table: Any) -> pd.DataFrame:
         frame = frame[frame["status"] == "ok"].reset_index(drop=True)
         frame["seconds_of_frames_per_duration"] = frame["frames"] / frame["fps"] / frame["duration_s"]
     if kind == "clips":
-        frame["seconds_of_frames_per_duration"] = frame["frames"] / frame["fps"] / (frame["end_s"] - frame["start_s"]).abs()
+        frame["seconds_of_frames_per_duration"] = (
+            frame["frames"] / frame["fps"] / (frame["end_s"] - frame["start_s"]).abs()
+        )
         frame["offset_in_block"] = frame["offset"] % 512
     if kind == "annotations":  # |mean of vectors| <= mean of |vectors|: else the signs were averaged away
         mean = np.hypot(frame["camera_motion_first"], frame["camera_motion_middle"])

@@ -77,7 +77,9 @@ def require_valid(report: StepReport) -> None:
     """
     broken = report.summary["validation"]["broken"]
     if broken:
-        named = "; ".join(f"{b['manifest']}: {b['expectation']} ({b['rows']} {'row' if b['rows'] == 1 else 'rows'})" for b in broken)
+        named = "; ".join(
+            f"{b['manifest']}: {b['expectation']} ({b['rows']} {'row' if b['rows'] == 1 else 'rows'})" for b in broken
+        )
         raise ValidationFailed(f"{len(broken)} expectations are broken: {named}; the validation page shows the rows")
 
 
@@ -94,7 +96,11 @@ def check_manifests(manifests: Mapping[str, Path], page: Path, settings: Validat
     """
     if unknown := set(manifests) - set(SCHEMAS):
         raise ConfigError(f"no such kind of manifest: {sorted(unknown)}; there are {sorted(SCHEMAS)}")
-    known = {e.name for suite in SUITES.values() for e in suite} | {link.name for link in LINKS} | {READABLE, COLUMNS, TYPES}
+    known = (
+        {e.name for suite in SUITES.values() for e in suite}
+        | {link.name for link in LINKS}
+        | {READABLE, COLUMNS, TYPES}
+    )
     if unknown := set(settings.only_warn) - known:
         raise ConfigError(f"validate.only_warn: no expectation is called {sorted(unknown)[0]!r}")
     great = _Checker(settings)
@@ -134,7 +140,11 @@ def _structure(kind: str, path: Path) -> dict[str, list[str]]:
         found[COLUMNS] += [f"{name} is not declared" for name in actual.names if name not in schema.names]
         found[COLUMNS] += [] if found[COLUMNS] else ["the order differs"]
         return found
-    found[TYPES] = [f"{f.name} is {actual.field(f.name).type}, declared is {f.type}" for f in schema if not _same(actual.field(f.name).type, f.type)]
+    found[TYPES] = [
+        f"{f.name} is {actual.field(f.name).type}, declared is {f.type}"
+        for f in schema
+        if not _same(actual.field(f.name).type, f.type)
+    ]
     return found
 
 
@@ -182,11 +192,16 @@ class _Checker:
     def __init__(self, settings: ValidateSettings) -> None:
         os.environ["GX_ANALYTICS_ENABLED"] = "false"
         import great_expectations as gx
-        from great_expectations.data_context.types.base import ProgressBarsConfig
+        from great_expectations.data_context.types.base import (
+            DataContextConfig,
+            InMemoryStoreBackendDefaults,
+            ProgressBarsConfig,
+        )
 
         self.gx, self.settings = gx, settings
-        context = gx.get_context(mode="ephemeral")
-        context.variables.progress_bars = ProgressBarsConfig(globally=False)
+        in_memory = InMemoryStoreBackendDefaults(init_temp_docs_sites=False)  # else each run leaves a directory behind
+        config = DataContextConfig(store_backend_defaults=in_memory, progress_bars=ProgressBarsConfig(globally=False))
+        context = gx.get_context(mode="ephemeral", project_config=config)
         self.source = context.data_sources.add_pandas("manifests")
         self.batches: dict[str, Any] = {}
         self.found: dict[tuple[str, str], Finding] = {}
@@ -212,7 +227,9 @@ class _Checker:
         for kind, facts in self.facts.items():
             frame = pd.DataFrame([[f[1] for f in facts]], columns=[f[0] for f in facts])
             expect = self.gx.expectations.ExpectColumnMaxToBeBetween
-            expectations = [expect(column=n, max_value=0, severity=self._severity(n, s), meta={"name": n}) for n, _, _, s in facts]
+            expectations = [
+                expect(column=n, max_value=0, severity=self._severity(n, s), meta={"name": n}) for n, _, _, s in facts
+            ]
             shown = {name: rows for name, _, rows, _ in facts}
             for result in self._validate(f"{kind}, facts", frame, expectations, None):
                 self._note(kind, result)
@@ -222,7 +239,7 @@ class _Checker:
         order = list(SCHEMAS)
         return sorted(self.found.values(), key=lambda f: order.index(f.manifest))
 
-    def _severity(self, name: str, severity: str) -> str:
+    def _severity(self, name: str, severity: str) -> Any:
         return "warning" if name in self.settings.only_warn else severity
 
     def _validate(self, asset: str, frame: Any, expectations: list[Any], key: str | None) -> list[Any]:
@@ -242,12 +259,13 @@ class _Checker:
         if result.success:
             return
         raised = [m for m in _exceptions(result.exception_info) if m]
-        observed = result.result.get("observed_value")
-        broken = int(result.result.get("unexpected_count") or (observed if isinstance(observed, int | float) else 0)) or 1
+        broken = int(result.result.get("unexpected_count") or result.result.get("observed_value") or 1)
         finding.broken += broken
         finding.why = raised[0] if raised else finding.why
         room = self.settings.rows_shown - len(finding.shown)
-        finding.shown += [{k: _plain(v) for k, v in row.items()} for row in result.result.get("partial_unexpected_index_list") or []][: max(room, 0)]
+        finding.shown += [
+            {k: _plain(v) for k, v in row.items()} for row in result.result.get("partial_unexpected_index_list") or []
+        ][: max(room, 0)]
 
 
 def _exceptions(info: Mapping[str, Any] | None) -> list[str]:
@@ -266,22 +284,42 @@ def _report(manifests: Mapping[str, Path], rows: Mapping[str, int], findings: li
     broken = [f for f in findings if not f.held and f.severity != "warning"]
     warned = [f for f in findings if not f.held and f.severity == "warning"]
     report = StepReport(step="validate", title="Validate manifests", done=len(findings))
-    report.counts = {"manifests": len(manifests), "rows": sum(rows.values()), "expectations": len(findings), "broken": len(broken),
-                     "warnings": len(warned)}  # fmt: skip
+    report.counts = {
+        "manifests": len(manifests),
+        "rows": sum(rows.values()),
+        "expectations": len(findings),
+        "broken": len(broken),
+        "warnings": len(warned),
+    }
     report.versions = {"great_expectations": version("great_expectations")}
     per_manifest = [
-        [kind, rows.get(kind), sum(f.manifest == kind for f in findings), sum(f.manifest == kind for f in broken),
-         sum(f.manifest == kind for f in warned)]
+        [
+            kind,
+            rows.get(kind),
+            sum(f.manifest == kind for f in findings),
+            sum(f.manifest == kind for f in broken),
+            sum(f.manifest == kind for f in warned),
+        ]
         for kind in manifests
-    ]  # fmt: skip
+    ]
     report.sections.append(table("Manifests", ["manifest", "rows", "expectations", "broken", "warnings"], per_manifest))
     if broken or warned:
-        lines = [[f.manifest, f.name, f.severity, f.broken, "; ".join(_brief(row) for row in f.shown[:2]) or f.why] for f in broken + warned]
-        report.sections.append(table("What did not hold", ["manifest", "expectation", "severity", "rows", "for example"], lines))
-    report.summary = {"validation": {
-        "expectations": len(findings), "failed": len(broken), "warnings": len(warned), "manifests": {k: rows.get(k) for k in manifests},
-        "broken": [{"manifest": f.manifest, "expectation": f.name, "rows": f.broken} for f in broken],
-    }}  # fmt: skip
+        lines = [
+            [f.manifest, f.name, f.severity, f.broken, "; ".join(_brief(row) for row in f.shown[:2]) or f.why]
+            for f in broken + warned
+        ]
+        report.sections.append(
+            table("What did not hold", ["manifest", "expectation", "severity", "rows", "for example"], lines)
+        )
+    report.summary = {
+        "validation": {
+            "expectations": len(findings),
+            "failed": len(broken),
+            "warnings": len(warned),
+            "manifests": {k: rows.get(k) for k in manifests},
+            "broken": [{"manifest": f.manifest, "expectation": f.name, "rows": f.broken} for f in broken],
+        }
+    }
     return report
 
 

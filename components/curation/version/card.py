@@ -55,20 +55,26 @@ def read_members(manifests: Mapping[str, Path]) -> Members:
     selection = tables["selection"].filter(pc.field("keep")).select(["clip_id", "split"])
     where = manifests["selection"]
     if not len(selection):
-        raise BadInputError(f"{where}: the selection keeps no clip, so there is no dataset to register; lower the filter's cuts")
+        raise BadInputError(
+            f"{where}: the selection keeps no clip, so there is no dataset to register; lower the filter's cuts"
+        )
     if selection["split"].null_count:
         raise BadInputError(f"{where}: a kept clip has no split; run the filter step again")
     kept = tables["clips"].join(selection, "clip_id", join_type="inner").sort_by("clip_id")
     if len(kept) != len(selection):
         lost = sorted(set(selection["clip_id"].to_pylist()) - set(kept["clip_id"].to_pylist()))
-        raise BadInputError(f"{where}: keeps {len(lost)} clips that {manifests['clips']} lacks, such as {lost[:1]}; they are of two runs")
+        raise BadInputError(
+            f"{where}: keeps {len(lost)} clips that {manifests['clips']} lacks, such as {lost[0]}; they are of two runs"
+        )
     shards = sorted(pc.unique(kept["shard_uri"]).to_pylist())
     for uri in shards:
         uri_md5(uri)  # refuses what is no object of a data root
     return Members(tables["videos"], tables["annotations"], tables["selection"], kept, shards)
 
 
-def make_card(name: str, members: Members, shards: Mapping[str, tuple[str, int]], content: str, svdflow: str) -> dict[str, Any]:
+def make_card(
+    name: str, members: Members, shards: Mapping[str, tuple[str, int]], content: str, svdflow: str
+) -> dict[str, Any]:
     """The card.
 
     Args:
@@ -117,7 +123,9 @@ def make_card(name: str, members: Members, shards: Mapping[str, tuple[str, int]]
             "svdflow": svdflow,
             "annotators": _one_or_all(annotations["annotators"]),
             "motion_unit": _distinct(annotations["motion_unit"]),
-            "captions": {kind: _distinct(annotations[f"caption_{kind}_model"]) for kind in ("image", "video", "summary")},
+            "captions": {
+                kind: _distinct(annotations[f"caption_{kind}_model"]) for kind in ("image", "video", "summary")
+            },
             "sources": dict(sorted(Counter(videos["source"].to_pylist()).items())),
             "licences": dict(sorted(Counter(each or "unknown" for each in videos["licence"].to_pylist()).items())),
         },
@@ -134,8 +142,8 @@ def next_number(
 ) -> tuple[int, int, int]:
     """The number of a version whose content is new, after the latest one and its card.
 
-    Major: the manifests' schema changed, readers must follow. Minor: other clips, another split, or other bytes. Patch: the
-    same clips, only what is said about them (scores, captions, thresholds) changed. The first is 1.0.0.
+    Major: the manifests' schema changed, readers must follow. Minor: other clips, another split, or other bytes. Patch:
+    the same clips, only what is said about them (scores, captions, thresholds) changed. The first is 1.0.0.
     """
     if latest is None:
         return (1, 0, 0)

@@ -110,7 +110,11 @@ def pull_dataset(registry: Path, tag: str, destination: Path, store: Path) -> Pa
     """
     opened = Registry.existing(registry)
     found = resolve(opened, tag)
-    _check_out(opened, found, destination)
+    destination = destination.resolve()
+    try:
+        _check_out(opened, found, destination)
+    except OSError as error:
+        raise BadInputError(f"{destination}: cannot be written ({error.strerror}); name another destination") from error
     location, endpoint_url = dvc_files.configured_remote(opened.read(BRANCH, dvc_files.CONFIG))
     with ExitStack() as stack:
         endpoint = _endpoint(location, endpoint_url, store, stack)
@@ -128,7 +132,9 @@ def pull_dataset(registry: Path, tag: str, destination: Path, store: Path) -> Pa
         said = " ".join((done.stderr or done.stdout or b"").decode(errors="replace").split())[-400:]
         if "No module named dvc" in said:
             raise ServiceError("pulling a dataset needs DVC: pip install 'svdflow[curation]'")
-        raise StorageError(f"{destination}: dvc pull of {found} from {location} failed: {said}; run again, what has arrived is kept")
+        raise StorageError(
+            f"{destination}: dvc pull of {found} from {location} failed: {said}; run again, what has arrived is kept"
+        )
     return destination / found.name
 
 
@@ -172,7 +178,9 @@ def _check_out(registry: Registry, tag: VersionTag, destination: Path) -> None:
         partial.rename(destination)
     git = Git(destination)
     if not (destination / ".git").exists() or git.line("config", "remote.origin.url") != str(registry.directory):
-        raise BadInputError(f"{destination}: is not empty and no clone of {registry.directory}; name another destination")
+        raise BadInputError(
+            f"{destination}: is not empty and no clone of {registry.directory}; name another destination"
+        )
     git("fetch", "--quiet", "origin", "refs/tags/*:refs/tags/*")
     git("checkout", "--quiet", "--detach", f"refs/tags/{tag}")
 
@@ -188,19 +196,23 @@ def _endpoint(location: str, endpoint_url: str, store: Path, stack: ExitStack) -
                 "SVDFLOW_S3_ENDPOINT, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )
         return stack.enter_context(EmbeddedStore(store))
-    return StoreEndpoint(endpoint_url, os.environ.get("AWS_ACCESS_KEY_ID", ""), os.environ.get("AWS_SECRET_ACCESS_KEY", ""))
+    return StoreEndpoint(
+        endpoint_url, os.environ.get("AWS_ACCESS_KEY_ID", ""), os.environ.get("AWS_SECRET_ACCESS_KEY", "")
+    )
 
 
 def _require_listing(registry: Registry, tag: VersionTag, remote: S3Root) -> None:
     digest = dvc_files.listed_digest(registry.read(str(tag), f"{tag.name}.dvc"))
     if not remote.exists(object_uri(digest)):
         raise StorageError(
-            f"{remote.location}: does not hold {tag} (no {object_uri(digest)}); it is another store than the one it was "
-            "registered in, or the objects were removed: register the dataset again"
+            f"{remote.location}: does not hold {tag} (no {object_uri(digest)}); it is another store than the one "
+            "it was registered in, or the objects were removed: register the dataset again"
         )
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         return {prefix: value}
-    return {key: leaf for name, inner in value.items() for key, leaf in _flat(inner, f"{prefix}.{name}".lstrip(".")).items()}
+    return {
+        key: leaf for name, inner in value.items() for key, leaf in _flat(inner, f"{prefix}.{name}".lstrip(".")).items()
+    }

@@ -1,4 +1,4 @@
-"""Git, as a registry of versions needs it: plumbing commands, no prompt, an identity of its own, stale locks removed."""
+"""Git, as a registry of versions needs it: no prompt, an identity of its own, locks of dead processes removed."""
 
 from __future__ import annotations
 
@@ -38,13 +38,17 @@ class Git:
         Raises:
             GitRefused: it ended with an error.
         """
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("GIT_") or k.startswith(("GIT_SSL", "GIT_SSH"))}
+        inherited = {
+            k: v for k, v in os.environ.items() if not k.startswith("GIT_") or k.startswith(("GIT_SSL", "GIT_SSH"))
+        }
         environment = {**inherited, **IDENTITY, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
         if index:
             environment["GIT_INDEX_FILE"] = str(index)
         command = ["git", "-c", "gc.auto=0", "-c", "core.quotePath=false", *arguments]
         for attempt in range(_TRIES):
-            done = subprocess.run(command, cwd=self.directory, env=environment, input=stdin, capture_output=True, check=False)
+            done = subprocess.run(
+                command, cwd=self.directory, env=environment, input=stdin, capture_output=True, check=False
+            )
             if done.returncode == 0:
                 return done.stdout
             message = done.stderr.decode(errors="replace").strip()

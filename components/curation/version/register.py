@@ -39,7 +39,10 @@ def register_dataset(
     """Register the dataset that the four manifests describe; equal content finds its existing version.
 
     Args:
-        videos: the videos manifest, and so on for ``clips``, ``annotations`` and ``selection``.
+        videos: the videos manifest.
+        clips: the clips manifest.
+        annotations: the annotations manifest.
+        selection: the selection manifest.
         out: JSON file to write: name, tag, revision, remote and counts.
         root: where the shards lie.
         registry: directory of the git repository of versions; made when it is not there.
@@ -62,14 +65,21 @@ def register_dataset(
         card = make_card(settings.name, members, shards, content, _own_version())
         if remote.endpoint.endpoint_url.startswith("http://127.0.0.1:") and (store / "ports.json").is_file():
             EmbeddedStore(store).pin(str(registry.resolve()))
-        tag, revision, listing, reused = _publish(Registry(registry, settings.origin), remote, files, card, settings.name)
+        tag, revision, listing, reused = _publish(
+            Registry(registry, settings.origin), remote, files, card, settings.name
+        )
         written = shards_written + remote.writes - before
     dataset: dict[str, Any] = {
         "name": settings.name, "tag": str(tag), "revision": revision, "remote": remote.location,
         "clips": len(members.kept), "shards": len(members.shards), "bytes": listing.bytes,
         "objects_written": written, "objects_found": listing.files + 1 - written,  # the listing is an object too
     }  # fmt: skip
-    about = {"endpoint_url": remote.endpoint.endpoint_url, "origin": settings.origin, "content": content, "counts": card["counts"]}
+    about = {
+        "endpoint_url": remote.endpoint.endpoint_url,
+        "origin": settings.origin,
+        "content": content,
+        "counts": card["counts"],
+    }
     stable = {key: value for key, value in dataset.items() if not key.startswith("objects_")}
     write_atomic(out, json.dumps(stable | about, indent=1, sort_keys=True).encode())
     return _report(dataset, card, reused)
@@ -83,13 +93,15 @@ def _remote(root: DataRoot, store: Path, settings: VersionSettings, stack: ExitS
     return S3Root(settings.remote or f"s3://{endpoint.bucket}/datasets", endpoint)
 
 
-def _store_shards(members: Members, root: DataRoot, remote: S3Root, workers: int) -> tuple[dict[str, tuple[str, int]], int]:
+def _store_shards(
+    members: Members, root: DataRoot, remote: S3Root, workers: int
+) -> tuple[dict[str, tuple[str, int]], int]:
     """Bring the shards to the remote. Returns path in the dataset to (md5, bytes), and how many had to be written."""
     missing = [uri for uri in members.shards if not root.exists(uri)]
     if missing:
         raise BadInputError(
-            f"{root.location}: {len(missing)} of {len(members.shards)} shards are not in the data root, such as {missing[0]}; "
-            "the clips manifest is of another root, or the shard was removed: run the split step again"
+            f"{root.location}: {len(missing)} of {len(members.shards)} shards are not in the data root, such as "
+            f"{missing[0]}; the clips manifest is of another root, or the shard was removed: run the split step again"
         )
     with ThreadPoolExecutor(max_workers=workers) as pool:
         copies = pool.map(lambda uri: remote.copy_from(root, uri), members.shards)
@@ -110,9 +122,13 @@ def _publish(
             base = registry.revision(BRANCH)
             common = _common_files(registry, remote, name)
             tags = registry.tags(name)
-            found = next((tag for tag in reversed(tags) if read_card(registry, tag).get("content") == card["content"]), None)
+            found = next(
+                (tag for tag in reversed(tags) if read_card(registry, tag).get("content") == card["content"]), None
+            )
             if found:
-                listing = _store_listing(remote, files, registry.read(str(found), card_path(name)))  # if the remote is a new one
+                listing = _store_listing(
+                    remote, files, registry.read(str(found), card_path(name))
+                )  # if the remote is a new one
                 changed = {path: data for path, data in common.items() if registry.read(base, path) != data}
                 if not changed or registry.publish(changed, "Point the remote at where the store is now"):
                     return found, registry.revision(str(found)), listing, True
@@ -135,7 +151,9 @@ def _common_files(registry: Registry, remote: S3Root, name: str) -> dict[str, by
         return registry.read(BRANCH, path)
 
     return {
-        dvc_files.CONFIG: dvc_files.configuration(committed(dvc_files.CONFIG), remote.location, remote.endpoint.endpoint_url),
+        dvc_files.CONFIG: dvc_files.configuration(
+            committed(dvc_files.CONFIG), remote.location, remote.endpoint.endpoint_url
+        ),
         dvc_files.CONFIG_IGNORE: committed(dvc_files.CONFIG_IGNORE) or b"/config.local\n/tmp\n/cache\n",
         dvc_files.DVC_IGNORE: committed(dvc_files.DVC_IGNORE),
         dvc_files.GIT_IGNORE: dvc_files.with_line(committed(dvc_files.GIT_IGNORE), f"/{name}"),

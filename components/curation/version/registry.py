@@ -1,7 +1,7 @@
 """The registry: a git repository in which every dataset version is a commit and an annotated tag ``name@v1.2.3``.
 
-A version comes into being in one step: with an origin, when the origin takes branch and tag in one atomic push; without, when
-the local tag is made. The branch and the checked-out files follow, and are brought in line by the next use if a crash comes
+A version comes into being in one step: with an origin, when that takes branch and tag in one atomic push; without, when
+the local tag is made. Branch and checked-out files follow, and are brought in line by the next use if a crash comes in
 between. So a kill at any point leaves a version whole or not there.
 """
 
@@ -53,11 +53,18 @@ class Registry:
     def __init__(self, directory: Path, origin: str = "") -> None:
         self.directory = directory.resolve()
         self.origin = origin
-        self.directory.mkdir(parents=True, exist_ok=True)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInputError(
+                f"{self.directory}: no place for a registry ({error.strerror}); name another"
+            ) from error
         self.git = Git(self.directory)
         if not (self.directory / ".git").exists():
             if any(path.name != ".git" for path in self.directory.iterdir()):
-                raise BadInputError(f"{self.directory}: not empty and no git repository; name another registry directory")
+                raise BadInputError(
+                    f"{self.directory}: not empty and no git repository; name another registry directory"
+                )
             self.git("init", "--quiet", "--initial-branch=main")  # harmless when two do it at once
 
     @staticmethod
@@ -68,7 +75,9 @@ class Registry:
             BadInputError: it is not.
         """
         if not (directory / ".git").exists():
-            raise BadInputError(f"{directory}: there is no dataset registry here; run the version step, or clone one to this place")
+            raise BadInputError(
+                f"{directory}: there is no dataset registry here; run the version step, or clone one to this place"
+            )
         return Registry(directory)
 
     @contextmanager
@@ -130,7 +139,8 @@ class Registry:
         commit = self._commit(base, files, message)
         references = [(BRANCH, commit)]
         if tag:
-            body = f"object {commit}\ntype commit\ntag {tag}\ntagger {self.git.line('var', 'GIT_COMMITTER_IDENT')}\n\n{message}\n"
+            tagger = self.git.line("var", "GIT_COMMITTER_IDENT")
+            body = f"object {commit}\ntype commit\ntag {tag}\ntagger {tagger}\n\n{message}\n"
             references.append((f"refs/tags/{tag}", self.git.line("mktag", stdin=body.encode())))
         if self.origin:
             try:
@@ -139,7 +149,10 @@ class Registry:
                 if any(sign in str(error) for sign in _MOVED):
                     return None
                 raise
-        changes = [f"update {BRANCH} {commit} {base or '0' * 40}", *[f"create {ref} {sha}" for ref, sha in references[1:]]]
+        changes = [
+            f"update {BRANCH} {commit} {base or '0' * 40}",
+            *[f"create {ref} {sha}" for ref, sha in references[1:]],
+        ]
         try:
             self.git("update-ref", "--stdin", stdin=("start\n" + "\n".join(changes) + "\ncommit\n").encode())
         except GitRefused as error:
@@ -183,12 +196,15 @@ class Registry:
             self.git("push", "--quiet", "--atomic", "origin", f"{BRANCH}:{BRANCH}", *[f"{tag}:{tag}" for tag in tags])
         else:
             raise StorageError(
-                f"{self.directory}: this registry and its origin {self.origin} hold different versions; clone the origin to "
-                "a new registry directory and run again there: objects already stored are found"
+                f"{self.directory}: this registry and its origin {self.origin} hold different versions; clone the "
+                "origin to a new registry directory and run again there: objects already stored are found"
             )
 
     def _check_out(self) -> None:
-        """Bring the checked-out files in line with the branch; local edits are kept in git's stash. Other check-outs stay."""
+        """Bring the files in line with the branch, unless a user has another revision checked out.
+
+        Local edits are kept in git's stash.
+        """
         if not self.revision(BRANCH) or self.git.line("rev-parse", "--symbolic-full-name", "HEAD") != BRANCH:
             return
         if self.git("status", "--porcelain", "--untracked-files=no"):

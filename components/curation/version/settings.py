@@ -14,10 +14,10 @@ class VersionSettings(Settings):
 
     Attributes:
         name: the dataset's name; tags read ``name@v1.2.3``.
-        remote: ``s3://bucket/prefix`` that holds the bytes. By default the data root itself when that is on S3 (nothing is
-            copied then), else ``datasets`` in the store's bucket.
-        origin: git URL or path that versions are pushed to, and that is the truth about them; "" keeps them local. A path
-            that does not exist becomes a bare repository.
+        remote: ``s3://bucket/prefix`` that holds the bytes. By default the data root itself when that is on S3 (nothing
+            is copied then), else ``datasets`` in the store's bucket.
+        origin: git URL or path that versions are pushed to, and that is the truth about them; "" keeps them local. A
+            path that does not exist becomes a bare repository.
         registry: the registry's directory; by default ``registry`` in the work directory.
         store: directory of the embedded object store; by default ``store`` in the work directory. Not used when the
             environment names a store (``SVDFLOW_S3_ENDPOINT``).

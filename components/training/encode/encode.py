@@ -1,4 +1,4 @@
-"""Kept clips to training samples: latents of every frame, image embedding, text states of three captions, the conditioning frame."""
+"""Kept clips to training samples: latents, image embedding, text states of three captions, the conditioning frame."""
 
 from __future__ import annotations
 
@@ -37,8 +37,9 @@ def encode_clips(
     notes = {row["clip_id"]: row for row in read_rows("annotations", annotations) if row["clip_id"] in kept}
     units = [
         _unit(clip, kept[clip["clip_id"]]["split"], notes.get(clip["clip_id"], {}), root, settings)
-        for clip in read_rows("clips", clips) if clip["clip_id"] in kept
-    ]  # fmt: skip
+        for clip in read_rows("clips", clips)
+        if clip["clip_id"] in kept
+    ]
     return encode_units(units, out, root, settings, "Encode", "encode")
 
 

@@ -27,8 +27,16 @@ class Encoders:
     def identity(self) -> dict[str, str]:
         """What names the encoders' results: contents of shipped or given weights, versions of the local stand-ins."""
         s = self.settings
-        text = f"{conditioning.LOCAL_TEXT_ENCODER} {conditioning.VERSION}" if s.text_encoder == "local" else _directory(s.text_encoder)
-        image = f"{conditioning.LOCAL_IMAGE_ENCODER} {conditioning.VERSION}" if s.image_encoder == "local" else _directory(s.image_encoder)
+        text = (
+            f"{conditioning.LOCAL_TEXT_ENCODER} {conditioning.VERSION}"
+            if s.text_encoder == "local"
+            else _directory(s.text_encoder)
+        )
+        image = (
+            f"{conditioning.LOCAL_IMAGE_ENCODER} {conditioning.VERSION}"
+            if s.image_encoder == "local"
+            else _directory(s.image_encoder)
+        )
         return {"autoencoder": autoencoder.autoencoder_id(s.autoencoder), "text": text, "image": image}
 
     def latents(self, frames_FHWC: np.ndarray) -> np.ndarray:
@@ -43,7 +51,9 @@ class Encoders:
             if len(self._texts) > 10_000:
                 self._texts.clear()
                 new = sorted(set(captions))
-            source = conditioning.LOCAL_TEXT_ENCODER if self.settings.text_encoder == "local" else self.settings.text_encoder
+            source = (
+                conditioning.LOCAL_TEXT_ENCODER if self.settings.text_encoder == "local" else self.settings.text_encoder
+            )
             for caption in new:  # one at a time: a caption's states must not depend on its neighbours in a batch
                 self._texts[caption] = conditioning.text_context([caption], source)[0].numpy()
         return np.stack([self._texts[caption] for caption in captions])
@@ -58,7 +68,9 @@ class Encoders:
             return conditioning.build_image_encoder(self.texts([""]).shape[-1]), conditioning.build_feature_extractor()
         from transformers import CLIPVisionModelWithProjection
 
-        encoder = CLIPVisionModelWithProjection.from_pretrained(self.settings.image_encoder, local_files_only=True, use_safetensors=True)
+        encoder = CLIPVisionModelWithProjection.from_pretrained(
+            self.settings.image_encoder, local_files_only=True, use_safetensors=True
+        )
         return encoder.eval().requires_grad_(False), conditioning.build_feature_extractor()
 
     def _once(self, name: str, load: Any) -> Any:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 from ...common.errors import BadInputError
 from ...common.frames import fit_frame
 from ...common.manifests import read_rows
+from ...common.orbit_views import read_views
 from ...common.report import StepReport
 from ...common.storage import DataRoot
 from .samples import Unit, encode_units
@@ -22,7 +21,7 @@ ORBIT_FPS = 7.0  # an orbit has no frame rate; the model is told the one it know
 
 
 def encode_orbits(orbits: Path, out: Path, root: DataRoot, settings: EncodeSettings) -> StepReport:
-    """Encode the orbits of a manifest; every ``frames``-th part of the circle becomes a frame, the first view conditions.
+    """Encode the orbits of a manifest: views in place of frames, the first one conditions.
 
     Args:
         orbits: orbits manifest.
@@ -50,26 +49,10 @@ def load_orbit(row: dict[str, Any], root: DataRoot, settings: EncodeSettings) ->
     """The views of one orbit as one window.
 
     Raises:
-        BadInputError: a view is missing or is no PNG.
+        BadInputError: a view is missing, or the shard is none.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    stride = row["frames"] // settings.frames if row["frames"] % settings.frames == 0 else 1
-    frames = []
-    for view in range(0, row["frames"], stride):
-        name = f"{row['orbit_id']}/{view:03d}.png"
-        offset, size = _members(root, row["shard_uri"]).get(name, (0, 0))
-        if not size:
-            raise BadInputError(f"{row['shard_uri']}: has no view {name}")
-        try:
-            with Image.open(io.BytesIO(root.read_range(row["shard_uri"], offset, size)), formats=["PNG"]) as image:
-                frames.append(fit_frame(np.asarray(image.convert("RGB")), settings.height, settings.width))
-        except (UnidentifiedImageError, OSError) as error:
-            raise BadInputError(f"{row['shard_uri']}: {name} is no readable PNG ({error})") from error
-    return [(np.stack(frames), ORBIT_FPS)]
-
-
-@lru_cache(maxsize=8)
-def _members(root: DataRoot, uri: str) -> dict[str, tuple[int, int]]:
-    with tarfile.open(root.fetch(uri), "r:") as tar:
-        return {member.name: (member.offset_data, member.size) for member in tar if member.isfile()}
+    views = read_views(root, row["shard_uri"])
+    if len(views) != row["frames"]:
+        raise BadInputError(f"{row['shard_uri']}: orbit {row['orbit_id']} has {len(views)} views, not {row['frames']}")
+    stride = len(views) // settings.frames if len(views) % settings.frames == 0 else 1
+    return [(np.stack([fit_frame(view, settings.height, settings.width) for view in views[::stride]]), ORBIT_FPS)]

@@ -1,7 +1,8 @@
 """From windows of frames to samples in shards: what clips and orbits share.
 
-A unit (a clip, an orbit) becomes no, one or several samples. What is recorded under a unit's key is the list of its samples'
-manifest rows without what comes from elsewhere (split, captions as text, motion), so that a changed split encodes nothing anew.
+A unit (a clip, an orbit) becomes no, one or several samples. What is recorded under a unit's key is the list of its
+samples' manifest rows without what comes from elsewhere (split, captions as text, motion), so that a changed split
+encodes nothing anew.
 """
 
 from __future__ import annotations
@@ -61,9 +62,12 @@ def encode_units(
     naming = settings.model_dump(exclude={"samples_per_shard", "autoencoder", "text_encoder", "image_encoder"})
     base = {"version": VERSION, "encoders": encoders.identity(), "settings": naming}
     units = list(units)
-    keys = {unit.unit_id: identity(unit=unit.unit_id, captions=unit.captions, **unit.key_parts, **base) for unit in units}
+    keys = {
+        unit.unit_id: identity(unit=unit.unit_id, captions=unit.captions, **unit.key_parts, **base) for unit in units
+    }
     results: dict[str, dict[str, Any]] = {}
-    shard, done, shown = _Shard(), 0, []
+    shard, done = _Shard(), 0
+    shown: list[tuple[np.ndarray, str]] = []
     for unit in track(units, "clips" if step == "encode" else "orbits"):
         key = keys[unit.unit_id]
         found = root.find(KIND, key)
@@ -82,15 +86,18 @@ def encode_units(
     results |= _store(shard, root)
     rows = [
         {**unit.row, **sample, "clip_id": unit.unit_id, "captions": unit.captions}
-        for unit in units for sample in results[keys[unit.unit_id]]["samples"]
-    ]  # fmt: skip
+        for unit in units
+        for sample in results[keys[unit.unit_id]]["samples"]
+    ]
     write_manifest("samples", rows, out)
     skipped = Counter(results[keys[unit.unit_id]]["skipped"] for unit in units)
     skipped.pop(None, None)
     return _report(step, title, settings, encoders, units, rows, skipped, done, shown, root)
 
 
-def _encode(unit: Unit, key: str, encoders: Encoders, shard: _Shard, settings: EncodeSettings) -> tuple[dict[str, Any], np.ndarray | None]:
+def _encode(
+    unit: Unit, key: str, encoders: Encoders, shard: _Shard, settings: EncodeSettings
+) -> tuple[dict[str, Any], np.ndarray | None]:
     try:
         windows = unit.load()
     except Unusable as reason:
@@ -110,8 +117,16 @@ def _encode(unit: Unit, key: str, encoders: Encoders, shard: _Shard, settings: E
         if text is not None:
             tensors["text"] = text
         shard.samples[prefix] = tensors
-        samples.append({"sample_id": prefix, "tensor_prefix": prefix, "frames": len(frames), "height": frames.shape[1],
-                        "width": frames.shape[2], "fps": fps})  # fmt: skip
+        samples.append(
+            {
+                "sample_id": prefix,
+                "tensor_prefix": prefix,
+                "frames": len(frames),
+                "height": frames.shape[1],
+                "width": frames.shape[2],
+                "fps": fps,
+            }
+        )
     result = {"skipped": None, "samples": samples}
     shard.records.append((key, result))
     return result, windows[0][0][0]
@@ -132,25 +147,56 @@ def _store(shard: _Shard, root: DataRoot) -> dict[str, dict[str, Any]]:
 
 
 def _report(
-    step: str, title: str, settings: EncodeSettings, encoders: Encoders, units: list[Unit], rows: list[dict[str, Any]],
-    skipped: Counter[str], done: int, shown: list[tuple[np.ndarray, str]], root: DataRoot,
-) -> StepReport:  # fmt: skip
+    step: str,
+    title: str,
+    settings: EncodeSettings,
+    encoders: Encoders,
+    units: list[Unit],
+    rows: list[dict[str, Any]],
+    skipped: Counter[str],
+    done: int,
+    shown: list[tuple[np.ndarray, str]],
+    root: DataRoot,
+) -> StepReport:
     from ...common.storage import DirectoryRoot
 
     shards = sorted({row["shard_uri"] for row in rows})
     size = sum(root.fetch(uri).stat().st_size for uri in shards) if isinstance(root, DirectoryRoot) else None
     splits = Counter(row["split"] for row in rows)
-    summary = {"samples": len(rows), "train_samples": splits["train"], "held_out_samples": splits["held_out"],
-               "shards": len(shards), "skipped_by_reason": dict(sorted(skipped.items())), "bytes": size}  # fmt: skip
+    summary = {
+        "samples": len(rows),
+        "train_samples": splits["train"],
+        "held_out_samples": splits["held_out"],
+        "shards": len(shards),
+        "skipped_by_reason": dict(sorted(skipped.items())),
+        "bytes": size,
+    }
     what = "clips" if step == "encode" else "orbits"
-    sections = [table("Samples", ["", "samples"], [["train", splits["train"]], ["held out", splits["held_out"]]],
-                      note=f"{settings.frames} frames of {settings.width}x{settings.height} px each, in {len(shards)} shards")]  # fmt: skip
+    sections = [
+        table(
+            "Samples",
+            ["", "samples"],
+            [["train", splits["train"]], ["held out", splits["held_out"]]],
+            note=f"{settings.frames} frames of {settings.width}x{settings.height} px each, in {len(shards)} shards",
+        )
+    ]
     if skipped:
-        sections.append(table("Set aside", ["reason", what], [[reason, count] for reason, count in sorted(skipped.items())]))
+        sections.append(
+            table("Set aside", ["reason", what], [[reason, count] for reason, count in sorted(skipped.items())])
+        )
     if rows and step == "encode":
         sections.append(histogram("Frame rate of the samples", [row["fps"] for row in rows], "frames/s"))
     if shown:
-        sections.append(images("Conditioning frames", shown, note="the first frame of a sample, as the model is given it"))
-    return StepReport(step, title, done=done, reused=len(units) - done,
-                      counts={what: len(units), "samples": len(rows)}, summary={step: summary}, sections=sections,
-                      versions=encoders.identity())  # fmt: skip
+        sections.append(
+            images("Conditioning frames", shown, note="the first frame of a sample, as the model is given it")
+        )
+    return StepReport(
+        step,
+        title,
+        done=done,
+        reused=len(units) - done,
+        counts={what: len(units), "samples": len(rows)},
+        summary={step: summary},
+        sections=sections,
+        versions=encoders.identity(),
+    )

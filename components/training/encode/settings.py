@@ -24,5 +24,7 @@ class EncodeSettings(Settings):
     @model_validator(mode="after")
     def _sides(self) -> EncodeSettings:
         if self.height % 8 or self.width % 8:
-            raise ValueError(f"{self.width}x{self.height} px: both sides must be multiples of 8, the autoencoder's factor")
+            raise ValueError(
+                f"{self.width}x{self.height} px: both sides must be multiples of 8, the autoencoder's factor"
+            )
         return self

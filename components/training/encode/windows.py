@@ -1,4 +1,4 @@
-"""Which frames of a clip make a sample, and how a frame is brought to the training size."""
+"""Which frames of a clip make a sample."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Window:
 def plan_windows(frames: int, fps: float, settings: EncodeSettings) -> list[Window]:
     """Windows that fit a clip of so many frames; none if it is too short.
 
-    Every k-th frame is taken, with k such that the rate comes nearest to the one aimed at. Windows do not overlap, and are
-    spread evenly from the clip's start to its end.
+    Every k-th frame is taken, with k such that the rate comes nearest to the one aimed at. Windows do not overlap, and
+    are spread evenly from the clip's start to its end.
     """
     stride = max(1, round(fps / settings.fps))
     span = (settings.frames - 1) * stride + 1
@@ -36,7 +36,9 @@ def plan_windows(frames: int, fps: float, settings: EncodeSettings) -> list[Wind
     return [Window(tuple((start + k * stride) / fps for k in range(settings.frames)), fps / stride) for start in starts]
 
 
-def take_windows(decoded: Iterable[VideoFrame], windows: list[Window], height: int, width: int) -> list[np.ndarray] | None:
+def take_windows(
+    decoded: Iterable[VideoFrame], windows: list[Window], height: int, width: int
+) -> list[np.ndarray] | None:
     """The frames nearest to the windows' times, at the training size: one uint8 array [F, H, W, 3] per window.
 
     One pass over the clip; only frames that are asked for are kept, already small. None when the clip ends too early.

@@ -1,6 +1,7 @@
-"""Compile DeepSpeed's shared-memory communication op once, before anyone waits for it: ``python -m svdflow.training.train.build_ops``.
+"""Compile DeepSpeed's communication op before anyone waits for it: ``python -m svdflow.training.train.build_ops``.
 
-DeepSpeed compiles it on the first use, which takes a minute or more; workers that start together would wait for one another.
+DeepSpeed compiles it on the first use, which takes a minute or more; workers that start together would wait for one
+another.
 """
 
 from __future__ import annotations
@@ -33,10 +34,12 @@ def worker_environment() -> dict[str, str]:
 
 
 def clear_stale_locks(directory: Path | None = None) -> list[Path]:
-    """Remove the build locks that nobody holds: a process killed while it compiled leaves one, and all later ones would wait for ever.
+    """Remove the build locks that nobody holds.
 
-    A lock is stale when no running process has the op's folder open or as its working directory and the lock is older than
-    15 s. Returns the locks removed.
+    A process killed while it compiled leaves one, and all later ones would wait for ever.
+
+    A lock is stale when no running process has the op's folder open or as its working directory and the lock is older
+    than 15 s. Returns the locks removed.
     """
     removed = []
     for lock in (directory or extensions_dir()).glob("*/**/lock"):

@@ -1,10 +1,11 @@
 """Checkpoints of a training run: per-parameter tensors in safetensors, written whole or not at all.
 
-A checkpoint knows nothing of ZeRO or of the number of processes: it holds the fp32 weights, the Adam moments and the running
-average under the parameters' names. So a run can go on at another ZeRO stage and on another number of GPUs. No generator's
-state is kept: what a step draws follows from its number.
+A checkpoint knows nothing of ZeRO or of the number of processes: it holds the fp32 weights, the Adam moments and the
+running average under the parameters' names. So a run can go on at another ZeRO stage and on another number of GPUs. No
+generator's state is kept: what a step draws follows from its number.
 
-    step_00000050/  model.safetensors  exp_avg.safetensors  exp_avg_sq.safetensors  [ema.safetensors]  state.json (sums, written last)
+    step_00000050/  model.safetensors  exp_avg.safetensors  exp_avg_sq.safetensors  [ema.safetensors]  state.json (sums,
+    written last)
 """
 
 from __future__ import annotations
@@ -36,14 +37,16 @@ class Checkpoint:
     state: dict[str, Any]
 
     def tensors(self, name: str) -> dict[str, torch.Tensor] | None:
-        """The tensors of one part ("model", "exp_avg", "exp_avg_sq", "ema"), or None when the run keeps no such part."""
+        """The tensors of one part ("model", "exp_avg", "exp_avg_sq", "ema"), or None when there is no such part."""
         from safetensors.torch import load_file
 
         path = self.directory / f"{name}.safetensors"
         return load_file(path) if path.name in self.state["sha256"] else None
 
 
-def save_checkpoint(folder: Path, step: int, parts: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any], keep: int) -> Path:
+def save_checkpoint(
+    folder: Path, step: int, parts: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any], keep: int
+) -> Path:
     """Write a checkpoint: into a folder aside, flushed to disk, then renamed; and remove the oldest beyond ``keep``.
 
     Args:
@@ -71,14 +74,20 @@ def save_checkpoint(folder: Path, step: int, parts: Mapping[str, Mapping[str, to
         (partial / "state.json").write_text(json.dumps({**state, "format": FORMAT, "step": step, "sha256": sums}))
         _flush(partial / "state.json")
         _flush(partial)
-        shutil.rmtree(target, ignore_errors=True)  # a damaged one of the same step: sound ones are resumed from, not rewritten
+        shutil.rmtree(
+            target, ignore_errors=True
+        )  # a damaged one of the same step: sound ones are resumed from, not rewritten
         partial.rename(target)
         _flush(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise StorageError(f"{folder}: the checkpoint of step {step} cannot be written ({error}); free some space and "
-                           "run again, training goes on from the last checkpoint") from error  # fmt: skip
-    ahead = [old for old in _directories(folder) if old.name > target.name]  # damaged, or the run would have gone on from them
+        raise StorageError(
+            f"{folder}: the checkpoint of step {step} cannot be written ({error}); free some space and "
+            "run again, training goes on from the last checkpoint"
+        ) from error
+    ahead = [
+        old for old in _directories(folder) if old.name > target.name
+    ]  # damaged, or the run would have gone on from them
     for old in ahead + [old for old in _directories(folder) if old not in ahead][keep:]:
         shutil.rmtree(old, ignore_errors=True)
     for leftover in folder.glob(".partial-*"):  # of a process that was killed while it wrote
@@ -88,7 +97,7 @@ def save_checkpoint(folder: Path, step: int, parts: Mapping[str, Mapping[str, to
 
 def newest_sound(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint whose every byte is as written, and the names of newer ones that are damaged."""
-    damaged = []
+    damaged: list[str] = []
     for directory in _directories(folder):
         state = _verified_state(directory)
         if state is not None:

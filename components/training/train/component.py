@@ -8,11 +8,11 @@ def train(
     samples: dsl.Input[dsl.Dataset],
     model: dsl.Output[dsl.Model],
     stage: str,
-    dataset: dict,
     workdir: str,
     run_id: str,
     profile: str,
     overrides: dict,
+    dataset: dsl.Input[dsl.Dataset] = None,
     init: dsl.Input[dsl.Model] = None,
 ):
     """Train one stage of the model.
@@ -21,13 +21,14 @@ def train(
         samples: samples manifest.
         model: model directory, written.
         stage: image, video, image_to_video or multi_view.
-        dataset: name and tag of the dataset version, for the model's card.
         workdir: work directory of the run.
         run_id: names the run's reports.
         profile: settings profile; its section is ``train_<stage>``, on top of the paper's numbers of the stage.
         overrides: dotted settings to values.
+        dataset: JSON that registering the dataset version wrote, for the model's card; none for what is not registered.
         init: model directory to start from; none for the image stage.
     """
+    import json
     from pathlib import Path
 
     from svdflow.common.steps import run_step
@@ -37,4 +38,5 @@ def train(
     with run_step(f"train_{stage}", workdir, run_id, profile, overrides) as step:
         settings = load_stage_settings(stage, step.profile, step.overrides)
         start = Path(init.path) if init is not None else None
-        step.finish(train_stage(stage, Path(samples.path), start, Path(model.path), step.root, settings, dataset))
+        version = json.loads(Path(dataset.path).read_text()) if dataset is not None else {}
+        step.finish(train_stage(stage, Path(samples.path), start, Path(model.path), step.root, settings, version))

@@ -1,8 +1,8 @@
 """What the model sees at each step, as a function of (seed, ordinal of the sample) and of nothing else.
 
-The ordinal counts samples over the whole run: step s of global batch B uses s*B to (s+1)*B - 1. Order, caption, noise level,
-noise and dropped conditions are drawn from it, never from a process's rank or from a generator's running state. So any split
-over processes sees the same samples, and a run that resumes needs to know its step number only.
+The ordinal counts samples over the whole run: step s of global batch B uses s*B to (s+1)*B - 1. Order, caption, noise
+level, noise and dropped conditions are drawn from it, never from a process's rank or from a generator's running state.
+So any split over processes sees the same samples, and a run that resumes needs to know its step number only.
 
 Shapes: B batch, F frames, C latent channels, H W latent size; L text tokens, E width of an embedding.
 """
@@ -80,15 +80,30 @@ class Plan:
 
 
 def held_out_draws(settings: StageSettings, rows: int) -> list[tuple[int, Draw]]:
-    """The fixed draws of the held-out loss, with the index of their noise level. They do not depend on the seed of training."""
-    chosen = np.unique(np.linspace(0, rows - 1, min(rows, settings.held_out_samples)).round().astype(int)) if rows else []
+    """The held-out loss's fixed draws, each with the index of its noise level; the training seed has no part."""
+    count = min(rows, settings.held_out_samples)
+    chosen = sorted({round(place) for place in np.linspace(0, rows - 1, count)}) if count else []
     draws = []
     for level, sigma in enumerate(held_out_sigmas(settings)):
         for seed in range(settings.held_out_seeds):
             for place, row in enumerate(chosen):
                 frame = float(_generator(_DRAW, _HELD_OUT, seed, place).random())
-                draws.append((level, Draw(int(row), frame, 0, sigma, float(np.exp(settings.augment_mean)), False, False, False,
-                                          (_HELD_OUT, seed, int(row), level))))  # fmt: skip
+                draws.append(
+                    (
+                        level,
+                        Draw(
+                            int(row),
+                            frame,
+                            0,
+                            sigma,
+                            float(np.exp(settings.augment_mean)),
+                            False,
+                            False,
+                            False,
+                            (_HELD_OUT, seed, int(row), level),
+                        ),
+                    )
+                )
     return draws
 
 
@@ -97,7 +112,9 @@ def held_out_sigmas(settings: StageSettings) -> list[float]:
     from statistics import NormalDist
 
     normal = NormalDist(settings.p_mean, settings.p_std)
-    return [float(np.exp(normal.inv_cdf((i + 0.5) / settings.held_out_levels))) for i in range(settings.held_out_levels)]
+    return [
+        float(np.exp(normal.inv_cdf((i + 0.5) / settings.held_out_levels))) for i in range(settings.held_out_levels)
+    ]
 
 
 class SampleSource:

@@ -1,7 +1,7 @@
-"""DeepSpeed around a U-Net: start, one optimiser step, the running average, and the state under the parameters' own names.
+"""DeepSpeed around a U-Net: start, one optimiser step, the running average, the state by parameter name.
 
-Everything that DeepSpeed splits over processes is given out whole and taken in whole here, so that a checkpoint fits any ZeRO
-stage and any number of processes.
+Everything that DeepSpeed splits over processes is given out whole and taken in whole here, so that a checkpoint fits
+any ZeRO stage and any number of processes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def start_processes() -> tuple[int, int, torch.device]:
-    """Join the process group torchrun set up: NCCL with GPUs, gloo without. Returns rank, world size and this process's device."""
+    """Join torchrun's process group: NCCL with GPUs, gloo without. Returns rank, world size and device."""
     import deepspeed
 
     local = int(os.environ["LOCAL_RANK"])
@@ -49,7 +49,9 @@ class Engine:
             unet.enable_gradient_checkpointing()  # type: ignore[operator]
         trained = [p for p in unet.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
-        self.deepspeed, *_ = deepspeed.initialize(model=unet, optimizer=optimizer, config=self._config(), dist_init_required=False)
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=unet, optimizer=optimizer, config=self._config(), dist_init_required=False
+        )
         self._base = getattr(self.deepspeed.optimizer, "optimizer", None) or self.deepspeed.optimizer
         self.device = self.deepspeed.device
         self._average: dict[str, torch.Tensor] = {}
@@ -89,10 +91,13 @@ class Engine:
             self.deepspeed.step()
             total += float(loss.detach()) / len(losses)
         self.step += 1
-        if self._average:
+        if self.settings.ema:
+            # The average forgets faster at first (ours, and common): at 0.9999 a short run would otherwise hand on its
+            # start.
+            keep = min(self.settings.ema, (1 + self.step) / (10 + self.step))
             with torch.no_grad():
                 for name, p in self._parameters():
-                    self._average[name].lerp_(self._held(p).detach().float(), 1 - self.settings.ema)  # type: ignore[operator]
+                    self._average[name].lerp_(self._held(p).detach().float(), 1 - keep)
         return total
 
     # whole state, by parameter name; every process must call these together
@@ -106,17 +111,25 @@ class Engine:
             if not p.requires_grad:
                 continue
             for key in MOMENTS:
-                moment = self._base.state[p][key] if self.settings.zero_stage == 0 else safe_get_full_optimizer_state(p, key)
+                moment = (
+                    self._base.state[p][key] if self.settings.zero_stage == 0 else safe_get_full_optimizer_state(p, key)
+                )
                 parts[key][name] = moment.detach().float().cpu().clone().reshape(_shape(p))
         if self._average:
-            parts["ema"] = {name: self._whole(value, p) for (name, p), value in zip(self._parameters(), self._average.values(), strict=True)}
+            parts["ema"] = {
+                name: self._whole(value, p)
+                for (name, p), value in zip(self._parameters(), self._average.values(), strict=True)
+            }
         return parts
 
     def final_weights(self) -> dict[str, torch.Tensor]:
         """What the stage hands on: the running average where one is kept, else the weights."""
         if not self._average:
             return self._weights()
-        return {name: self._whole(value, p) for (name, p), value in zip(self._parameters(), self._average.values(), strict=True)}
+        return {
+            name: self._whole(value, p)
+            for (name, p), value in zip(self._parameters(), self._average.values(), strict=True)
+        }
 
     def use_average(self) -> None:
         """Put the running average in the model's place, for the held-out loss. Training cannot go on after that."""
@@ -143,7 +156,10 @@ class Engine:
         # AdamW makes its state at the first step; here it comes from the checkpoint before that.
         for group in self._base.param_groups:
             for p in group["params"]:
-                self._base.state[p] = {"step": torch.tensor(float(resume.step)), **{key: torch.zeros_like(p) for key in MOMENTS}}
+                self._base.state[p] = {
+                    "step": torch.tensor(float(resume.step)),
+                    **{key: torch.zeros_like(p) for key in MOMENTS},
+                }
         if hasattr(self.deepspeed.optimizer, "_lazy_init_hp_params_optimizer_state"):
             self.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
         weights, average = resume.tensors("model") or {}, resume.tensors("ema") or {}
@@ -169,24 +185,24 @@ class Engine:
     def _parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
         return list(self.deepspeed.module.named_parameters())
 
-    def _held(self, p: torch.nn.Parameter) -> torch.Tensor:
-        return p.ds_tensor if hasattr(p, "ds_tensor") else p.data  # type: ignore[no-any-return]
+    def _held(self, p: Any) -> torch.Tensor:
+        return p.ds_tensor if hasattr(p, "ds_tensor") else p.data
 
-    def _whole(self, held: torch.Tensor, p: torch.nn.Parameter) -> torch.Tensor:
+    def _whole(self, held: torch.Tensor, p: Any) -> torch.Tensor:
         if not hasattr(p, "ds_tensor"):
             return held.float().cpu().clone()
         shares = [torch.empty_like(held) for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather(shares, held.contiguous())
-        return torch.cat(shares).narrow(0, 0, p.ds_numel).reshape(p.ds_shape).float().cpu()  # type: ignore[attr-defined]
+        return torch.cat(shares).narrow(0, 0, p.ds_numel).reshape(p.ds_shape).float().cpu()
 
-    def _part(self, whole: torch.Tensor, p: torch.nn.Parameter) -> torch.Tensor:
+    def _part(self, whole: torch.Tensor, p: Any) -> torch.Tensor:
         if not hasattr(p, "ds_tensor"):
             return whole
-        size = p.ds_tensor.numel()  # type: ignore[attr-defined]
+        size = p.ds_tensor.numel()
         padded = torch.zeros(size * torch.distributed.get_world_size(), dtype=whole.dtype, device=whole.device)
         padded[: whole.numel()] = whole.flatten()
         return padded.narrow(0, size * torch.distributed.get_rank(), size)
 
 
-def _shape(p: torch.nn.Parameter) -> torch.Size:
-    return p.ds_shape if hasattr(p, "ds_shape") else p.shape  # type: ignore[no-any-return]
+def _shape(p: Any) -> torch.Size:
+    return p.ds_shape if hasattr(p, "ds_shape") else p.shape

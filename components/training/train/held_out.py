@@ -1,7 +1,7 @@
-"""The held-out loss: fixed samples, fixed noise levels, fixed noise, so that two models are told apart by nothing but themselves.
+"""The held-out loss: fixed samples, noise levels and noise, so that nothing but the models makes a difference.
 
-Beside the model's loss stands that of two predictors that know nothing: F = 0 (the network returns zero, so that D is c_skip
-times the noisy latent) and D = 0 (the denoised latent is zero).
+Beside the model's loss stands that of two predictors that know nothing: F = 0 (the network returns zero, so that D is
+c_skip times the noisy latent) and D = 0 (the denoised latent is zero).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Starts the training processes and sees them through. The local backend: torchrun as a child of this process.
 
-The child ends with its parent, however that ends: it is told to checkpoint and stop. Its output goes to a log file; what a
-caller sees of a failure is one line.
+The child ends with its parent, however that ends: it is told to checkpoint and stop. Its output goes to a log file;
+what a caller sees of a failure is one line.
 """
 
 from __future__ import annotations
@@ -54,19 +54,38 @@ def launch(job: dict[str, Any], folder: Path, processes: int, timeout_s: float) 
     job_file.write_text(json.dumps(job, indent=1))
     extensions_dir().mkdir(parents=True, exist_ok=True)
     clear_stale_locks()
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone",
-               "--local-addr=127.0.0.1", "--max-restarts=0", "-m", "svdflow.training.train.worker", str(job_file)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc_per_node={processes}",
+        "--standalone",
+        "--local-addr=127.0.0.1",
+        "--max-restarts=0",
+        "-m",
+        "svdflow.training.train.worker",
+        str(job_file),
+    ]
     environment = worker_environment() | {"GLOO_SOCKET_IFNAME": "lo"}
     told: list[str] = []
     with open(log, "wb") as output, _on_signals(told):
-        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                                   start_new_session=True, preexec_fn=lambda: die_with_parent(signal.SIGTERM))  # fmt: skip
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=lambda: die_with_parent(signal.SIGTERM),
+        )
         try:
             status = _wait(process, told, timeout_s)
         finally:
             _end(process)
     if told:
-        raise TrainingInterrupted(f"training was interrupted ({told[0]}); run it again and it goes on from its last checkpoint")
+        raise TrainingInterrupted(
+            f"training was interrupted ({told[0]}); run it again and it goes on from its last checkpoint"
+        )
     if status == 0 and result.is_file():
         return json.loads(result.read_text())
     raise TrainingFailed(_cause(folder, log, status))
@@ -100,7 +119,10 @@ def _on_signals(told: list[str]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {s: signal.signal(s, lambda number, _: told.append(signal.Signals(number).name)) for s in (signal.SIGTERM, signal.SIGINT)}
+    before = {
+        s: signal.signal(s, lambda number, _: told.append(signal.Signals(number).name))
+        for s in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         yield
     finally:
@@ -113,6 +135,6 @@ def _cause(folder: Path, log: Path, status: int | None) -> str:
         return f"{line.read_text().strip()} (log: {log})"
     text = log.read_text(errors="replace") if log.is_file() else ""
     if "exitcode: -9" in text or "exitcode  : -9" in text or "Signal 9" in text:
-        return f"a training process was killed, most likely for want of memory: take a smaller batch or more accumulation (log: {log})"
+        return f"a training process was killed, most likely for want of memory: take more accumulation (log: {log})"
     last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output")
     return f"the training processes ended with status {status}: {last} (log: {log})"

@@ -23,7 +23,12 @@ from .settings import StageSettings
 if TYPE_CHECKING:
     from .worker import Job
 
-KIND_OF_STAGE: dict[str, Any] = {"image": "image", "video": "text_to_video", "image_to_video": "image_to_video", "multi_view": "multi_view"}
+KIND_OF_STAGE: dict[str, Any] = {
+    "image": "image",
+    "video": "text_to_video",
+    "image_to_video": "image_to_video",
+    "multi_view": "multi_view",
+}
 _BEFORE = {"image": None, "video": "image", "image_to_video": "text_to_video", "multi_view": "image_to_video"}
 
 
@@ -31,12 +36,15 @@ def prepare_model(job: Job) -> tuple[VideoModel, SampleSource, SampleSource, Pla
     """The stage's model before its first step, its training and held-out samples, and the plan of draws.
 
     Raises:
-        BadInputError: no training samples, samples of other sizes than the settings ask for, or an init of the wrong kind.
+        BadInputError: no training samples, samples of other sizes than the settings ask for, or an init of the wrong
+        kind.
     """
     rows = read_rows("samples", job.samples)
     check_samples(rows, job.settings, job.samples)
     root = DataRoot.open(job.root)
-    sources = {split: SampleSource(root, [row for row in rows if row["split"] == split]) for split in ("train", "held_out")}
+    sources = {
+        split: SampleSource(root, [row for row in rows if row["split"] == split]) for split in ("train", "held_out")
+    }
     plan = Plan(job.settings, len(sources["train"].rows))
     model = start_model(job.stage, job.init, job.settings)
     if job.stage != "image" and not model.card.get("motion_calibration"):
@@ -44,9 +52,12 @@ def prepare_model(job: Job) -> tuple[VideoModel, SampleSource, SampleSource, Pla
         if any(math.isfinite(score) for score in scores):
             model.card["motion_calibration"] = MotionCalibration.fit(scores).to_dict()
     channels = sources["train"].tensor(0, "latents", 0, 1).shape[1]
-    if channels != model.unet.config.out_channels:
-        raise BadInputError(f"{job.samples}: latents have {channels} channels, the model takes {model.unet.config.out_channels}; "
-                            "encode the samples with the model's own autoencoder")  # fmt: skip
+    expected = model.unet.config.out_channels
+    if channels != expected:
+        raise BadInputError(
+            f"{job.samples}: latents have {channels} channels, the model takes {expected}; "
+            "encode the samples with the model's own autoencoder"
+        )
     return model, sources["train"], sources["held_out"], plan
 
 
@@ -58,19 +69,26 @@ def check_samples(rows: list[dict[str, Any]], settings: StageSettings, path: Pat
     """
     found = {(row["frames"], row["height"], row["width"]) for row in rows}
     if len(found) > 1:
-        raise BadInputError(f"{path}: samples of several sizes (frames, height, width): {sorted(found)}; encode them at one size")
+        raise BadInputError(
+            f"{path}: samples of several sizes (frames, height, width): {sorted(found)}; encode them at one size"
+        )
     for size in found:
-        for name, asked, there in zip(("frames", "height", "width"), (settings.frames, settings.height, settings.width), size, strict=True):
+        for name, asked, there in zip(
+            ("frames", "height", "width"), (settings.frames, settings.height, settings.width), size, strict=True
+        ):
             # A single frame is drawn out of any sample, so 1 is no mismatch.
             if asked not in (None, there) and not (name == "frames" and asked == 1):
-                raise BadInputError(f"{path}: samples have {name} {there}, the stage asks for {asked}; "
-                                    f"encode at that size, or set {name} of the stage to null")  # fmt: skip
+                raise BadInputError(
+                    f"{path}: samples have {name} {there}, the stage asks for {asked}; "
+                    f"encode at that size, or set {name} of the stage to null"
+                )
 
 
 def start_model(stage: str, init: Path | None, settings: StageSettings) -> VideoModel:
     """The model that a stage trains, before its first step.
 
-    An init of the stage's own kind is trained on; one of the kind before is grown into it without changing what it computes.
+    An init of the stage's own kind is trained on; one of the kind before is grown into it without changing what it
+    computes.
 
     Raises:
         BadInputError: a stage after the first has no init, or one of a kind that cannot become the stage's.
@@ -82,10 +100,14 @@ def start_model(stage: str, init: Path | None, settings: StageSettings) -> Video
     if init is None:
         if stage != "image":
             raise BadInputError(f"stage {stage} starts from a model of kind {_BEFORE[stage]}: give it one as init")
-        return VideoModel("image", _image_unet(settings), load_autoencoder(settings.autoencoder), text_encoder=_text_encoder(settings))
+        return VideoModel(
+            "image", _image_unet(settings), load_autoencoder(settings.autoencoder), text_encoder=_text_encoder(settings)
+        )
     model = load_model(init)
     if model.kind not in (kind, _BEFORE[stage]):
-        raise BadInputError(f"{init}: a model of kind {model.kind} cannot start stage {stage}, which takes {_BEFORE[stage]} or {kind}")
+        raise BadInputError(
+            f"{init}: a model of kind {model.kind} cannot start stage {stage}, which takes {_BEFORE[stage]} or {kind}"
+        )
     if model.kind != kind:
         if kind == "text_to_video":
             model.unet = inflate(model.unet, _sizes(model.unet, settings))
@@ -111,11 +133,18 @@ def untrained_model(stage: str, like: Path, settings: StageSettings) -> VideoMod
         model.unet = type(model.unet).from_config(model.unet.config)
     else:
         model.unet = build_video_unet(_sizes(model.unet, settings), model.kind)
-    model.card = {"stage": stage, "steps": 0, "untrained": True, "motion_calibration": model.card.get("motion_calibration")}
+    model.card = {
+        "stage": stage,
+        "steps": 0,
+        "untrained": True,
+        "motion_calibration": model.card.get("motion_calibration"),
+    }
     return model
 
 
-def save_trained(job: Job, model: VideoModel, train: SampleSource, weights: dict[str, Any], result: dict[str, Any]) -> None:
+def save_trained(
+    job: Job, model: VideoModel, train: SampleSource, weights: dict[str, Any], result: dict[str, Any]
+) -> None:
     """Write the trained model's directory, whole or not at all."""
     unet = type(model.unet).from_config(model.unet.config)
     unet.load_state_dict(weights)
@@ -125,17 +154,27 @@ def save_trained(job: Job, model: VideoModel, train: SampleSource, weights: dict
     card = {
         **job.card,
         "configuration": {**job.card["configuration"], **size},  # as trained, also where the settings left it open
-        "conditioning": {"fps": rates[len(rates) // 2], "motion_bucket": UNKNOWN_MOTION, "noise_aug": math.exp(job.settings.augment_mean)},
+        "conditioning": {
+            "fps": rates[len(rates) // 2],
+            "motion_bucket": UNKNOWN_MOTION,
+            "noise_aug": math.exp(job.settings.augment_mean),
+        },
         "stage": job.stage,
         "steps": result["steps"],
         "motion_calibration": model.card.get("motion_calibration"),
         "metrics": {"held_out_before": _mean(result["before"]), "held_out_after": _mean(result["after"])},
-        "parents": [*model.card.get("parents", []), *([{"stage": model.card.get("stage"), "tree": job.card["init"]}] if job.init else [])],
+        "parents": [
+            *model.card.get("parents", []),
+            *([{"stage": model.card.get("stage"), "tree": job.card["init"]}] if job.init else []),
+        ],
     }
     model.vae.to("cpu")
     partial = job.out.with_name(job.out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    save_model(VideoModel(model.kind, unet, model.vae, model.image_encoder, model.feature_extractor, model.text_encoder, card), partial)
+    save_model(
+        VideoModel(model.kind, unet, model.vae, model.image_encoder, model.feature_extractor, model.text_encoder, card),
+        partial,
+    )
     shutil.rmtree(job.out, ignore_errors=True)
     partial.rename(job.out)
 
@@ -151,7 +190,7 @@ def _image_unet(settings: StageSettings) -> Any:
 
     folder = Path(settings.base) / "unet"
     if not (folder / "config.json").is_file():
-        raise BadInputError(f"{settings.base}: has no unet/config.json; train_image.base is a diffusers directory, such as Stable Diffusion 2.1's")
+        raise BadInputError(f"{settings.base}: has no unet/config.json; train_image.base is a diffusers directory")
     return UNet2DConditionModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
 
 
@@ -165,27 +204,30 @@ def _give_image_encoder(model: VideoModel, settings: StageSettings) -> None:
     else:
         from transformers import CLIPVisionModelWithProjection
 
-        model.image_encoder = CLIPVisionModelWithProjection.from_pretrained(settings.image_encoder, local_files_only=True, use_safetensors=True)
+        model.image_encoder = CLIPVisionModelWithProjection.from_pretrained(
+            settings.image_encoder, local_files_only=True, use_safetensors=True
+        )
     model.feature_extractor = conditioning.build_feature_extractor()
 
 
 def _sizes(unet: Any, settings: StageSettings) -> UNetSettings:
-    """The settings that describe a UNet; what an image UNet does not tell comes from the stage's ``unet`` section or the defaults."""
+    """The settings that describe a UNet; what it does not tell comes from the stage's ``unet`` section."""
     config = unet.config
     heads = config.get("num_attention_heads") or config.attention_head_dim
     told = {
         "latent_channels": config.out_channels,
         "block_out_channels": tuple(config.block_out_channels),
         "layers_per_block": config.layers_per_block,
-        "attention_heads": tuple(heads) if isinstance(heads, (list, tuple)) else (heads,) * len(config.block_out_channels),
+        "attention_heads": tuple(heads)
+        if isinstance(heads, (list, tuple))
+        else (heads,) * len(config.block_out_channels),
         "cross_attention_dim": config.cross_attention_dim,
         "sample_size": config.sample_size,
     }
     for name in ("addition_time_embed_dim", "num_frames"):
-        if name in config:
-            told[name] = config[name]
-        elif name in settings.unet:
-            told[name] = settings.unet[name]
-    if settings.frames and "num_frames" not in config:
+        value = config.get(name) or settings.unet.get(name)
+        if value is not None:
+            told[name] = value
+    if settings.frames and not config.get("num_frames"):
         told["num_frames"] = settings.frames
     return UNetSettings(**told)

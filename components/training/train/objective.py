@@ -60,6 +60,10 @@ class Objective:
         model_fn = edm.unet_model_fn(self.net, conditions.context_BND, conditions.vector_BK, conditions.concat_BFchw)
         return edm.training_loss(model_fn, x0_BFchw, noise_BFchw, sigma_B)
 
+    def mean_loss(self, draws: Sequence[Draw]) -> torch.Tensor:
+        """The mean of ``losses``."""
+        return self.losses(draws).mean()
+
     def blind_losses(self, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
         """The same loss of the two predictors that know nothing: F = 0, and D = 0."""
         x0_BFchw, noise_BFchw, sigma_B = self._noised(draws)
@@ -69,14 +73,20 @@ class Objective:
     def _noised(self, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         x0 = [self.source.latents(draw, single_frame=self.kind == "image") for draw in draws]
         noises = [noise(draw, latent.shape) for draw, latent in zip(draws, x0, strict=True)]
-        return self._tensor(np.stack(x0)), self._tensor(np.stack(noises)), self._tensor(np.array([d.sigma for d in draws]))
+        return (
+            self._tensor(np.stack(x0)),
+            self._tensor(np.stack(noises)),
+            self._tensor(np.array([d.sigma for d in draws])),
+        )
 
     def _conditions(self, draws: Sequence[Draw], frames: int) -> Conditions:
         rows = [self.source.rows[draw.row] for draw in draws]
         if self.kind in ("image", "text_to_video"):
             context_BND = np.stack([self.source.text(draw) * (not draw.drop_text) for draw in draws])
         else:
-            context_BND = np.stack([self.source.tensor(draw.row, "image")[None] * (not draw.drop_embedding) for draw in draws])
+            context_BND = np.stack(
+                [self.source.tensor(draw.row, "image")[None] * (not draw.drop_embedding) for draw in draws]
+            )
         if self.kind == "image":
             return Conditions(self._tensor(context_BND).to(self.dtype))
         vector_BK = vector_conditioning(
@@ -90,7 +100,7 @@ class Objective:
         return Conditions(self._tensor(context_BND).to(self.dtype), self._tensor(vector_BK.numpy()), concat)
 
     def _frame_latents(self, draws: Sequence[Draw], frames: int) -> torch.Tensor:
-        """The conditioning frame with fresh noise in pixel space, encoded (not scaled), for every frame: [B, F, c, h, w]."""
+        """The conditioning frame, noised in pixel space and encoded (not scaled), [B, F, c, h, w]."""
         pixels_BCHW = to_unit_range(np.stack([self.source.tensor(draw.row, "frame") for draw in draws]))
         noise_BCHW = torch.from_numpy(np.stack([frame_noise(draw, pixels_BCHW.shape[1:]) for draw in draws]))
         strength_B = torch.tensor([draw.augment_sigma for draw in draws], dtype=torch.float32)

@@ -1,4 +1,6 @@
-"""What a training stage can be told. The paper's numbers of each stage are the files of ``training/stages``; a profile's section lies on top.
+"""What a training stage can be told.
+
+The paper's numbers of each stage are the files of ``training/stages``; a profile's section lies on top.
 
 The defaults here are what the stages share. Where the paper is silent, the field says "ours".
 """
@@ -29,8 +31,12 @@ class StageSettings(Settings):
     height: int | None = Field(None, ge=8)
     width: int | None = Field(None, ge=8)
     trainable: Literal["all", "time_embedding"] = "all"  # [P D.2]: the first image stage trains the time embedding only
-    base: str | None = None  # the image stage's start: a diffusers directory (SD 2.1); None builds a fresh U-Net from ``unet``
-    unet: dict[str, Any] = Field(default_factory=dict)  # sizes of a freshly built U-Net (diffusion.settings.UNetSettings)
+    base: str | None = (
+        None  # the image stage's start: a diffusers directory (SD 2.1); None builds a fresh U-Net from ``unet``
+    )
+    unet: dict[str, Any] = Field(
+        default_factory=dict
+    )  # sizes of a freshly built U-Net (diffusion.settings.UNetSettings)
     autoencoder: str = "shipped"  # of a new image model: "shipped", or a diffusers directory
     text_encoder: str = "local"  # of a new image model: "local", or a directory with tokenizer/ and text_encoder/
     image_encoder: str = "local"  # of a new image-to-video model: "local", or a transformers directory
@@ -51,7 +57,9 @@ class StageSettings(Settings):
     p_mean: float = -1.2  # ln sigma ~ N(p_mean, p_std^2) [P D.2]
     p_std: float = Field(1.0, gt=0)
     text_dropout: float = Field(0.15, ge=0, le=1)  # [P D.2]
-    image_dropout: float = Field(0.1, ge=0, le=1)  # of embedding and frame, each by itself and both. Ours: not published
+    image_dropout: float = Field(
+        0.1, ge=0, le=1
+    )  # of embedding and frame, each by itself and both. Ours: not published
     caption_weights: tuple[float, float, float] = (0.5, 0.25, 0.25)  # image, video, summary caption [P E.2.2]
     augment_mean: float = -3.0  # noise on the conditioning frame: ln sigma ~ N(-3, 0.5^2), in pixel space [P D.4]
     augment_std: float = Field(0.5, ge=0)
@@ -90,8 +98,16 @@ class StageSettings(Settings):
         return self.batch // (self.processes * self.accumulation)
 
 
-OPERATIONAL = ("processes", "zero_stage", "checkpoint_every", "keep_checkpoints", "timeout_s", "preset", "gradient_checkpointing")
-"""Settings that do not change what is learned (up to floating-point order), and so are no part of a result's identity."""
+OPERATIONAL = (
+    "processes",
+    "zero_stage",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "timeout_s",
+    "preset",
+    "gradient_checkpointing",
+)
+"""Settings that do not change what is learned (up to rounding), and so are no part of a result's identity."""
 
 
 def stage_settings(stage: str, values: Mapping[str, Any], section: str | None = None) -> StageSettings:

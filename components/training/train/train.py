@@ -1,4 +1,4 @@
-"""One training stage: samples and a model in, a model out. Found instead of trained when the same was trained before."""
+"""One training stage: samples and a model in, a model out. What was trained before is found."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from .launcher import launch
 from .settings import KINDS, OPERATIONAL, StageSettings
 
 VERSION = "1"
-_TITLES = {"image": "Train: image", "video": "Train: text to video", "image_to_video": "Train: image to video", "multi_view": "Train: multi-view"}
+_TITLES = {
+    "image": "Train: image",
+    "video": "Train: text to video",
+    "image_to_video": "Train: image to video",
+    "multi_view": "Train: multi-view",
+}
 
 
 def train_stage(
@@ -37,7 +42,8 @@ def train_stage(
         root: where shards lie, and where checkpoints and the result are kept.
         settings: of the stage, see ``settings.stage_settings``.
         dataset: what the samples were made of (name, tag, revision), for the model's card.
-        init_untrained: train nothing: write a model with the architecture of ``init`` and fresh random weights, a baseline.
+        init_untrained: train nothing: write a model with the architecture of ``init`` and fresh random weights, a
+        baseline.
 
     Raises:
         BadInputError: samples or init cannot be used.
@@ -56,7 +62,9 @@ def train_stage(
         raise BadInputError(f"stage {stage} needs a model to start from (init)")
     learned = settings.model_dump(exclude=set(OPERATIONAL))
     init_tree = tree_sha256(init) if init else None
-    key = identity(version=VERSION, stage=stage, samples=file_sha256(samples), init=init_tree, settings=learned, dataset=dataset)
+    key = identity(
+        version=VERSION, stage=stage, samples=file_sha256(samples), init=init_tree, settings=learned, dataset=dataset
+    )
     found = root.find("train", key)
     if found is None:
         result, tree = _train(stage, samples, init, init_tree, root, settings, dataset, key, learned)
@@ -70,9 +78,16 @@ def train_stage(
 
 
 def _train(
-    stage: str, samples: Path, init: Path | None, init_tree: str | None, root: DataRoot, settings: StageSettings,
-    dataset: dict[str, Any], key: str, learned: dict[str, Any],
-) -> tuple[dict[str, Any], str]:  # fmt: skip
+    stage: str,
+    samples: Path,
+    init: Path | None,
+    init_tree: str | None,
+    root: DataRoot,
+    settings: StageSettings,
+    dataset: dict[str, Any],
+    key: str,
+    learned: dict[str, Any],
+) -> tuple[dict[str, Any], str]:
     folder = root.scratch("training", key)
     model = folder / "model"
     job = {
@@ -101,7 +116,10 @@ def _write_untrained(stage: str, like: Path | None, out: Path, settings: StageSe
     model = untrained_model(stage, like, settings)
     shutil.rmtree(out, ignore_errors=True)
     save_model(model, out)
-    note = text("Untrained baseline", f"A {model.kind} model with fresh random weights (seed {settings.seed}); nothing was trained.")
+    note = text(
+        "Untrained baseline",
+        f"A {model.kind} model with fresh random weights (seed {settings.seed}); nothing was trained.",
+    )
     return StepReport(f"train_{stage}", f"{_TITLES[stage]} (untrained baseline)", done=1, sections=[note])
 
 
@@ -130,31 +148,71 @@ def _report(stage: str, settings: StageSettings, result: dict[str, Any], fresh: 
         "parameters": result["parameters"],
     }
     steps = [float(i + 1) for i in range(len(result["loss"]))]
-    series = {"each step": (steps, result["loss"]), "running mean": (steps, _smooth(result["loss"], max(5, len(steps) // 20)))}
+    series = {
+        "each step": (steps, result["loss"]),
+        "running mean": (steps, _smooth(result["loss"], max(5, len(steps) // 20))),
+    }
     sections = [curves("Training loss", series, "step", "weighted loss", note=f"global batch {settings.batch}")]
     if before and after:
         levels = [f"{sigma:.3g}" for sigma in after["sigmas"]]
-        rows = [[level, *(values[i] for values in (before["loss"], after["loss"], after["zero_network"], after["zero_output"]))]
-                for i, level in enumerate(levels)]  # fmt: skip
+        rows = [
+            [
+                level,
+                *(values[i] for values in (before["loss"], after["loss"], after["zero_network"], after["zero_output"])),
+            ]
+            for i, level in enumerate(levels)
+        ]
         rows.append(["mean", before["mean"], after["mean"], after["zero_network_mean"], after["zero_output_mean"]])
-        sections.append(table("Held-out loss by noise level", ["sigma", "before", "after", "network says 0", "denoised is 0"], rows,
-                              note=f"{after['samples']} held-out samples, {after['draws']} draws at fixed noise; weighted loss, lower is better"))  # fmt: skip
-        levels_x = {name: (after["sigmas"], values) for name, values in
-                    (("before", before["loss"]), ("after", after["loss"]), ("network says 0", after["zero_network"]))}  # fmt: skip
+        sections.append(
+            table(
+                "Held-out loss by noise level",
+                ["sigma", "before", "after", "network says 0", "denoised is 0"],
+                rows,
+                note=f"{after['samples']} held-out samples, {after['draws']} draws at fixed noise; lower is better",
+            )
+        )
+        levels_x = {
+            name: (after["sigmas"], values)
+            for name, values in (
+                ("before", before["loss"]),
+                ("after", after["loss"]),
+                ("network says 0", after["zero_network"]),
+            )
+        }
         sections.append(curves("Held-out loss by noise level", levels_x, "sigma", "weighted loss"))
     else:
         sections.append(text("Held-out loss", "not measured: there is no held-out sample"))
-    sections.append(table("How it ran", ["", ""], [
-        ["parameters", result["parameters"]], ["processes", result["world_size"]], ["ZeRO stage", result["zero_stage"]],
-        ["samples per second", summary["samples_per_second"]], ["went on from step", result["resumed_from"] or "the start"],
-        ["precision", settings.precision], ["learning rate", settings.lr], ["running average", settings.ema or "none"],
-        ["ln sigma", f"N({settings.p_mean:g}, {settings.p_std:g}²)"],
-    ]))  # fmt: skip
+    sections.append(
+        table(
+            "How it ran",
+            ["", ""],
+            [
+                ["parameters", result["parameters"]],
+                ["processes", result["world_size"]],
+                ["ZeRO stage", result["zero_stage"]],
+                ["samples per second", summary["samples_per_second"]],
+                ["went on from step", result["resumed_from"] or "the start"],
+                ["precision", settings.precision],
+                ["learning rate", settings.lr],
+                ["running average", settings.ema or "none"],
+                ["ln sigma", f"N({settings.p_mean:g}, {settings.p_std:g}²)"],
+            ],
+        )
+    )
     return StepReport(
-        f"train_{stage}", _TITLES[stage], done=int(fresh), reused=int(not fresh),
-        counts={"training samples": result["train_samples"], "held-out samples": result["held_out_samples"], "steps": result["steps"]},
-        summary={"training": {stage: summary}}, sections=sections, versions=result.get("versions", {}),
-    )  # fmt: skip
+        f"train_{stage}",
+        _TITLES[stage],
+        done=int(fresh),
+        reused=int(not fresh),
+        counts={
+            "training samples": result["train_samples"],
+            "held-out samples": result["held_out_samples"],
+            "steps": result["steps"],
+        },
+        summary={"training": {stage: summary}},
+        sections=sections,
+        versions=result.get("versions", {}),
+    )
 
 
 def _smooth(values: list[float], window: int) -> list[float]:

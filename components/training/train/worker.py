@@ -1,7 +1,8 @@
-"""What every training process runs: ``python -m torch.distributed.run --nproc_per_node=N -m svdflow.training.train.worker JOB.json``.
+"""What every training process runs: ``torchrun --nproc_per_node=N -m svdflow.training.train.worker JOB.json``.
 
-The job is plain JSON (see ``Job``). Rank 0 writes checkpoints, the model directory and ``result.json``; a process that fails
-leaves one line in ``error-<rank>.txt`` beside the job. SIGTERM leads to a checkpoint at the end of the step and exit status 75.
+The job is plain JSON (see ``Job``). Rank 0 writes checkpoints, the model directory and ``result.json``; a process that
+fails leaves one line in ``error-<rank>.txt`` beside the job. SIGTERM leads to a checkpoint at the end of the step and
+exit status 75.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import time
 import traceback
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +56,16 @@ class Job:
         """Read a job file."""
         values = json.loads(path.read_text())
         init = values["init"]
-        return Job(values["stage"], StageSettings(**values["settings"]), Path(values["samples"]), values["root"],
-                   Path(init) if init else None, Path(values["checkpoints"]), Path(values["out"]), values["card"])  # fmt: skip
+        return Job(
+            values["stage"],
+            StageSettings(**values["settings"]),
+            Path(values["samples"]),
+            values["root"],
+            Path(init) if init else None,
+            Path(values["checkpoints"]),
+            Path(values["out"]),
+            values["card"],
+        )
 
 
 class _Stop:
@@ -102,12 +112,14 @@ def run(job: Job, stop: _Stop) -> dict[str, Any] | None:
         while engine.step < settings.steps:
             began = time.monotonic()
             batches = [plan.micro_batch(engine.step, index, rank, processes) for index in range(settings.accumulation)]
-            loss = engine.train_step([lambda draws=draws: objective.losses(draws).mean() for draws in batches])
+            loss = engine.train_step([partial(objective.mean_loss, draws) for draws in batches])
             told = torch.tensor([loss / processes, float(stop.told)], dtype=torch.float64, device=device)
             torch.distributed.all_reduce(told)
             mean, stopping = float(told[0]), bool(told[1] > 0)
             if mean != mean:
-                raise SvdflowError(f"the loss of stage {job.stage} is not a number at step {engine.step}: take a lower train_{job.stage}.lr")
+                raise SvdflowError(
+                    f"stage {job.stage}, step {engine.step}: the loss is not a number; lower train_{job.stage}.lr"
+                )
             state["loss"].append(mean)
             state["trained_s"] += time.monotonic() - began
             progress.advance(note=f"loss {mean:.3f}")

@@ -1,0 +1,252 @@
+"""Evaluation and multi-view measurement end to end with tiny models: figures, videos, reuse, the gate's refusal."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from svdflow.common.errors import BadInputError, GateRefused
+from svdflow.common.manifests import write_manifest
+from svdflow.common.orbit_views import pack_views
+from svdflow.common.psnr import psnr_db
+from svdflow.common.shards import write_shard
+from svdflow.common.storage import DataRoot
+from svdflow.common.video import decode, encode_mp4, probe, read_frames
+from svdflow.evaluation.evaluate import evaluate_model, motion_bucket
+from svdflow.evaluation.gate import check_gate
+from svdflow.evaluation.settings import EvaluateSettings, GateSettings
+from svdflow.multiview.measure import measure_orbits, wrong_elevations
+from svdflow.multiview.settings import MeasureSettings
+
+FRAMES, SIZE, FPS = 4, 32, 6.0
+QUICK = EvaluateSettings(samples=3, steps=2, videos_shown=2)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    import torch
+    from svdflow.diffusion.autoencoder import load_autoencoder
+    from svdflow.diffusion.conditioning import build_feature_extractor, build_image_encoder
+    from svdflow.diffusion.model_directory import VideoModel, save_model
+    from svdflow.diffusion.settings import UNetSettings
+    from svdflow.diffusion.unet import build_video_unet, to_multi_view
+
+    folder = tmp_path_factory.mktemp("models")
+    vae = load_autoencoder()
+    sizes = UNetSettings(
+        latent_channels=vae.config.latent_channels,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        attention_heads=(2, 4),
+        cross_attention_dim=32,
+        addition_time_embed_dim=32,
+        num_frames=FRAMES,
+        sample_size=4,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        unet = build_video_unet(sizes, "image_to_video")
+    encoder, extractor = build_image_encoder(32), build_feature_extractor()
+    card = {
+        "stage": "image_to_video",
+        "motion_calibration": {"scores": [1.0, 3.0], "buckets": [0.0, 200.0], "unit": "px"},
+    }
+    save_model(VideoModel("image_to_video", unet, vae, encoder, extractor, None, card), folder / "image_to_video")
+    save_model(VideoModel("multi_view", to_multi_view(unet), vae, encoder, extractor, None, {}), folder / "multi_view")
+    return {kind: folder / kind for kind in ("image_to_video", "multi_view")}
+
+
+@pytest.fixture
+def manifests(tmp_path: Path, root: DataRoot) -> dict[str, Path]:
+    """Three held-out clips and one of training, in real H.264, with their samples as encoding leaves them."""
+    rng = np.random.default_rng(2)
+    wide = np.kron(rng.integers(0, 255, (8, 40, 3), dtype=np.uint8), np.ones((4, 4, 1), np.uint8))
+    clips, samples, selection, notes = [], [], [], []
+    for number in range(4):
+        frames = np.stack(
+            [wide[:, 10 * number + t * (number + 1) : 10 * number + t * (number + 1) + SIZE] for t in range(FRAMES + 2)]
+        )
+        mp4 = encode_mp4(frames, FPS, crf=10)
+        clip, split = f"clip{number}", "train" if number == 3 else "held_out"
+        write_shard(tmp_path / f"{clip}.safetensors", {clip: {"frame": read_frames(mp4, [1])[0]}})
+        clips.append(
+            {
+                "clip_id": clip,
+                "video_id": "v",
+                "start_s": 0.0,
+                "end_s": 1.0,
+                "first_frame": 0,
+                "last_frame": FRAMES + 1,
+                "cut_evidence": "{}",
+                "shard_uri": root.put_bytes(b"xx" + mp4),
+                "member": "m",
+                "offset": 2,
+                "bytes": len(mp4),
+                "frames": FRAMES + 2,
+                "fps": FPS,
+                "width": SIZE,
+                "height": SIZE,
+            }
+        )
+        samples.append(
+            {
+                "sample_id": clip,
+                "clip_id": clip,
+                "split": split,
+                "shard_uri": root.put_file(tmp_path / f"{clip}.safetensors"),
+                "tensor_prefix": clip,
+                "frames": FRAMES,
+                "height": SIZE,
+                "width": SIZE,
+                "fps": FPS,
+                "motion_score": 1.0 + number,
+                "captions": ["a colourful picture", "", ""],
+            }
+        )
+        selection.append(
+            {
+                "clip_id": clip,
+                "video_id": "v",
+                "keep": True,
+                "split": split,
+                "reasons": [],
+                "thresholds": "{}",
+                **{f"{axis}_failed": False for axis in ("motion", "text", "aesthetic", "similarity")},
+            }
+        )
+        notes.append(
+            {"clip_id": clip, "motion_score": 1.0 + number, "motion_unit": "px/0.5s@short128", "annotators": "{}"}
+        )
+    rows = {"clips": clips, "samples": samples, "selection": selection, "annotations": notes}
+    for kind, content in rows.items():
+        write_manifest(kind, content, tmp_path / f"{kind}.parquet")
+    return {kind: tmp_path / f"{kind}.parquet" for kind in rows}
+
+
+def test_evaluation_of_untrained_weights_is_measured_kept_and_refused(
+    models: dict[str, Path], manifests: dict[str, Path], root: DataRoot, tmp_path: Path
+) -> None:
+    def evaluate(name: str, settings: EvaluateSettings = QUICK):
+        return evaluate_model(
+            models["image_to_video"],
+            manifests["samples"],
+            manifests["clips"],
+            manifests["annotations"],
+            manifests["selection"],
+            tmp_path / f"{name}.json",
+            tmp_path / name,
+            root,
+            settings,
+        )
+
+    report = evaluate("first")
+    metrics = json.loads((tmp_path / "first.json").read_text())
+    figures = metrics["figures"]
+    assert (report.done, report.reused) == (6, 0) and metrics["protocol"]["sample_ids"] == ["clip0", "clip1", "clip2"]
+    assert metrics["protocol"]["motion_unit"] == "px/0.5s@short128"
+
+    # the still picture's figures follow from the clips alone
+    expected = []
+    for number in range(3):
+        row = decode(root.read(json_row(manifests["clips"], number)["shard_uri"])[2:])
+        true = np.stack([frame.rgb for frame in row])[1 : FRAMES + 1]
+        expected.append(psnr_db(true[1:], np.repeat(true[:1], FRAMES - 1, axis=0)).mean())
+    assert figures["psnr_db"]["first_frame_repeated"] == pytest.approx(np.mean(expected), abs=1e-5)
+    assert figures["first_frame_psnr_db"]["first_frame_repeated"] == 100
+    assert figures["motion_px"]["first_frame_repeated"] < 0.05 < figures["true_motion_px"]["model"]
+    # the model is itself untrained: it must not look better than other random weights
+    assert abs(figures["psnr_db"]["model"] - figures["psnr_db"]["untrained"]) < 3
+    assert figures["frechet"]["model"] > figures["frechet"]["first_frame_repeated"]
+
+    names = sorted(path.name for path in (tmp_path / "first").iterdir())
+    assert names == [f"clip{n}-{kind}.mp4" for n in range(3) for kind in ("generated", "truth")]
+    info = probe(tmp_path / "first" / "clip1-generated.mp4")
+    assert (info.frames, info.width, info.height, round(info.fps)) == (FRAMES, SIZE, SIZE, 6)
+
+    again = evaluate("again")
+    assert (again.done, again.reused) == (0, 6)
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "first.json").read_bytes()
+    fewer = evaluate("fewer", QUICK.model_copy(update={"samples": 2, "metrics": ("psnr",)}))
+    assert fewer.done == 0, "fewer samples and metrics need no new video"
+
+    with pytest.raises(GateRefused, match="PSNR gain over untrained weights"):
+        check_gate(tmp_path / "first.json", GateSettings(min_samples=2))
+
+
+def json_row(path: Path, number: int) -> dict[str, object]:
+    from svdflow.common.manifests import read_rows
+
+    return read_rows("clips", path)[number]
+
+
+def test_a_model_of_another_kind_is_refused_by_name(
+    models: dict[str, Path], manifests: dict[str, Path], root: DataRoot, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInputError, match="kind multi_view"):
+        evaluate_model(
+            models["multi_view"],
+            manifests["samples"],
+            manifests["clips"],
+            manifests["annotations"],
+            manifests["selection"],
+            tmp_path / "m.json",
+            tmp_path / "g",
+            root,
+            QUICK,
+        )
+    with pytest.raises(BadInputError, match="kind image_to_video; orbits need multi_view"):
+        measure_orbits(models["image_to_video"], models["image_to_video"], tmp_path / "none", root, MeasureSettings())
+
+
+def test_motion_is_asked_for_by_the_models_own_calibration() -> None:
+    card = {"motion_calibration": {"scores": [1.0, 3.0], "buckets": [0.0, 200.0]}}
+    assert motion_bucket(card, 2.0) == 100
+    assert motion_bucket(card, None) == motion_bucket({}, 2.0) == 127
+
+
+def test_every_orbit_is_told_an_elevation_far_from_its_own() -> None:
+    true = [3.0, 29.0, -4.0, 12.0, 20.0]
+    wrong = wrong_elevations(true)
+    assert sorted(wrong) == sorted(true)
+    assert all(abs(a - b) > 6 for a, b in zip(true, wrong, strict=True))
+
+
+def test_orbits_are_measured_without_the_input_view_and_generated_once(
+    models: dict[str, Path], root: DataRoot, tmp_path: Path
+) -> None:
+    rows, truths = [], []
+    for number in range(3):
+        views = np.random.default_rng(number).integers(0, 255, (FRAMES, SIZE, SIZE, 3), dtype=np.uint8)
+        truths.append(views)
+        rows.append(
+            {
+                "orbit_id": f"o{number}",
+                "object_id": f"thing{number % 2}",
+                "source": "generated",
+                "elevation_deg": 5.0 + 10 * number,
+                "split": "train" if number == 2 else "held_out",
+                "frames": FRAMES,
+                "height": SIZE,
+                "width": SIZE,
+                "shard_uri": root.put_bytes(pack_views(f"o{number}", views)),
+            }
+        )
+    write_manifest("orbits", rows, tmp_path / "orbits.parquet")
+    settings = MeasureSettings(steps=2, sheets=1)
+
+    def measure():
+        return measure_orbits(
+            models["multi_view"], models["image_to_video"], tmp_path / "orbits.parquet", root, settings
+        )
+
+    first, again = measure(), measure()
+    figures = first.summary["multiview"]
+    expected = np.mean([psnr_db(v[1:], np.repeat(v[:1], FRAMES - 1, axis=0)).mean() for v in truths[:2]])
+    assert figures["psnr_copy_input"] == pytest.approx(expected, abs=1e-3)
+    assert figures["measured_orbits"] == 2 and all(
+        np.isfinite(figures[f"psnr_{n}"]) for n in ("after", "before", "shuffled_elevation")
+    )
+    assert (first.done, again.done, again.reused) == (6, 0, 6) and again.summary == first.summary
+    write_manifest("orbits", rows[2:], tmp_path / "orbits.parquet")
+    with pytest.raises(BadInputError, match="no held-out orbit"):
+        measure()

@@ -1,0 +1,353 @@
+"""The real Triton server with a tiny model of random weights."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from svdflow.common.errors import BadInputError, ServiceError
+from svdflow.common.frames import fit_frame
+from svdflow.common.manifests import write_manifest
+from svdflow.common.video import encode_mp4, probe
+from svdflow.export import serve_check
+from svdflow.export.client import VideoClient
+from svdflow.export.generate import generate_file
+from svdflow.export.repository import export_repository
+from svdflow.export.serve_check import check_serving
+from svdflow.export.server import TritonServer
+from svdflow.export.settings import ExportSettings, ServeSettings
+
+pytestmark = pytest.mark.skipif(
+    find_spec("pytriton") is None, reason="the carrier of the Triton server is not installed"
+)
+
+LIGHT_MODEL = """
+import triton_python_backend_utils as pb_utils
+class TritonPythonModel:
+    def initialize(self, args):
+        {initialize}
+    def execute(self, requests):
+        return [pb_utils.InferenceResponse([]) for _ in requests]
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    import torch
+    from svdflow.diffusion.autoencoder import load_autoencoder
+    from svdflow.diffusion.conditioning import build_feature_extractor, build_image_encoder
+    from svdflow.diffusion.model_directory import VideoModel, save_model
+    from svdflow.diffusion.settings import TINY_UNET
+    from svdflow.diffusion.unet import build_video_unet
+
+    torch.manual_seed(0)
+    directory = tmp_path_factory.mktemp("serving") / "model"
+    unet = build_video_unet(TINY_UNET.model_copy(update={"num_frames": 3}), "image_to_video")
+    encoder = build_image_encoder(TINY_UNET.cross_attention_dim)
+    card = {"configuration": {"frames": 3, "height": 48, "width": 64}}
+    save_model(
+        VideoModel("image_to_video", unet, load_autoencoder(), encoder, build_feature_extractor(), None, card),
+        directory,
+    )
+    return directory
+
+
+@pytest.fixture(scope="module")
+def repository(model, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("serving") / "a repository"
+    metrics = out.parent / "metrics.json"
+    metrics.write_text(json.dumps({"gate": {"passed": True}}))
+    export_repository(model, metrics, out, ExportSettings(placement="cpu", steps=2, max_queue=1))
+    return out
+
+
+@pytest.fixture(scope="module")
+def server(repository):
+    with TritonServer(repository, threads=1) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with VideoClient(server.url) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def image() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (90, 160, 3), dtype=np.uint8)
+
+
+def test_served_frames_are_those_of_the_sampler_itself(client, model, image):
+    import torch
+    from svdflow.diffusion.model_directory import load_model
+    from svdflow.diffusion.sampling import generate
+
+    asked = {"seed": 5, "fps": 12, "motion_bucket": 30, "noise_aug": 0.1, "steps": 3, "guidance": (1.0, 2.5)}
+    served = client.generate(image, **asked)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        own = generate(
+            load_model(model), fit_frame(image, 48, 64), frames=3, **(asked | {"noise_aug": float(np.float32(0.1))})
+        )
+    finally:
+        torch.set_num_threads(threads)
+    assert served.dtype == np.uint8 and served.shape == (3, 48, 64, 3)
+    np.testing.assert_array_equal(served, own)
+
+
+def test_the_seed_and_the_image_and_the_conditions_decide_the_video(client, image):
+    first = client.generate(image, seed=1)
+    np.testing.assert_array_equal(first, client.generate(image, seed=1))
+    for other in (
+        client.generate(image, seed=2),
+        client.generate(image[::-1], seed=1),
+        client.generate(image, seed=1, motion_bucket=255),
+    ):
+        assert not np.array_equal(first, other)
+
+
+def test_the_server_tells_its_version_and_its_models_bounds(client, server):
+    assert client.ready()
+    assert client.server()["version"] == server.version
+    assert server.version[0].isdigit()
+    assert {
+        "frames": 3,
+        "height": 48,
+        "width": 64,
+        "default_steps": 2,
+        "max_steps": 100,
+    }.items() <= client.parameters().items()
+    assert not VideoClient(server.url, model="other").ready()
+
+
+def test_a_request_out_of_bounds_is_told_what_it_may_be(client, image):
+    with pytest.raises(BadInputError, match="steps is 101; this model takes 1 to 100"):
+        client.generate(image, steps=101)
+    with pytest.raises(BadInputError, match="8x8 px"):
+        client.generate(image[:8, :8])
+    with pytest.raises(BadInputError, match="GUIDANCE"):
+        client.generate(image, guidance=(1, 2, 3))
+    assert client.generate(image).shape == (3, 48, 64, 3)
+
+
+def test_a_client_that_gave_up_does_not_keep_the_server_busy(client, image):
+    with pytest.raises(ServiceError, match="no answer"):
+        client.generate(image, steps=60, guidance=(3, 3), timeout_s=0.3)
+    started = time.monotonic()
+    client.generate(image, steps=1)
+    quick = time.monotonic() - started
+    started = time.monotonic()
+    client.generate(image, steps=60, guidance=(3, 3))
+    assert quick < (time.monotonic() - started) / 2
+
+
+def test_requests_beyond_the_queue_are_refused_at_once(client, image):
+    outcomes: list[str] = []
+
+    def ask() -> None:
+        try:
+            outcomes.append(str(client.generate(image, steps=12).shape))
+        except ServiceError as error:
+            outcomes.append(str(error))
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert any("queue is full" in outcome for outcome in outcomes)
+    assert "(3, 48, 64, 3)" in outcomes
+
+
+def test_an_image_file_becomes_a_video_file_the_same_through_a_server_and_in_process(server, model, image, tmp_path):
+    from PIL import Image
+
+    Image.fromarray(image).save(tmp_path / "in.png")
+    said = generate_file(tmp_path / "in.png", tmp_path / "served.mp4", url=server.url, steps=2, seed=3, fps=9)
+    generate_file(tmp_path / "in.png", tmp_path / "own.mp4", model=model, steps=2, seed=3, fps=9)
+    found = probe(tmp_path / "served.mp4")
+    assert (found.frames, found.width, found.height, found.fps) == (3, 64, 48, 9.0)
+    assert "3 frames of 64x48 px at 9 fps" in said
+    assert (tmp_path / "own.mp4").stat().st_size > 500
+
+
+def test_a_taken_port_is_named(server, repository):
+    port = int(server.url.rpartition(":")[2])
+    with pytest.raises(ServiceError, match=f"port {port} .* is taken"), TritonServer(repository, grpc_port=port):
+        pass
+
+
+def test_an_unreachable_server_is_named(image):
+    with pytest.raises(ServiceError, match="no server answers"):
+        VideoClient("127.0.0.1:1").generate(image)
+
+
+def light_repository(directory: Path, initialize: str = "pass") -> Path:
+    version = directory / "image_to_video" / "1"
+    version.mkdir(parents=True)
+    (version / "model.py").write_text(LIGHT_MODEL.format(initialize=initialize))
+    (version.parent / "config.pbtxt").write_text(
+        'name: "image_to_video" backend: "python" max_batch_size: 0 '
+        'input [{name: "IMAGE" data_type: TYPE_UINT8 dims: [-1]}] '
+        'output [{name: "FRAMES" data_type: TYPE_UINT8 dims: [-1]}] instance_group [{kind: KIND_CPU}]'
+    )
+    return directory
+
+
+def servers() -> set[int]:
+    """Running Triton servers, their supervisors and backends on this machine."""
+    found = set()
+    for process in psutil.process_iter(["cmdline", "status"]):
+        command = " ".join(process.info["cmdline"] or [])
+        if ("svdflow-triton-" in command or "svdflow.export.supervise" in command) and process.info[
+            "status"
+        ] != psutil.STATUS_ZOMBIE:
+            found.add(process.pid)
+    return found
+
+
+def below(process: subprocess.Popen) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def test_a_model_that_does_not_load_ends_in_one_line_with_its_cause(tmp_path):
+    repository = light_repository(tmp_path / "r", "raise ValueError('weights of another planet')")
+    before = servers()
+    with (
+        pytest.raises(ServiceError, match="weights of another planet") as raised,
+        TritonServer(repository, log=tmp_path / "log"),
+    ):
+        pass
+    assert "\n" not in str(raised.value) and "\\n" not in str(raised.value)
+    assert servers() <= before
+
+
+def test_a_backend_that_crashes_while_loading_is_not_waited_for(tmp_path):
+    repository = light_repository(tmp_path / "r", "import os; os.abort()")
+    started = time.monotonic()
+    with pytest.raises(ServiceError, match="loads the model died"), TritonServer(repository, start_timeout_s=100):
+        pass
+    assert time.monotonic() - started < 20
+
+
+def test_a_repository_without_the_model_is_refused_before_a_server_starts(tmp_path):
+    with pytest.raises(BadInputError, match="run the export step"), TritonServer(tmp_path):
+        pass
+
+
+def start_serving(repository: Path) -> tuple[subprocess.Popen, str]:
+    program = (
+        "import sys; from pathlib import Path; from svdflow.export.server import serve_repository; "
+        "serve_repository(Path(sys.argv[1]))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, str(repository)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("gRPC"):
+            return process, line.split()[1]
+    raise AssertionError("the server said nothing of its address")
+
+
+def test_no_process_and_no_shared_memory_is_left_when_the_owner_is_killed(tmp_path):
+    repository = light_repository(tmp_path / "killed")
+    before = set(os.listdir("/dev/shm"))
+    process, url = start_serving(repository)
+    assert VideoClient(url).ready()
+    children = below(process)
+    assert len(children) == 3  # the supervisor, the server, the python backend
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    _, left = psutil.wait_procs(children, timeout=10.0)
+    assert [p for p in left if p.status() != psutil.STATUS_ZOMBIE] == []
+    assert {name for name in set(os.listdir("/dev/shm")) - before if name.startswith("svdflow-")} == set()
+
+
+def test_ctrl_c_ends_the_foreground_server_cleanly(tmp_path):
+    repository = light_repository(tmp_path / "interrupted")
+    process, _ = start_serving(repository)
+    children = below(process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20.0) == 0
+    assert process.stdout is not None and process.stdout.read().splitlines()[-1] == "stopped"
+    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+
+
+def test_the_serving_check_measures_a_real_server_once(repository, root, tmp_path, monkeypatch):
+    clips, selection = [], []
+    generator = np.random.default_rng(1)
+    for index in range(3):
+        frames = np.broadcast_to(
+            generator.integers(0, 256, (1, 6, 8, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2), (4, 48, 64, 3)
+        )
+        uri = root.put_bytes(encode_mp4(frames, 8))
+        clips.append(
+            {"clip_id": f"{index:032x}", "video_id": f"v{index}", "start_s": 0.0, "end_s": 0.5, "first_frame": 0,
+             "last_frame": 3,
+             "cut_evidence": "{}", "shard_uri": uri, "member": "m", "offset": 0, "bytes": len(root.read(uri)),
+             "frames": 4, "fps": 8.0,
+             "width": 64, "height": 48}
+        )  # fmt: skip
+        failed = {f"{axis}_failed": False for axis in ("motion", "text", "aesthetic", "similarity")}
+        selection.append(
+            {
+                "clip_id": f"{index:032x}",
+                "video_id": f"v{index}",
+                "keep": True,
+                "split": "held_out",
+                "reasons": [],
+                "thresholds": "{}",
+                **failed,
+            }
+        )
+    write_manifest("clips", clips, tmp_path / "clips.parquet")
+    write_manifest("selection", selection, tmp_path / "selection.parquet")
+    settings = ServeSettings(images=3, compare=1, steps=2)
+
+    def check(generated: Path):
+        return check_serving(
+            repository, tmp_path / "clips.parquet", tmp_path / "selection.parquet", generated, root, settings
+        )
+
+    report = check(tmp_path / "generated")
+    serving = report.summary["serving"]
+    assert (report.done, report.reused) == (4, 0)
+    assert (serving["server"], serving["frames"], serving["equal_to_in_process"], serving["images"]) == (
+        "tritonserver",
+        3,
+        True,
+        3,
+    )
+    assert serving["latency_s"] > 0 and 0 <= serving["first_frame_matches"] <= 3
+    assert probe(tmp_path / "generated/served.mp4").frames == 3
+    assert [section["kind"] for section in report.sections] == ["table", "images", "videos", "table"]
+
+    def no_server(*_args: object, **_kwargs: object) -> None:
+        raise AssertionError("a second check of the same repository started a server")
+
+    monkeypatch.setattr(serve_check, "TritonServer", no_server)
+    again = check(tmp_path / "again")
+    assert (again.done, again.reused, again.summary) == (0, 4, report.summary)
+    assert (tmp_path / "again/served.mp4").read_bytes() == (tmp_path / "generated/served.mp4").read_bytes()
+
+
+def test_a_server_of_another_model_is_noticed(server, repository, root, tmp_path, image):
+    from svdflow.export.input_images import InputImage
+
+    inputs = [InputImage("a", "train", fit_frame(image, 48, 64))]
+    answers = serve_check._Answers(
+        "tritonserver", "0", [np.zeros((3, 48, 64, 3), np.uint8)], [1.0], np.ones((3, 48, 64, 3), np.uint8)
+    )
+    with pytest.raises(ServiceError, match="differ from the model's own"):
+        serve_check._difference_in_process(
+            repository, VideoClient(server.url).parameters(), inputs, answers, ServeSettings(steps=1)
+        )

@@ -1,0 +1,107 @@
+"""The EDM formulation against closed forms and against diffusers' Euler scheduler."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from svdflow.diffusion import edm
+from svdflow.diffusion.model_directory import scheduler_config
+
+sigmas = st.floats(1e-3, 700.0)
+
+
+def _latents(seed: int = 0, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch, 3, 4, 5, 6)
+    return torch.randn(shape, generator=generator).double(), torch.randn(shape, generator=generator).double()
+
+
+@given(sigma=sigmas)
+def test_coefficients_are_those_of_the_paper(sigma: float):
+    c = edm.precondition(torch.tensor(sigma, dtype=torch.float64))
+    assert c.c_skip.item() == pytest.approx(1 / (sigma**2 + 1))
+    assert c.c_out.item() == pytest.approx(-sigma / math.sqrt(sigma**2 + 1))
+    assert c.c_in.item() == pytest.approx(1 / math.sqrt(sigma**2 + 1))
+    assert c.c_noise.item() == pytest.approx(0.25 * math.log(sigma))
+
+
+@given(sigma=sigmas)
+def test_weighted_loss_is_plain_mse_on_the_v_target(sigma: float):
+    sigma_B = torch.tensor([sigma], dtype=torch.float64)
+    assert (edm.loss_weight(sigma_B) * edm.precondition(sigma_B).c_out ** 2).item() == pytest.approx(1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(sigma=sigmas)
+def test_a_network_that_returns_the_v_target_denoises_perfectly(sigma: float):
+    x0, noise = _latents()
+    sigma_B = torch.tensor([sigma, sigma / 2], dtype=torch.float64)
+    noisy = x0 + sigma_B.view(-1, 1, 1, 1, 1) * noise
+    denoised = edm.denoise(lambda x, c_noise: edm.v_target(x0, noise, sigma_B), noisy, sigma_B)
+    assert torch.allclose(denoised, x0, atol=1e-9 * (1 + sigma**2))
+
+
+def test_training_loss_equals_the_weighted_error_of_the_denoised_latent():
+    x0, noise = _latents()
+    sigma_B = torch.tensor([0.3, 7.0], dtype=torch.float64)
+
+    def network(x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x) + c_noise.view(-1, 1, 1, 1, 1)
+
+    noisy = x0 + sigma_B.view(-1, 1, 1, 1, 1) * noise
+    error = (edm.denoise(network, noisy, sigma_B) - x0).square().flatten(1).mean(1)
+    expected = edm.loss_weight(sigma_B) * error
+    assert torch.allclose(edm.training_loss(network, x0, noise, sigma_B).double(), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 25, 30])
+def test_noise_schedule_is_diffusers_euler_schedule(steps: int):
+    from diffusers import EulerDiscreteScheduler
+
+    scheduler = EulerDiscreteScheduler(**scheduler_config())
+    scheduler.set_timesteps(steps)
+    ours = edm.karras_sigmas(steps)
+    assert torch.allclose(ours, scheduler.sigmas, rtol=1e-6)
+    assert torch.allclose(edm.precondition(ours[:-1]).c_noise, scheduler.timesteps, atol=1e-6)
+
+
+def test_sampler_takes_the_steps_of_diffusers_euler_scheduler():
+    from diffusers import EulerDiscreteScheduler
+
+    def network(x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
+        return torch.sin(3 * x) + 0.1 * c_noise.view(-1, 1, 1, 1, 1)
+
+    noise = _latents(batch=1)[0].float()
+    scheduler = EulerDiscreteScheduler(**scheduler_config())
+    scheduler.set_timesteps(9)
+    latents = noise * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        latents = scheduler.step(network(scheduler.scale_model_input(latents, t), t[None]), t, latents).prev_sample
+    assert torch.allclose(edm.euler_sample(network, noise, edm.karras_sigmas(9)), latents, atol=1e-4)
+
+
+def test_sampling_ends_on_the_data_distribution_when_the_denoiser_is_exact():
+    """For data ~ N(0, s²) the best denoiser is x s² / (s² + sigma²), and the flow ends at s times the noise."""
+    s = 0.5
+
+    def network(x_in: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
+        sigma = (4 * c_noise).exp().view(-1, 1, 1, 1, 1)
+        x = x_in * (sigma**2 + 1).sqrt()
+        return (x * s**2 / (s**2 + sigma**2) - x / (sigma**2 + 1)) / (-sigma / (sigma**2 + 1).sqrt())
+
+    noise = _latents()[0]
+    sampled = edm.euler_sample(network, noise, edm.karras_sigmas(400).double())
+    assert torch.allclose(sampled, s * noise, atol=0.03)
+
+
+def test_guidance_is_linear_and_rises_along_the_frames():
+    x0, noise = _latents()
+    scale = edm.linear_guidance(1.0, 2.5, 3)
+    model_fn = edm.guided(lambda x, c: x0.float(), lambda x, c: noise.float(), scale)
+    guided = model_fn(x0.float(), torch.zeros(2))
+    assert scale.tolist() == [1.0, 1.75, 2.5]
+    assert torch.allclose(guided[:, 0], x0[:, 0].float(), atol=1e-6)
+    assert torch.allclose(guided[:, 2], (2.5 * x0[:, 2] - 1.5 * noise[:, 2]).float(), atol=1e-5)

@@ -1,0 +1,334 @@
+"""The Triton model repository, its requests and its client, without a server."""
+
+import errno
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from google.protobuf import text_format
+from hypothesis import given
+from hypothesis import strategies as st
+from svdflow.common.errors import BadInputError, ConfigError, GateRefused, StorageError
+from svdflow.common.identity import tree_sha256
+from svdflow.common.manifests import write_manifest
+from svdflow.common.video import encode_mp4
+from svdflow.export import repository as repository_module
+from svdflow.export.generate import generate_file, read_image
+from svdflow.export.input_images import choose_images
+from svdflow.export.model_config import read_parameters, request_parameters
+from svdflow.export.repository import export_repository, repository_digest
+from svdflow.export.request import check_image, video_request
+from svdflow.export.settings import ExportSettings, ServeSettings
+from tritonclient.grpc import model_config_pb2 as pb
+
+SETTINGS = ExportSettings()
+PARAMETERS = request_parameters(SETTINGS)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    directory = tmp_path / "model"
+    for name in ("unet", "vae", "image_encoder"):
+        (directory / name).mkdir(parents=True)
+        (directory / name / "weights.safetensors").write_bytes(name.encode() * 100)
+    card = {"kind": "image_to_video", "format": 1, "configuration": {"frames": 8, "height": 96, "width": 128}}
+    (directory / "svdflow.json").write_text(json.dumps(card))
+    return directory
+
+
+@pytest.fixture
+def metrics(tmp_path: Path, model: Path) -> Path:
+    return write_metrics(tmp_path / "metrics.json", model={"sha256": tree_sha256(model)}, gate={"passed": True})
+
+
+def write_metrics(path: Path, **content: object) -> Path:
+    path.write_text(json.dumps(content))
+    return path
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {p.relative_to(directory).as_posix(): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+
+def test_the_repository_holds_the_model_unchanged_with_its_card_and_metrics(model, metrics, tmp_path):
+    out = tmp_path / "repository"
+    report = export_repository(model, metrics, out, SETTINGS)
+    assert tree_sha256(out / "image_to_video/1/model") == tree_sha256(model) == report.summary["export"]["weights"]
+    assert (out / "image_to_video/1/metrics.json").read_bytes() == metrics.read_bytes()
+    assert (out / "image_to_video/1/svdflow.json").read_bytes() == (model / "svdflow.json").read_bytes()
+    compile((out / "image_to_video/1/model.py").read_text(), "model.py", "exec")
+
+
+def test_the_configuration_is_one_that_triton_parses_and_says_what_was_set(model, metrics, tmp_path):
+    settings = ExportSettings(
+        placement="gpu", gpus=[0, 2], instances=3, max_queue=5, queue_timeout_s=1.5, steps=30, guidance=(1.5, 2.75)
+    )
+    export_repository(model, metrics, tmp_path / "out", settings)
+    config = text_format.Parse((tmp_path / "out/image_to_video/config.pbtxt").read_text(), pb.ModelConfig())
+    assert (config.name, config.backend, config.max_batch_size) == ("image_to_video", "python", 0)
+    (group,) = config.instance_group
+    assert (group.kind, group.count, list(group.gpus)) == (pb.ModelInstanceGroup.KIND_GPU, 3, [0, 2])
+    policy = config.dynamic_batching.default_queue_policy
+    assert (policy.max_queue_size, policy.default_timeout_microseconds, policy.timeout_action) == (
+        5,
+        1_500_000,
+        pb.ModelQueuePolicy.REJECT,
+    )
+    assert {i.name: (i.data_type, list(i.dims), i.optional) for i in config.input} == {
+        "IMAGE": (pb.TYPE_UINT8, [-1, -1, 3], False),
+        "SEED": (pb.TYPE_INT64, [1], True),
+        "FPS": (pb.TYPE_INT32, [1], True),
+        "MOTION_BUCKET": (pb.TYPE_INT32, [1], True),
+        "NOISE_AUG": (pb.TYPE_FP32, [1], True),
+        "STEPS": (pb.TYPE_INT32, [1], True),
+        "GUIDANCE": (pb.TYPE_FP32, [2], True),
+    }
+    parameters = read_parameters(tmp_path / "out")
+    assert (parameters["frames"], parameters["height"], parameters["width"]) == (8, 96, 128)
+    assert (parameters["default_steps"], parameters["default_guidance"]) == (30, [1.5, 2.75])
+    (warm_up,) = config.model_warmup
+    assert list(warm_up.inputs["IMAGE"].dims) == [96, 128, 3]
+    file = tmp_path / "out/image_to_video/warmup" / warm_up.inputs["STEPS"].input_data_file
+    assert np.frombuffer(file.read_bytes(), np.int32).tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"gate": {"passed": False, "reasons": ["PSNR 7 dB"]}}, "PSNR 7 dB"),
+        ({"gate": {"passed": "yes"}}, "refused"),
+        ({"gate": None, "psnr": 1.0}, "refused"),
+        ({"model": {"sha256": "0" * 64}}, "another model"),
+        ({"psnr": 30.0}, "no verdict"),
+        ({}, "no measurement"),
+    ],
+)
+def test_a_model_that_the_gate_did_not_pass_leaves_nothing_behind(model, tmp_path, content, reason):
+    with pytest.raises(GateRefused, match=reason):
+        export_repository(model, write_metrics(tmp_path / "m.json", **content), tmp_path / "out", SETTINGS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_metrics_is_refused(model, tmp_path):
+    with pytest.raises(GateRefused, match="no metrics"):
+        export_repository(model, tmp_path / "none.json", tmp_path / "out", SETTINGS)
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(GateRefused, match="cannot be read"):
+        export_repository(model, tmp_path / "broken.json", tmp_path / "out", SETTINGS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_the_served_version_as_it_was(model, metrics, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    export_repository(model, metrics, out, SETTINGS)
+    before = files(out)
+    (model / "vae" / "more.safetensors").write_bytes(b"changed")
+    write_metrics(metrics, gate={"passed": True})
+    calls = []
+
+    def link_until_full(source: Path, target: Path) -> None:
+        calls.append(source)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        target.write_bytes(source.read_bytes())
+
+    monkeypatch.setattr(repository_module, "link_or_copy", link_until_full)
+    with pytest.raises(StorageError, match="No space left on device"):
+        export_repository(model, metrics, out, SETTINGS)
+    assert files(out) == before
+    assert sorted(p.name for p in (out / "image_to_video").iterdir()) == ["1", "config.pbtxt", "warmup"]
+
+
+def test_equal_content_is_found_and_other_content_becomes_the_next_version(model, metrics, tmp_path):
+    out = tmp_path / "out"
+    first = export_repository(model, metrics, out, SETTINGS)
+    before = files(out)
+    again = export_repository(model, metrics, out, SETTINGS)
+    assert (first.done, first.reused, again.done, again.reused) == (1, 0, 0, 1)
+    assert files(out) == before
+    write_metrics(metrics, model={"sha256": tree_sha256(model)}, gate={"passed": True}, psnr=20)
+    assert export_repository(model, metrics, out, SETTINGS).summary["export"]["version"] == 2
+    with pytest.raises(BadInputError, match="version 1 holds another model"):
+        export_repository(model, metrics, out, ExportSettings(version=1))
+
+
+def test_bytecode_that_a_server_leaves_does_not_change_a_repositorys_identity(model, metrics, tmp_path):
+    out = tmp_path / "out"
+    export_repository(model, metrics, out, SETTINGS)
+    before = repository_digest(out)
+    (out / "image_to_video/1/__pycache__").mkdir()
+    (out / "image_to_video/1/__pycache__/model.cpython-311.pyc").write_bytes(b"x")
+    assert repository_digest(out) == before
+    (out / "image_to_video/1/model/unet/weights.safetensors").unlink()
+    assert repository_digest(out) != before
+
+
+def test_only_an_image_to_video_model_of_known_size_can_be_exported(model, metrics, tmp_path):
+    write_metrics(metrics, gate={"passed": True})
+    (model / "svdflow.json").write_text(json.dumps({"kind": "multi_view", "configuration": {}}))
+    with pytest.raises(BadInputError, match="multi_view"):
+        export_repository(model, metrics, tmp_path / "out", SETTINGS)
+    (model / "svdflow.json").write_text(json.dumps({"kind": "image_to_video", "configuration": {"frames": 8}}))
+    with pytest.raises(BadInputError, match="export.height"):
+        export_repository(model, metrics, tmp_path / "out", SETTINGS)
+    export_repository(model, metrics, tmp_path / "out", ExportSettings(height=64, width=64))
+    with pytest.raises(BadInputError, match="no model directory"):
+        export_repository(tmp_path / "nowhere", metrics, tmp_path / "out", SETTINGS)
+
+
+def test_a_request_that_says_nothing_takes_the_defaults():
+    request = video_request({"seed": None}, PARAMETERS)
+    assert (request.seed, request.fps, request.motion_bucket, request.steps, request.guidance) == (
+        0,
+        7,
+        127,
+        25,
+        (1.0, 3.0),
+    )
+
+
+@given(
+    seed=st.integers(0, 2**63 - 1),
+    fps=st.integers(1, 30),
+    motion_bucket=st.integers(0, 255),
+    noise_aug=st.floats(0, 10),
+    steps=st.integers(1, 100),
+    guidance=st.tuples(st.floats(0, 20), st.floats(0, 20)),
+)
+def test_what_is_within_the_bounds_is_taken_as_it_is(**asked):
+    assert vars(video_request(asked, PARAMETERS)) == asked
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", 0), ("steps", 101), ("fps", 0), ("fps", 31), ("motion_bucket", -1), ("motion_bucket", 256),
+        ("seed", -1),
+        ("noise_aug", float("nan")), ("noise_aug", float("inf")), ("noise_aug", -0.1), ("guidance", (1.0, 20.5)),
+        ("guidance", [1.0]),
+    ],
+)  # fmt: skip
+def test_what_is_out_of_bounds_is_refused_by_name(name, value):
+    with pytest.raises(BadInputError, match=name):
+        video_request({name: value}, PARAMETERS)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "reason"),
+    [
+        ((8, 90, 3), "uint8", "90x8"),
+        ((64, 64), "uint8", "height, width, 3"),
+        ((64, 64, 3), "float32", "float32"),
+        ((5000, 5000, 3), "uint8", "pixels"),
+    ],
+)
+def test_what_is_no_bearable_image_is_refused(shape, dtype, reason):
+    with pytest.raises(BadInputError, match=reason):
+        check_image(shape, dtype, PARAMETERS)
+
+
+def test_unknown_settings_are_refused():
+    from svdflow.common.config import validate_settings
+
+    with pytest.raises(ConfigError, match="serve.thread"):
+        validate_settings(ServeSettings, "serve", {"thread": 2})
+
+
+def test_the_client_needs_numpy_and_tritonclient_alone():
+    program = (
+        "import sys\n"
+        "class Guard:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        banned = {'torch', 'diffusers', 'transformers', 'pydantic', 'pyarrow', 'av', 'cv2', 'PIL', 'kfp',"
+        " 'yaml', 'psutil', 'rich', 'pandas'}\n"
+        "        if name.split('.')[0] in banned: raise ImportError('heavy: ' + name)\n"
+        "sys.meta_path.insert(0, Guard())\n"
+        "from svdflow.export.client import VideoClient\n"
+        "client = VideoClient('127.0.0.1:1')\n"
+        "print(client.ready())\n"
+        "print(sorted(m for m in sys.modules if m.startswith('svdflow.')))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "False"
+    loaded = done.stdout.splitlines()[1]
+    assert (
+        loaded
+        == "['svdflow.common', 'svdflow.common.errors', 'svdflow.export', "
+        "'svdflow.export.client', 'svdflow.export.request']"
+    )
+
+
+def test_the_client_sends_no_token_in_the_clear():
+    from svdflow.export.client import VideoClient
+
+    with pytest.raises(BadInputError, match="TLS"):
+        VideoClient("localhost:8001", token="secret")
+    with pytest.raises(BadInputError, match="host:port"):
+        VideoClient("http//nowhere")
+
+
+def test_images_come_from_held_out_clips_first_and_from_different_videos(root, tmp_path):
+    # clip: video, origin, grey level of its first frame; "e" looks like "a"
+    plan = {
+        "a": ("v1", "held_out", 40), "b": ("v1", "held_out", 80), "c": ("v2", "held_out", 120),
+        "d": ("v3", "train", 160), "e": ("v4", "train", 40),
+        "f": ("v5", None, 200),
+    }  # fmt: skip
+    clips, selection = [], []
+    for clip_id, (video_id, split, level) in plan.items():
+        uri = root.put_bytes(encode_mp4(np.full((2, 48, 64, 3), level, np.uint8), 8))
+        clips.append(
+            {"clip_id": clip_id, "video_id": video_id, "start_s": 0.0, "end_s": 0.25, "first_frame": 0, "last_frame": 1,
+             "cut_evidence": "{}",
+             "shard_uri": uri, "member": clip_id, "offset": 0, "bytes": len(root.read(uri)), "frames": 2,
+             "fps": 8.0, "width": 64, "height": 48}
+        )  # fmt: skip
+        failed = {f"{axis}_failed": False for axis in ("motion", "text", "aesthetic", "similarity")}
+        selection.append(
+            {
+                "clip_id": clip_id,
+                "video_id": video_id,
+                "keep": split is not None,
+                "split": split,
+                "reasons": [],
+                "thresholds": "{}",
+                **failed,
+            }
+        )
+    write_manifest("clips", clips, tmp_path / "clips.parquet")
+    write_manifest("selection", selection, tmp_path / "selection.parquet")
+    chosen = choose_images(tmp_path / "clips.parquet", tmp_path / "selection.parquet", root, 8, (32, 32))
+    assert [(item.clip_id, item.origin) for item in chosen] == [
+        ("a", "held out"), ("c", "held out"), ("b", "held out"), ("d", "train"), ("f", "dropped"),
+    ]  # fmt: skip
+    assert {item.rgb.shape for item in chosen} == {(32, 32, 3)}
+    assert all(abs(float(item.rgb.mean()) - plan[item.clip_id][2]) < 3 for item in chosen)
+
+
+def test_a_photograph_is_read_upright(tmp_path):
+    from PIL import Image
+
+    picture = Image.fromarray(
+        np.repeat(np.uint8([[[255, 0, 0]], [[0, 0, 255]]]), 40, axis=1).repeat(20, axis=0)
+    )  # red above blue, 40x40
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    picture.save(tmp_path / "a.png", exif=exif)
+    rgb = read_image(tmp_path / "a.png")
+    assert rgb[0, 0].tolist() == [0, 0, 255] and rgb[-1, 0].tolist() == [255, 0, 0]
+
+
+def test_what_cannot_be_generated_is_said_in_one_line(tmp_path):
+    with pytest.raises(BadInputError, match="--url"):
+        generate_file(tmp_path / "a.png", tmp_path / "o.mp4")
+    with pytest.raises(BadInputError, match="no such image"):
+        generate_file(tmp_path / "a.png", tmp_path / "o.mp4", url="127.0.0.1:1")
+    (tmp_path / "a.png").write_bytes(b"GIF89a not an image")
+    with pytest.raises(BadInputError, match="no readable image"):
+        generate_file(tmp_path / "a.png", tmp_path / "o.mp4", url="127.0.0.1:1")
+    with pytest.raises(BadInputError, match="mp4"):
+        generate_file(tmp_path / "a.png", tmp_path / "o.avi", url="127.0.0.1:1")
