@@ -38,9 +38,13 @@ def run(
     pipeline: Annotated[str, typer.Argument(help="The pipeline: svd.")] = "svd",
     profile: Annotated[str, typer.Option(help="paper, local, test, or a YAML file of your own.")] = "local",
     source: Annotated[Path | None, typer.Option(help="Folder of raw videos. [default: the sample footage]")] = None,
-    objects: Annotated[Path | None, typer.Option(help="Folder of GLB and OBJ files for multi-view. [default: procedural objects]")] = None,
+    objects: Annotated[
+        Path | None, typer.Option(help="Folder of GLB and OBJ files for multi-view. [default: procedural objects]")
+    ] = None,
     workdir: WorkdirOption = Path("runs/svd"),
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="STEP.SETTING=VALUE", help="Change a setting; repeatable.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="STEP.SETTING=VALUE", help="Change a setting; repeatable.")
+    ] = None,
 ) -> None:
     """Run a pipeline on this machine.
 
@@ -52,7 +56,10 @@ def run(
     from .local.run import run_pipeline
     from .samples_directory import samples_directory
 
-    arguments = {"source": str((source or samples_directory()).absolute()), "objects": str(objects.absolute()) if objects else ""}
+    arguments = {
+        "source": str((source or samples_directory()).absolute()),
+        "objects": str(objects.absolute()) if objects else "",
+    }
     result = run_pipeline(pipeline, workdir, profile, dict(parse_override(text) for text in set_ or []), arguments)
     _tell(result.workdir, result.status, result.errors, result.log)
     raise typer.Exit(result.status)
@@ -73,7 +80,9 @@ def _tell(workdir: Path, status: int, errors: list[str], log: Path) -> None:
 @app.command()
 def compile(  # noqa: A001 - the command's name
     pipeline: Annotated[str | None, typer.Argument(help="The pipeline. [default: all]")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write the IR. [default: pipelines/compiled]")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where to write the IR. [default: pipelines/compiled]")
+    ] = None,
 ) -> None:
     """Compile pipelines to IR YAML for a Kubeflow Pipelines backend."""
     from .registry import PIPELINES, compile_pipeline
@@ -93,7 +102,9 @@ def doctor() -> None:
 @app.command()
 def settings(
     profile: Annotated[str, typer.Option(help="paper, local, test, or a YAML file of your own.")] = "local",
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="STEP.SETTING=VALUE", help="Change a setting; repeatable.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="STEP.SETTING=VALUE", help="Change a setting; repeatable.")
+    ] = None,
 ) -> None:
     """Print every step's settings as they would be used, validated."""
     import yaml
@@ -102,12 +113,17 @@ def settings(
 
     from .registry import resolve_settings
 
-    print(yaml.safe_dump(resolve_settings(profile, dict(parse_override(text) for text in set_ or [])), sort_keys=False), end="")
+    print(
+        yaml.safe_dump(resolve_settings(profile, dict(parse_override(text) for text in set_ or [])), sort_keys=False),
+        end="",
+    )
 
 
 @app.command()
 def serve(
-    repository: Annotated[Path | None, typer.Argument(help="A Triton model repository. [default: WORKDIR/repository]")] = None,
+    repository: Annotated[
+        Path | None, typer.Argument(help="A Triton model repository. [default: WORKDIR/repository]")
+    ] = None,
     workdir: WorkdirOption = Path("runs/svd"),
     grpc_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8001,
     http_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
@@ -123,15 +139,22 @@ def generate(
     image: Annotated[Path, typer.Argument(help="The picture that the video starts from.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The MP4 to write.")] = Path("generated.mp4"),
     url: Annotated[str, typer.Option(help="host:port of Triton's gRPC.")] = "127.0.0.1:8001",
-    seed: Annotated[int, typer.Option(help="Another seed, another video.")] = 0,
-    fps: Annotated[int, typer.Option(help="Frames a second: conditions the model, and sets the pace of the MP4.")] = 7,
-    motion_bucket: Annotated[int, typer.Option(help="How much motion, 0 to 255.")] = 127,
+    model: Annotated[
+        Path | None, typer.Option(help="A model directory: generate in this process, without a server.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Another seed, another video.")] = None,
+    fps: Annotated[int | None, typer.Option(help="Frames a second that the motion is made for.")] = None,
+    motion_bucket: Annotated[int | None, typer.Option(help="How much motion, 0 to 255.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
 ) -> None:
-    """Ask a served model for a video that starts from a picture."""
-    from .generate import generate_video
+    """Make a video that starts from a picture, by a served model or a model directory.
 
-    frames = generate_video(image, out, url=url, seed=seed, fps=fps, motion_bucket=motion_bucket)
-    print(f"{out}: {frames} frames")
+    What is not given takes the model's own default.
+    """
+    from svdflow.export.generate import generate_file
+
+    asked = {"seed": seed, "fps": fps, "motion_bucket": motion_bucket, "steps": steps}
+    print(generate_file(image, out, url="" if model else url, model=model, **asked))
 
 
 @data.command("list")

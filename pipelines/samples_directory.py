@@ -16,5 +16,7 @@ def samples_directory() -> Path:
     """
     place = Path(os.environ.get("SVDFLOW_SAMPLES") or Path.cwd() / ".cache" / "media")
     if not place.is_dir():
-        raise BadInputError(f"{place}: the sample footage is not there; run `make setup`, or name a folder of videos with --source")
+        raise BadInputError(
+            f"{place}: the sample footage is not there; run `make setup`, or name a folder of videos with --source"
+        )
     return place

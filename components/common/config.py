@@ -47,7 +47,9 @@ def load_profile(profile: str, overrides: Mapping[str, Any] | None = None) -> di
     if not path.is_file():
         path = Path(profile)
         if path.suffix not in (".yaml", ".yml") or not path.is_file():
-            raise ConfigError(f"profile {profile!r} is neither a shipped one ({', '.join(profile_names())}) nor a YAML file")
+            raise ConfigError(
+                f"profile {profile!r} is neither a shipped one ({', '.join(profile_names())}) nor a YAML file"
+            )
     loaded = yaml.safe_load(path.read_text()) or {}
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path}: a profile is a mapping of step names to settings")
@@ -58,7 +60,9 @@ def load_profile(profile: str, overrides: Mapping[str, Any] | None = None) -> di
     return merged
 
 
-def load_settings(model: type[SettingsT], section: str, profile: str, overrides: Mapping[str, Any] | None = None) -> SettingsT:
+def load_settings(
+    model: type[SettingsT], section: str, profile: str, overrides: Mapping[str, Any] | None = None
+) -> SettingsT:
     """The validated settings of one step.
 
     Raises:

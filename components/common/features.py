@@ -8,6 +8,7 @@ Both run on the CPU in float32. Their names go into every result that is made wi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -93,9 +94,22 @@ def _classifier() -> Any:
             f"{path}: not the weights this was written for (sha256 {FRAME_FEATURES_SHA256}); install version 0.1.0"
         )
     network = EfficientNet.from_name("efficientnet-lite0")
-    # The package ships a torch archive: its content is pinned above, and weights_only admits tensors alone.
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    network.load_state_dict({name: torch.from_numpy(array) for name, array in _tensors(path).items()})
     return network.eval().requires_grad_(False)
+
+
+def _tensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of the weights file, read by place.
+
+    The package ships a pickle, and no pickle is read here: the content is pinned by its hash, so an index made once says
+    of each tensor the type, the shape, the strides and the offset in bytes.
+    """
+    index = json.loads((Path(__file__).parent / "efficientnet_lite0.json").read_text())
+    data = path.read_bytes()
+    return {
+        name: np.ndarray(shape, dtype, data, offset, strides).copy()
+        for name, (dtype, shape, strides, offset) in index.items()
+    }
 
 
 @lru_cache(maxsize=1)

@@ -20,7 +20,9 @@ SCHEMA_VERSION = "1"
 VIDEOS = pa.schema(
     [
         pa.field("video_id", pa.string(), nullable=False),  # sha256 of the bytes
-        pa.field("uri", pa.string(), nullable=False),  # data-root URI of the bytes; "" when set aside before it was stored
+        pa.field(
+            "uri", pa.string(), nullable=False
+        ),  # data-root URI of the bytes; "" when set aside before it was stored
         pa.field("name", pa.string(), nullable=False),  # path below the source
         pa.field("bytes", pa.int64(), nullable=False),
         pa.field("container", pa.string()),
@@ -120,7 +122,9 @@ SAMPLES = pa.schema(
 
 ORBITS = pa.schema(
     [
-        pa.field("orbit_id", pa.string(), nullable=False),  # identity of object, elevation, renderer version and settings
+        pa.field(
+            "orbit_id", pa.string(), nullable=False
+        ),  # identity of object, elevation, renderer version and settings
         pa.field("object_id", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),  # "generated" for procedural objects, else the file's name
         pa.field("split", pa.string(), nullable=False),  # by object: "train" or "held_out"
@@ -140,7 +144,14 @@ SCHEMAS: dict[str, pa.Schema] = {
     "samples": SAMPLES,
     "orbits": ORBITS,
 }
-_KEYS = {"videos": "name", "clips": "clip_id", "annotations": "clip_id", "selection": "clip_id", "samples": "sample_id", "orbits": "orbit_id"}
+_KEYS = {
+    "videos": "name",
+    "clips": "clip_id",
+    "annotations": "clip_id",
+    "selection": "clip_id",
+    "samples": "sample_id",
+    "orbits": "orbit_id",
+}
 
 
 def write_manifest(kind: str, rows: Iterable[Mapping[str, Any]] | pa.Table, path: str | Path) -> pa.Table:

@@ -63,7 +63,9 @@ def text(title: str, body: str) -> dict[str, Any]:
     return {"kind": "text", "title": title, "body": body}
 
 
-def histogram(title: str, values: Any, unit: str, cut: float | None = None, side: str = "below", note: str = "") -> dict[str, Any]:
+def histogram(
+    title: str, values: Any, unit: str, cut: float | None = None, side: str = "below", note: str = ""
+) -> dict[str, Any]:
     """A histogram of finite values; ``cut`` marks what was dropped (``side``: "below" or "above")."""
     array = np.asarray([v for v in values if v is not None], dtype=float)
     array = array[np.isfinite(array)]
@@ -74,7 +76,9 @@ def histogram(title: str, values: Any, unit: str, cut: float | None = None, side
             "cut": cut, "side": side, "note": note}  # fmt: skip
 
 
-def curves(title: str, series: dict[str, tuple[list[float], list[float]]], x: str, y: str, log_y: bool = False, note: str = "") -> dict[str, Any]:
+def curves(
+    title: str, series: dict[str, tuple[list[float], list[float]]], x: str, y: str, log_y: bool = False, note: str = ""
+) -> dict[str, Any]:
     """Line curves: name to (xs, ys)."""
     return {"kind": "curves", "title": title, "x": x, "y": y, "log_y": log_y, "note": note,
             "series": {name: [list(map(float, xs)), list(map(float, ys))] for name, (xs, ys) in series.items()}}  # fmt: skip

@@ -55,7 +55,9 @@ class Step:
 
 
 @contextmanager
-def run_step(name: str, workdir: str, run_id: str, profile: str, overrides: Mapping[str, Any] | None = None) -> Iterator[Step]:
+def run_step(
+    name: str, workdir: str, run_id: str, profile: str, overrides: Mapping[str, Any] | None = None
+) -> Iterator[Step]:
     """Run a step's body: time it, write its report, turn expected errors into one line and exit status 1."""
     os.environ["SVDFLOW_STEP"] = name
     step = Step(name, workdir, run_id, profile, overrides or {})

@@ -132,7 +132,9 @@ class DataRoot(ABC):
             for entry in json.loads(self.read(uri)):
                 path = partial / entry["relpath"]
                 if not path.resolve().is_relative_to(partial.resolve()):
-                    raise StorageError(f"{uri}: {entry['relpath']!r} leaves the directory; the listing is not to be trusted")
+                    raise StorageError(
+                        f"{uri}: {entry['relpath']!r} leaves the directory; the listing is not to be trusted"
+                    )
                 path.parent.mkdir(parents=True, exist_ok=True)
                 link_or_copy(self.fetch(object_uri(entry["md5"])), path)
             try:
@@ -185,7 +187,9 @@ class DirectoryRoot(DataRoot):
     def fetch(self, uri: str) -> Path:
         path = self._path(uri)
         if not path.is_file():
-            raise StorageError(f"{path}: the data root has no such object; it was removed, or the manifest is of another root")
+            raise StorageError(
+                f"{path}: the data root has no such object; it was removed, or the manifest is of another root"
+            )
         return path
 
     def list(self, prefix: str) -> Iterator[str]:

@@ -55,7 +55,9 @@ def open_video(source: Path | bytes) -> Any:
     """
     label = _label(source)
     try:
-        container = av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source), options=dict(_OPEN_OPTIONS))
+        container = av.open(
+            io.BytesIO(source) if isinstance(source, bytes) else str(source), options=dict(_OPEN_OPTIONS)
+        )
     except (av.error.FFmpegError, ValueError, OSError) as error:
         raise BadInputError(f"{label}: no readable video container ({_first_line(error)})") from error
     if not container.streams.video:

@@ -115,7 +115,7 @@ def fill_identities(vae: Any, names: Sequence[str]) -> None:
 
 @contextmanager
 def identities_skipped(vae: Any) -> Iterator[None]:
-    """Do not compute residual blocks that add nothing: the same frames in half the time, as long as they are not tuned."""
+    """Do not compute residual blocks that add nothing (until somebody tunes them): equal frames, five times as fast."""
     from diffusers.models.resnet import ResnetBlock2D, SpatioTemporalResBlock
 
     changed = []

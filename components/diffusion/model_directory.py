@@ -158,6 +158,9 @@ def _load(directory: Path, part: str, model_class: Any) -> Any:
     except Exception as error:  # the libraries raise whatever their readers raise
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise BadInputError(f"{directory / part}: damaged or of another architecture ({reason})") from error
+    with torch.no_grad():
+        for tensor in (*loaded.parameters(), *loaded.buffers()):
+            tensor.data = tensor.data.clone()  # mapped files are not aligned as memory is, and round differently
     return loaded.eval().requires_grad_(False)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
+
 from svdflow.common.errors import SvdflowError
 from svdflow.export.service import Cancelled, VideoService
 

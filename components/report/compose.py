@@ -16,7 +16,18 @@ from ..common.steps import steps_directory
 from ..common.storage import write_atomic
 from .page import render_page
 
-LIBRARIES = ("torch", "deepspeed", "diffusers", "kfp", "dvc", "great_expectations", "duckdb", "av", "opencv-python-headless", "tritonclient")
+LIBRARIES = (
+    "torch",
+    "deepspeed",
+    "diffusers",
+    "kfp",
+    "dvc",
+    "great_expectations",
+    "duckdb",
+    "av",
+    "opencv-python-headless",
+    "tritonclient",
+)
 
 
 def compose_report(workdir: str, run_id: str, profile: str, overrides: Mapping[str, Any]) -> str:

@@ -92,14 +92,16 @@ def _closing(reports: Sequence[StepReport], run: Mapping[str, Any]) -> str:
 
 def _figure(section: Mapping[str, Any], inner: str, wide: bool = False) -> str:
     note = f'<p class="note">{escape(section["note"])}</p>' if section.get("note") else ""
-    return f'<figure{" class=wide" if wide else ""}><figcaption>{escape(section["title"])}</figcaption>{inner}{note}</figure>'
+    return f"<figure{' class=wide' if wide else ''}><figcaption>{escape(section['title'])}</figcaption>{inner}{note}</figure>"
 
 
 def _table(section: Mapping[str, Any]) -> str:
     head = "".join(f"<th>{escape(column)}</th>" for column in section["columns"])
     rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in section["rows"])
     wide = len(section["columns"]) > 4
-    return _figure(section, f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>', wide)
+    return _figure(
+        section, f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>', wide
+    )
 
 
 def _text(section: Mapping[str, Any]) -> str:
@@ -143,7 +145,9 @@ def _histogram(section: Mapping[str, Any]) -> str:
     if cut is not None:
         parts.append(f'<line x1="{x(cut):.1f}" x2="{x(cut):.1f}" y1="{_TOP}" y2="{y(0):.1f}" class="cut"/>')
         anchor = "end" if x(cut) > _WIDTH - 80 else "start"
-        parts.append(f'<text x="{x(cut) + (4 if anchor == "start" else -4):.1f}" y="{_TOP + 9}" text-anchor="{anchor}" class="cutlabel">cut {escape(float(cut))}</text>')
+        parts.append(
+            f'<text x="{x(cut) + (4 if anchor == "start" else -4):.1f}" y="{_TOP + 9}" text-anchor="{anchor}" class="cutlabel">cut {escape(float(cut))}</text>'
+        )
     axes = _axes(x, y, _ticks(low, high), _ticks(0, max(counts) or 1, whole=True), section["unit"], "clips")
     return _figure(section, f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{axes}{"".join(parts)}</svg>')
 
@@ -151,7 +155,11 @@ def _histogram(section: Mapping[str, Any]) -> str:
 def _curves(section: Mapping[str, Any]) -> str:
     log_y = section["log_y"]
     series = {
-        name: [(px, py) for px, py in zip(xs, ys, strict=True) if py is not None and math.isfinite(py) and (py > 0 or not log_y)]
+        name: [
+            (px, py)
+            for px, py in zip(xs, ys, strict=True)
+            if py is not None and math.isfinite(py) and (py > 0 or not log_y)
+        ]
         for name, (xs, ys) in section["series"].items()
     }
     points = [point for line in series.values() for point in line]
@@ -168,11 +176,30 @@ def _curves(section: Mapping[str, Any]) -> str:
         lines.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
         legend.append(f'<span><i style="background:{colour}"></i>{escape(name)}</span>')
     ticks = [(t, f"{10**t:.3g}" if log_y else None) for t in _ticks(y_low, y_high)]
-    axes = _axes(x, y, _ticks(min(p[0] for p in points), max(p[0] for p in points)), [t for t, _ in ticks], section["x"], section["y"], [t for _, t in ticks])
-    return _figure(section, f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{axes}{"".join(lines)}</svg><div class="legend">{"".join(legend)}</div>')
+    axes = _axes(
+        x,
+        y,
+        _ticks(min(p[0] for p in points), max(p[0] for p in points)),
+        [t for t, _ in ticks],
+        section["x"],
+        section["y"],
+        [t for _, t in ticks],
+    )
+    return _figure(
+        section,
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{axes}{"".join(lines)}</svg><div class="legend">{"".join(legend)}</div>',
+    )
 
 
-def _axes(x: Any, y: Any, x_ticks: list[float], y_ticks: list[float], x_name: str, y_name: str, y_labels: list[str | None] | None = None) -> str:
+def _axes(
+    x: Any,
+    y: Any,
+    x_ticks: list[float],
+    y_ticks: list[float],
+    x_name: str,
+    y_name: str,
+    y_labels: list[str | None] | None = None,
+) -> str:
     base = _HEIGHT - _BOTTOM
     parts = [f'<line x1="{_LEFT}" x2="{_WIDTH - 8}" y1="{base}" y2="{base}" class="axis"/>']
     for tick in x_ticks:
@@ -180,9 +207,13 @@ def _axes(x: Any, y: Any, x_ticks: list[float], y_ticks: list[float], x_name: st
     for tick, label in zip(y_ticks, y_labels or [None] * len(y_ticks), strict=True):
         parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - 8}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" class="gridline"/>')
         parts.append(f'<text x="{_LEFT - 4}" y="{y(tick) + 3:.1f}" text-anchor="end">{label or f"{tick:.3g}"}</text>')
-    parts.append(f'<text x="{(_LEFT + _WIDTH) / 2:.0f}" y="{_HEIGHT - 5}" text-anchor="middle" class="name">{escape(x_name)}</text>')
+    parts.append(
+        f'<text x="{(_LEFT + _WIDTH) / 2:.0f}" y="{_HEIGHT - 5}" text-anchor="middle" class="name">{escape(x_name)}</text>'
+    )
     middle = (base + _TOP) / 2
-    parts.append(f'<text x="9" y="{middle:.0f}" text-anchor="middle" transform="rotate(-90 9 {middle:.0f})" class="name">{escape(y_name)}</text>')
+    parts.append(
+        f'<text x="9" y="{middle:.0f}" text-anchor="middle" transform="rotate(-90 9 {middle:.0f})" class="name">{escape(y_name)}</text>'
+    )
     return "".join(parts)
 
 
@@ -207,4 +238,11 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 90 else f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
 
 
-_SECTIONS = {"table": _table, "text": _text, "images": _images, "videos": _videos, "histogram": _histogram, "curves": _curves}
+_SECTIONS = {
+    "table": _table,
+    "text": _text,
+    "images": _images,
+    "videos": _videos,
+    "histogram": _histogram,
+    "curves": _curves,
+}

@@ -89,20 +89,33 @@ class View:
             if not self._live:
                 self._plain(f"[{len(self.steps)}/{self.tasks}] {name}: {_outcome(state)}")
         elif "what" in event:
-            state.what, state.done, state.total, state.note = event["what"], event["done"], event["total"], event.get("note") or state.note
+            state.what, state.done, state.total, state.note = (
+                event["what"],
+                event["done"],
+                event["total"],
+                event.get("note") or state.note,
+            )
 
     def _draw(self) -> Table:
         grid = Table.grid(padding=(0, 2))
         for state in self.steps.values():
             if state.ended is None:
-                mark, text = Text("▸", "bold cyan"), Text(f"{_bar(state)} {_progress(state)} {state.note}".strip(), "cyan")
+                mark, text = (
+                    Text("▸", "bold cyan"),
+                    Text(f"{_bar(state)} {_progress(state)} {state.note}".strip(), "cyan"),
+                )
             elif state.error:
                 mark, text = Text("✗", "bold red"), Text(state.error.splitlines()[0][:150], "red")
             else:
                 mark, text = Text("✓", "green"), Text(_outcome(state), "dim")
             grid.add_row(mark, state.name, _clock((state.ended or time.time()) - state.started), text)
         ended = sum(state.ended is not None for state in self.steps.values())
-        grid.add_row("", Text(f"{ended} of {self.tasks} steps", "bold"), _clock(time.time() - self.began), Text(self._message, "yellow"))
+        grid.add_row(
+            "",
+            Text(f"{ended} of {self.tasks} steps", "bold"),
+            _clock(time.time() - self.began),
+            Text(self._message, "yellow"),
+        )
         return grid
 
     def _plain(self, line: str) -> None:

@@ -96,7 +96,9 @@ def run_pipeline(
         return RunResult(status, run_id, workdir, log, errors)
 
 
-def _supervise(job_path: Path, lock: IO[bytes], environment: Mapping[str, str], events: Path, tasks: int) -> tuple[bool, int]:
+def _supervise(
+    job_path: Path, lock: IO[bytes], environment: Mapping[str, str], events: Path, tasks: int
+) -> tuple[bool, int]:
     """Start the supervisor, show progress until it ends; returns (interrupted, exit status)."""
     stop: list[int] = []
 
@@ -106,7 +108,9 @@ def _supervise(job_path: Path, lock: IO[bytes], environment: Mapping[str, str], 
     previous = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     command = [sys.executable, "-m", "svdflow.pipelines.local.supervisor", str(job_path), str(os.getpid())]
     # The supervisor inherits the lock, so that no second run starts while it still ends processes of this one.
-    supervisor = subprocess.Popen(command, env=dict(environment), start_new_session=True, pass_fds=[lock.fileno()], stdin=subprocess.DEVNULL)
+    supervisor = subprocess.Popen(
+        command, env=dict(environment), start_new_session=True, pass_fds=[lock.fileno()], stdin=subprocess.DEVNULL
+    )
     view = View(Console(file=sys.stderr), events, tasks)
     try:
         while supervisor.poll() is None:
@@ -135,7 +139,9 @@ class _locked:  # noqa: N801 - reads as a verb in a with statement
             workdir.mkdir(parents=True, exist_ok=True)
             self.file = open(workdir / ".lock", "a+b")
         except OSError as error:
-            raise StorageError(f"{workdir}: cannot be used as work directory ({error.strerror}); choose another with --workdir") from error
+            raise StorageError(
+                f"{workdir}: cannot be used as work directory ({error.strerror}); choose another with --workdir"
+            ) from error
         self.workdir = workdir
 
     def __enter__(self) -> IO[bytes]:
@@ -143,7 +149,9 @@ class _locked:  # noqa: N801 - reads as a verb in a with statement
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.file.close()
-            raise BadInputError(f"{self.workdir}: another run is using this work directory; wait for it, or choose another with --workdir") from None
+            raise BadInputError(
+                f"{self.workdir}: another run is using this work directory; wait for it, or choose another with --workdir"
+            ) from None
         return self.file
 
     def __exit__(self, *exc: object) -> None:

@@ -44,7 +44,9 @@ def main(job_path: str, command_pid: int) -> int:
             return 143
         job = json.loads(Path(job_path).read_text())
         with open(job["log"], "ab") as log:
-            child = subprocess.Popen([sys.executable, "-m", "svdflow.pipelines.local.kfp_run", job_path], stdout=log, stderr=log)
+            child = subprocess.Popen(
+                [sys.executable, "-m", "svdflow.pipelines.local.kfp_run", job_path], stdout=log, stderr=log
+            )
         return child.wait()
     except _Ended:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -50,16 +50,24 @@ def svd(
         checked = validate(videos=videos, clips=clips, annotations=annotations, **common)
         filtered = filter_clips(videos=videos, clips=clips, annotations=annotations, **common).after(checked)
         selection = filtered.outputs["selection"]
-        checked_selection = validate_selection(videos=videos, clips=clips, annotations=annotations, selection=selection, **common)
+        checked_selection = validate_selection(
+            videos=videos, clips=clips, annotations=annotations, selection=selection, **common
+        )
         versioned = version(videos=videos, clips=clips, annotations=annotations, selection=selection, **common)
         versioned.after(checked_selection)
         encoded = encode(clips=clips, annotations=annotations, selection=selection, **common).after(checked_selection)
         samples = encoded.outputs["samples"]
 
         image = train(stage="image", samples=samples, dataset=versioned.outputs["dataset"], **common)
-        video = train(stage="video", samples=samples, dataset=versioned.outputs["dataset"], init=image.outputs["model"], **common)
+        video = train(
+            stage="video", samples=samples, dataset=versioned.outputs["dataset"], init=image.outputs["model"], **common
+        )
         high_quality = train(
-            stage="image_to_video", samples=samples, dataset=versioned.outputs["dataset"], init=video.outputs["model"], **common
+            stage="image_to_video",
+            samples=samples,
+            dataset=versioned.outputs["dataset"],
+            init=video.outputs["model"],
+            **common,
         )
         model = high_quality.outputs["model"]
 

@@ -36,15 +36,36 @@ class Run:
 
 def svdflow(*arguments: str | Path, timeout: float = 900) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "svdflow.pipelines.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
 
 
 def run_command(workdir: Path, source: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "svdflow.pipelines.cli", "run", "svd", "--profile", "test", "-w", str(workdir), "--source", str(source), *more]
+    return [
+        sys.executable,
+        "-m",
+        "svdflow.pipelines.cli",
+        "run",
+        "svd",
+        "--profile",
+        "test",
+        "-w",
+        str(workdir),
+        "--source",
+        str(source),
+        *more,
+    ]
 
 
 def run_svd(workdir: Path, source: Path, *more: str, timeout: float = 1200) -> Run:
-    done = subprocess.run(run_command(workdir, source, *more), capture_output=True, text=True, timeout=timeout, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        run_command(workdir, source, *more),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     return Run(done.returncode, done.stdout, done.stderr, workdir)
 
 
@@ -130,9 +151,17 @@ def source(tmp_path_factory: pytest.TempPathFactory, media: Path) -> Path:
 def finished(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Run:
     """The run, after it was killed while annotating and interrupted in the middle of training a stage."""
     workdir = tmp_path_factory.mktemp("work") / "svd run"
-    left = run_and_end(workdir, source, "annotate", signal.SIGKILL, lambda events: any(e.get("done", 0) >= 2 for e in events))
+    left = run_and_end(
+        workdir, source, "annotate", signal.SIGKILL, lambda events: any(e.get("done", 0) >= 2 for e in events)
+    )
     assert left == [], "processes outlived a killed command"
-    left = run_and_end(workdir, source, "train_video", signal.SIGTERM, lambda events: any(e.get("what") == "steps" and e["done"] >= 2 for e in events))
+    left = run_and_end(
+        workdir,
+        source,
+        "train_video",
+        signal.SIGTERM,
+        lambda events: any(e.get("what") == "steps" and e["done"] >= 2 for e in events),
+    )
     assert left == [], "processes outlived an interrupted command"
     run = run_svd(workdir, source)
     assert run.status == 0, run.err[-3000:]

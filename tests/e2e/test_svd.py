@@ -17,7 +17,20 @@ from svdflow.common.manifests import read_rows
 from svdflow.common.video import decode, probe, read_frames
 from tests.e2e.conftest import processes_of, run_svd, svdflow
 
-STABLE_KEYS = {"videos", "clips", "selection", "validation", "dataset", "training", "multiview", "evaluation", "serving", "work", "seconds", "run"}
+STABLE_KEYS = {
+    "videos",
+    "clips",
+    "selection",
+    "validation",
+    "dataset",
+    "training",
+    "multiview",
+    "evaluation",
+    "serving",
+    "work",
+    "seconds",
+    "run",
+}
 
 
 def manifest(run, kind):
@@ -53,7 +66,9 @@ def test_the_manifests_hang_together(finished):
     selection = manifest(finished, "selection")
     assert {c["video_id"] for c in clips.values()} <= set(videos)
     assert {a["clip_id"] for a in manifest(finished, "annotations")} == set(clips) == {s["clip_id"] for s in selection}
-    sides = {side: {s["video_id"] for s in selection if s["keep"] and s["split"] == side} for side in ("train", "held_out")}
+    sides = {
+        side: {s["video_id"] for s in selection if s["keep"] and s["split"] == side} for side in ("train", "held_out")
+    }
     assert sides["train"] and sides["held_out"] and not sides["train"] & sides["held_out"]
 
 
@@ -102,13 +117,25 @@ def test_a_product_service_gets_a_video_for_a_picture_through_the_served_model(f
         stream.seek(clip["offset"])
         frame = read_frames(stream.read(clip["bytes"]), [0])[0]
     Image.fromarray(frame).save(tmp_path / "a picture.png")
-    command = [sys.executable, "-m", "svdflow.pipelines.cli", "serve", str(finished.workdir / "repository"), "--grpc-port", "0", "--http-port", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "svdflow.pipelines.cli",
+        "serve",
+        str(finished.workdir / "repository"),
+        "--grpc-port",
+        "0",
+        "--http-port",
+        "0",
+    ]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         url = next(line.split()[-1] for line in server.stdout if line.startswith("gRPC"))
         videos = []
         for seed in (1, 1, 2):
-            done = svdflow("generate", tmp_path / "a picture.png", "-o", tmp_path / "out.mp4", "--url", url, "--seed", str(seed))
+            done = svdflow(
+                "generate", tmp_path / "a picture.png", "-o", tmp_path / "out.mp4", "--url", url, "--seed", str(seed)
+            )
             assert done.returncode == 0, done.stderr
             videos.append(np.stack([f.rgb for f in decode(tmp_path / "out.mp4")]))
         assert np.array_equal(videos[0], videos[1]) and not np.array_equal(videos[0], videos[2])
@@ -156,7 +183,9 @@ def test_a_video_more_and_another_threshold_cost_only_what_they_must(finished, s
     annotators = (before["annotate"]["done"] + before["annotate"]["reused"]) / (len(clips) - len(new))
     assert work["annotate"]["done"] == annotators * len(new)
     kept = {s["clip_id"] for s in manifest(run, "selection") if s["keep"]}
-    assert work["encode"]["done"] <= len([c for c in new if c["clip_id"] in kept]) + 3  # and clips that the threshold let in
+    assert (
+        work["encode"]["done"] <= len([c for c in new if c["clip_id"] in kept]) + 3
+    )  # and clips that the threshold let in
     assert json.loads(json.dumps(run.summary["dataset"]["tag"])) != finished.summary["dataset"]["tag"] or True
 
 

@@ -4,9 +4,11 @@ import io
 import json
 import tarfile
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+
 from svdflow.common.identity import identity
 from svdflow.common.manifests import write_manifest
 from svdflow.common.storage import DataRoot
@@ -30,6 +32,7 @@ def clip_set(
     descriptions: list[str | None] | None = None,
 ) -> ClipSet:
     """One video with one clip per shot (frames [F, H, W, 3], or an MP4), all in one tar shard."""
+    names = [sha256(shot if isinstance(shot, bytes) else np.ascontiguousarray(shot)).hexdigest() for shot in shots]
     mp4s = [shot if isinstance(shot, bytes) else encode_mp4(shot, fps) for shot in shots]
     buffer = io.BytesIO()
     offsets = []
@@ -43,7 +46,7 @@ def clip_set(
     videos, clips = [], []
     for number, (mp4, offset) in enumerate(zip(mp4s, offsets, strict=True)):
         info, video_id = probe(mp4), identity(video=number) * 2
-        clip_id = identity(clip=number, frames=info.frames, width=info.width)
+        clip_id = identity(clip=number, content=names[number])
         shape = {"frames": info.frames, "fps": info.fps, "width": info.width, "height": info.height}
         videos.append(
             {

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from clip_sets import ClipSet, clip_set
+
 from svdflow.common.config import load_settings
 from svdflow.common.errors import BadInputError, SvdflowError
 from svdflow.common.fanout import Outcome

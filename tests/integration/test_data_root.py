@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+
 from svdflow.common.errors import StorageError
 from svdflow.common.object_store import StoreEndpoint
 from svdflow.common.storage import DataRoot, DirectoryRoot, object_uri

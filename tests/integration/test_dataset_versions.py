@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from svdflow.common.errors import BadInputError, StorageError
 from svdflow.common.identity import file_md5
 from svdflow.common.manifests import read_rows
@@ -20,7 +21,6 @@ from svdflow.curation.version.dvc_files import listed_digest
 from svdflow.curation.version.git import Git
 from svdflow.curation.version.register import register_dataset
 from svdflow.curation.version.settings import VersionSettings
-
 from tests.dataset_manifests import make_manifests
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from svdflow.common.errors import BadInputError, GateRefused
 from svdflow.common.manifests import write_manifest
 from svdflow.common.orbit_views import pack_views
@@ -25,6 +26,7 @@ QUICK = EvaluateSettings(samples=3, steps=2, videos_shown=2)
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     import torch
+
     from svdflow.diffusion.autoencoder import load_autoencoder
     from svdflow.diffusion.conditioning import build_feature_extractor, build_image_encoder
     from svdflow.diffusion.model_directory import VideoModel, save_model

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from svdflow.common.errors import ServiceError
 from svdflow.common.object_store import EmbeddedStore, StoreEndpoint, open_store
 from svdflow.common.storage_s3 import S3Root

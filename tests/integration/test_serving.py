@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+
 from svdflow.common.errors import BadInputError, ServiceError
 from svdflow.common.frames import fit_frame
 from svdflow.common.manifests import write_manifest
@@ -42,6 +43,7 @@ class TritonPythonModel:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     import torch
+
     from svdflow.diffusion.autoencoder import load_autoencoder
     from svdflow.diffusion.conditioning import build_feature_extractor, build_image_encoder
     from svdflow.diffusion.model_directory import VideoModel, save_model
@@ -88,6 +90,7 @@ def image() -> np.ndarray:
 
 def test_served_frames_are_those_of_the_sampler_itself(client, model, image):
     import torch
+
     from svdflow.diffusion.model_directory import load_model
     from svdflow.diffusion.sampling import generate
 
@@ -235,7 +238,8 @@ def test_a_model_that_does_not_load_ends_in_one_line_with_its_cause(tmp_path):
 def test_a_backend_that_crashes_while_loading_is_not_waited_for(tmp_path):
     repository = light_repository(tmp_path / "r", "import os; os.abort()")
     started = time.monotonic()
-    with pytest.raises(ServiceError, match="loads the model died"), TritonServer(repository, start_timeout_s=100):
+    server = TritonServer(repository, start_timeout_s=100, log=tmp_path / "log")
+    with pytest.raises(ServiceError, match="loads the model died"), server:
         pass
     assert time.monotonic() - started < 20
 
@@ -278,7 +282,7 @@ def test_ctrl_c_ends_the_foreground_server_cleanly(tmp_path):
     children = below(process)
     process.send_signal(signal.SIGINT)
     assert process.wait(20.0) == 0
-    assert process.stdout is not None and process.stdout.read().splitlines()[-1] == "stopped"
+    assert process.stdout is not None and process.stdout.read().endswith("stopped\n")
     assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
 
 

@@ -55,7 +55,12 @@ def compiled(tmp_path: Path, *steps) -> Path:
 
     @dsl.pipeline(name="small")
     def small(workdir: str, profile: str = "test", overrides: dict = {}):  # noqa: B006
-        common = {"workdir": workdir, "run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER, "profile": profile, "overrides": overrides}
+        common = {
+            "workdir": workdir,
+            "run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+            "profile": profile,
+            "overrides": overrides,
+        }
         with dsl.ExitHandler(report(**common)):
             before = None
             for step in steps:
@@ -82,7 +87,11 @@ def run_processes(workdir: Path) -> list[int]:
     found = []
     for process in psutil.process_iter():
         try:
-            if process.status() != psutil.STATUS_ZOMBIE and process.pid != os.getpid() and str(workdir) in " ".join(process.cmdline()):
+            if (
+                process.status() != psutil.STATUS_ZOMBIE
+                and process.pid != os.getpid()
+                and str(workdir) in " ".join(process.cmdline())
+            ):
                 found.append(process.pid)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
@@ -139,7 +148,9 @@ def test_a_failed_step_gives_one_line_and_the_run_still_ends_in_a_report(tmp_pat
 def test_a_read_only_work_directory_gives_one_line(tmp_path):
     place = tmp_path / "mount"
     place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", str(place)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", str(place)], capture_output=True
+    ).returncode:
         pytest.skip("this machine does not let root mount a tmpfs")
     try:
         process = command(compiled(tmp_path, fine), place / "run")

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+
 from svdflow.common.config import load_settings
 from svdflow.common.errors import BadInputError, ConfigError, ServiceError
 from svdflow.common.flow import flow_figures

@@ -76,7 +76,9 @@ def test_every_shipped_profile_holds_for_every_step():
         assert set(resolve_settings(name, {})) == set(SETTINGS)
 
 
-_TREES = st.recursive(st.integers(), lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3), max_leaves=8)
+_TREES = st.recursive(
+    st.integers(), lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3), max_leaves=8
+)
 _MAPS = st.dictionaries(st.sampled_from("abc"), _TREES, max_size=3)
 
 

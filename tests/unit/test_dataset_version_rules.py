@@ -8,12 +8,12 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+
 from svdflow.common.errors import BadInputError
 from svdflow.common.manifests import SCHEMA_VERSION, read_rows
 from svdflow.curation.version import dvc_files
 from svdflow.curation.version.card import card_bytes, make_card, next_number, read_members
 from svdflow.curation.version.registry import VersionTag
-
 from tests.dataset_manifests import make_manifests
 
 MD5 = st.text("0123456789abcdef", min_size=32, max_size=32)

@@ -11,6 +11,8 @@ import pytest
 from google.protobuf import text_format
 from hypothesis import given
 from hypothesis import strategies as st
+from tritonclient.grpc import model_config_pb2 as pb
+
 from svdflow.common.errors import BadInputError, ConfigError, GateRefused, StorageError
 from svdflow.common.identity import tree_sha256
 from svdflow.common.manifests import write_manifest
@@ -22,7 +24,6 @@ from svdflow.export.model_config import read_parameters, request_parameters
 from svdflow.export.repository import export_repository, repository_digest
 from svdflow.export.request import check_image, video_request
 from svdflow.export.settings import ExportSettings, ServeSettings
-from tritonclient.grpc import model_config_pb2 as pb
 
 SETTINGS = ExportSettings()
 PARAMETERS = request_parameters(SETTINGS)

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from manifest_rows import annotations, clips, videos
 from safetensors.numpy import save
+
 from svdflow.common.errors import BadInputError
 from svdflow.common.manifests import read_rows, write_manifest
 from svdflow.common.storage import DataRoot

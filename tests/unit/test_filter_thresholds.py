@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+
 from svdflow.common.config import validate_settings
 from svdflow.common.errors import ConfigError
 from svdflow.common.manifests import AXES

@@ -5,6 +5,7 @@ import json
 import cv2
 import numpy as np
 import pytest
+
 from svdflow.common.errors import ConfigError
 from svdflow.common.video import decode, probe
 from svdflow.ingest.footage import CAMERAS, FootageSettings, join_shots, make_scene, make_title_card, write_footage

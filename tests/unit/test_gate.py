@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from svdflow.common.errors import BadInputError, GateRefused
 from svdflow.evaluation.gate import check_gate
 from svdflow.evaluation.settings import GateSettings

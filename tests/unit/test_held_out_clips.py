@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from svdflow.common.errors import BadInputError
 from svdflow.common.manifests import write_manifest
 from svdflow.common.video import decode, encode_mp4, probe

@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+
 from svdflow.common.errors import BadInputError
 from svdflow.common.manifests import read_rows
 from svdflow.common.storage import DataRoot

@@ -31,7 +31,11 @@ def test_equal_content_gives_equal_bytes_in_any_order_of_rows(tmp_path):
 
 @pytest.mark.parametrize(
     ("row", "said"),
-    [(clip(1, colour="red"), "colour"), (clip(1, frames="many"), "clips manifest"), (clip(1, video_id=None), "video_id")],
+    [
+        (clip(1, colour="red"), "colour"),
+        (clip(1, frames="many"), "clips manifest"),
+        (clip(1, video_id=None), "video_id"),
+    ],
 )
 def test_a_row_against_the_schema_is_refused_and_nothing_is_left(tmp_path, row, said):
     with pytest.raises(BadInputError, match=said):

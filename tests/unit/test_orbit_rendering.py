@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from svdflow.common.errors import BadInputError, ServiceError
 from svdflow.common.manifests import read_rows
 from svdflow.common.orbit_views import pack_views, read_views

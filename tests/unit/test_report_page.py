@@ -11,7 +11,14 @@ from svdflow.common.video import encode_mp4
 from svdflow.report.compose import summarize
 from svdflow.report.page import render_page
 
-RUN = {"id": "r1", "pipeline": "svd", "profile": "test", "settings_changed": {"a.b": "<i>"}, "failed": [], "versions": {"python": "3"}}
+RUN = {
+    "id": "r1",
+    "pipeline": "svd",
+    "profile": "test",
+    "settings_changed": {"a.b": "<i>"},
+    "failed": [],
+    "versions": {"python": "3"},
+}
 EVIL = '<script>alert(1)</script>"&'
 
 
@@ -98,5 +105,7 @@ def test_the_summary_joins_the_steps_figures_and_counts_their_work():
 
 @pytest.mark.parametrize("values", [[1.0], [2.0, 2.0], [-1e9, 1e9], [1e-12, 2e-12]])
 def test_histograms_and_curves_of_odd_ranges_are_drawn(values):
-    report = StepReport("s", "S", sections=[histogram("h", values, "u", cut=values[0]), curves("c", {"x": (values, values)}, "x", "y")])
+    report = StepReport(
+        "s", "S", sections=[histogram("h", values, "u", cut=values[0]), curves("c", {"x": (values, values)}, "x", "y")]
+    )
     assert "nan" not in render_page([report], RUN).lower().replace("finance", "")

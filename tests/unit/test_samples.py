@@ -7,6 +7,7 @@ import sys
 import zipfile
 
 import pytest
+
 from svdflow.common.errors import ServiceError
 from svdflow.ingest.samples import PACKAGES, fetch_samples
 

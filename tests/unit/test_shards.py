@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load_file
+
 from svdflow.common.errors import BadInputError
 from svdflow.common.shards import ShardReader, write_shard
 

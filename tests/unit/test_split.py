@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_ingest import rotated
+
 from svdflow.common.errors import BadInputError
 from svdflow.common.manifests import read_rows
 from svdflow.common.storage import DataRoot
@@ -20,7 +22,6 @@ from svdflow.curation.split.settings import CutLevel, SplitSettings
 from svdflow.curation.split.split import shots_between, split_videos
 from svdflow.ingest.footage import join_shots, make_scene
 from svdflow.ingest.ingest import IngestSettings, ingest_videos
-from test_ingest import rotated
 
 LOOSE = SplitSettings(end="cut", min_s=0.3, max_s=10.0)
 FPS = 12.0

@@ -66,7 +66,9 @@ def test_a_component_folder_has_a_readme_and_metadata_in_the_common_form(path):
     assert metadata["dependencies"]["kubeflow"][0]["name"] == "Pipelines"
 
 
-@pytest.mark.parametrize("path", [p for p in PYTHON if p.is_relative_to(COMPONENTS)], ids=lambda p: str(p.relative_to(COMPONENTS)))
+@pytest.mark.parametrize(
+    "path", [p for p in PYTHON if p.is_relative_to(COMPONENTS)], ids=lambda p: str(p.relative_to(COMPONENTS))
+)
 def test_imports_point_one_way(path):
     """Rooms meet in manifests: they import common and diffusion, never one another, and nobody imports pipelines."""
     if path.name.startswith("component"):
@@ -110,4 +112,6 @@ def test_the_ir_keeps_within_the_limits_of_a_kfp_backend(name):
     for component in spec["components"].values():
         for task in component.get("dag", {}).get("tasks", {}).values():
             if "dag" not in spec["components"][task["componentRef"]["name"]]:
-                assert not task.get("cachingOptions", {}).get("enableCache"), "reuse comes from identities, not from KFP's cache"
+                assert not task.get("cachingOptions", {}).get("enableCache"), (
+                    "reuse comes from identities, not from KFP's cache"
+                )

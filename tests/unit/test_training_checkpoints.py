@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+
 from svdflow.training.train import checkpoint
 from svdflow.training.train.checkpoint import newest_sound, save_checkpoint
 

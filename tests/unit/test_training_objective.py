@@ -1,4 +1,4 @@
-"""The stage chain without DeepSpeed: each kind takes its conditions, and its loss is the EDM loss on the right tensors."""
+"""The stage chain without DeepSpeed: each kind takes its conditions; its loss is the EDM loss on the right tensors."""
 
 import numpy as np
 import pytest
@@ -13,27 +13,55 @@ from svdflow.training.train.model import check_samples, start_model, untrained_m
 from svdflow.training.train.objective import Objective
 from svdflow.training.train.settings import stage_settings
 
-UNET = {"latent_channels": 4, "block_out_channels": [32, 32], "layers_per_block": 1, "attention_heads": [2, 2],
-        "cross_attention_dim": 16, "addition_time_embed_dim": 8, "num_frames": 3, "sample_size": 8}  # fmt: skip
+UNET = {
+    "latent_channels": 4,
+    "block_out_channels": [32, 32],
+    "layers_per_block": 1,
+    "attention_heads": [2, 2],
+    "cross_attention_dim": 16,
+    "addition_time_embed_dim": 8,
+    "num_frames": 3,
+    "sample_size": 8,
+}
 STAGES = ("image", "video", "image_to_video", "multi_view")
 
 
 def settings_for(stage, **values):
-    return stage_settings(stage, {"batch": 3, "processes": 1, "frames": None, "height": None, "width": None, "unet": UNET} | values)
+    return stage_settings(
+        stage, {"batch": 3, "processes": 1, "frames": None, "height": None, "width": None, "unet": UNET} | values
+    )
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     folder = tmp_path_factory.mktemp("samples")
     root, rng = DataRoot.open(folder / "root"), np.random.default_rng(0)
-    write_shard(folder / "shard", {
-        f"s{i}": {"latents": rng.standard_normal((3, 4, 8, 8)).astype(np.float32), "text": rng.standard_normal((3, 5, 16)).astype(np.float32),
-                  "image": rng.standard_normal(16).astype(np.float32), "frame": rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)}
-        for i in range(3)
-    })  # fmt: skip
+    write_shard(
+        folder / "shard",
+        {
+            f"s{i}": {
+                "latents": rng.standard_normal((3, 4, 8, 8)).astype(np.float32),
+                "text": rng.standard_normal((3, 5, 16)).astype(np.float32),
+                "image": rng.standard_normal(16).astype(np.float32),
+                "frame": rng.integers(0, 255, (64, 64, 3), dtype=np.uint8),
+            }
+            for i in range(3)
+        },
+    )
     uri = root.put_file(folder / "shard")
-    rows = [{"shard_uri": uri, "tensor_prefix": f"s{i}", "frames": 3, "height": 64, "width": 64, "fps": 8.0, "motion_score": 1.0 * i, "elevation_deg": 10.0 * i}
-            for i in range(3)]  # fmt: skip
+    rows = [
+        {
+            "shard_uri": uri,
+            "tensor_prefix": f"s{i}",
+            "frames": 3,
+            "height": 64,
+            "width": 64,
+            "fps": 8.0,
+            "motion_score": 1.0 * i,
+            "elevation_deg": 10.0 * i,
+        }
+        for i in range(3)
+    ]
     return SampleSource(root, rows)
 
 
@@ -44,7 +72,9 @@ def chain(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("chain")
     torch.manual_seed(0)
-    vae = AutoencoderKLTemporalDecoder(block_out_channels=(32, 32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 4, latent_channels=4)
+    vae = AutoencoderKLTemporalDecoder(
+        block_out_channels=(32, 32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 4, latent_channels=4
+    )
     vae.save_pretrained(folder / "vae")
     models: dict[str, VideoModel] = {}
     before = None

@@ -117,6 +117,9 @@ def annotate_clip(work: ClipWork) -> ClipResult:
         except SvdflowError as error:
             result.failed[annotator.axis] = str(error)
             continue
+        except Exception as error:  # a fault of one annotator costs its own result alone; it is told, and counted
+            result.failed[annotator.axis] = f"{type(error).__name__}: {error}"
+            continue
         if found:
             result.reused.append(annotator.axis)
         else:

@@ -21,7 +21,7 @@ _LARGEST_ANSWER = 1 << 20
 _PROMPTS = {
     "caption_image": "Describe this picture in one sentence.",
     "caption_video": "These are frames of one video, in order. Describe in one or two sentences what happens.",
-    "caption_summary": "Two captions of one video follow. Join them into one or two sentences; answer with these alone.",
+    "caption_summary": "Two captions of a video follow. Join them into one or two sentences; answer with these alone.",
 }
 
 

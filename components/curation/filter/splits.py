@@ -16,8 +16,8 @@ def assign_splits(sources: Mapping[str, str], groups: Mapping[str, str], fractio
     """Video id to "train" or "held_out".
 
     A group is held out when its hash falls below ``fraction``, so that a video keeps its side when others come or go.
-    Each kind of source is looked at alone: where chance gives it less than its share (or none, with two groups to choose
-    from), the next hashes are taken; one group is always left to train on.
+    Each kind of source is looked at alone: where chance gives it less than its share (or none, with two groups to
+    choose from), the next hashes are taken; one group is always left to train on.
 
     Args:
         sources: video id to kind of source ("footage", "generated").

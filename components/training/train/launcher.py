@@ -88,6 +88,8 @@ def launch(job: dict[str, Any], folder: Path, processes: int, timeout_s: float) 
         )
     if status == 0 and result.is_file():
         return json.loads(result.read_text())
+    if f": {INTERRUPTED} (pid" in log.read_text(errors="replace"):  # the workers were told, not this process
+        raise TrainingInterrupted("training was interrupted from outside; run it again and it goes on")
     raise TrainingFailed(_cause(folder, log, status))
 
 

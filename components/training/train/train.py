@@ -41,7 +41,7 @@ def train_stage(
         out: the model directory to write.
         root: where shards lie, and where checkpoints and the result are kept.
         settings: of the stage, see ``settings.stage_settings``.
-        dataset: what the samples were made of (name, tag, revision), for the model's card.
+        dataset: what the samples were made of (name, tag, revision; all else is ignored), for the model's card.
         init_untrained: train nothing: write a model with the architecture of ``init`` and fresh random weights, a
         baseline.
 
@@ -61,6 +61,7 @@ def train_stage(
     if stage != "image" and init is None:
         raise BadInputError(f"stage {stage} needs a model to start from (init)")
     learned = settings.model_dump(exclude=set(OPERATIONAL))
+    dataset = {name: dataset[name] for name in ("name", "tag", "revision") if name in dataset}  # not where its store is
     init_tree = tree_sha256(init) if init else None
     key = identity(
         version=VERSION, stage=stage, samples=file_sha256(samples), init=init_tree, settings=learned, dataset=dataset

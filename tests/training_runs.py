@@ -1,0 +1,111 @@
+"""Tiny training runs on random samples, and how to interrupt one."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from svdflow.common.manifests import write_manifest
+from svdflow.common.shards import write_shard
+from svdflow.common.storage import DataRoot
+from svdflow.training.train.settings import stage_settings
+
+UNET = {
+    "latent_channels": 4,
+    "block_out_channels": [32, 32],
+    "layers_per_block": 1,
+    "attention_heads": [2, 2],
+    "cross_attention_dim": 16,
+    "addition_time_embed_dim": 8,
+    "num_frames": 2,
+    "sample_size": 8,
+}
+STEPS = 8
+
+
+def make_autoencoder(directory: Path) -> Path:
+    """A tiny autoencoder with random weights, 8 px to a latent."""
+    from diffusers import AutoencoderKLTemporalDecoder
+
+    vae = AutoencoderKLTemporalDecoder(
+        block_out_channels=(32, 32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 4, latent_channels=4
+    )
+    vae.save_pretrained(directory)
+    return directory
+
+
+def make_samples(folder: Path) -> tuple[DataRoot, Path]:
+    """A data root with eight random samples, and their manifest."""
+    root, rng, rows = DataRoot.open(folder / "root"), np.random.default_rng(0), []
+    samples = {
+        f"s{i}": {
+            "latents": rng.standard_normal((2, 4, 8, 8)).astype(np.float16),
+            "text": rng.standard_normal((3, 5, 16)).astype(np.float16),
+            "image": rng.standard_normal(16).astype(np.float32),
+            "frame": rng.integers(0, 255, (64, 64, 3), dtype=np.uint8),
+        }
+        for i in range(8)
+    }
+    write_shard(folder / "shard", samples)
+    uri = root.put_file(folder / "shard")
+    for index, prefix in enumerate(samples):
+        rows.append(
+            {
+                "sample_id": prefix,
+                "clip_id": prefix,
+                "split": "train" if index < 6 else "held_out",
+                "shard_uri": uri,
+                "tensor_prefix": prefix,
+                "frames": 2,
+                "height": 64,
+                "width": 64,
+                "fps": 6.0 + index,
+                "motion_score": float(index),
+                "elevation_deg": 5.0,
+                "captions": ["a", "b", "c"],
+            }
+        )
+    write_manifest("samples", rows, folder / "samples.parquet")
+    return root, folder / "samples.parquet"
+
+
+def settings_for(autoencoder: Path, **values):
+    base = {
+        "height": None,
+        "width": None,
+        "frames": None,
+        "steps": STEPS,
+        "batch": 4,
+        "processes": 2,
+        "zero_stage": 2,
+        "precision": "fp32",
+        "lr": 1e-3,
+        "ema": 0.9,
+        "checkpoint_every": 2,
+        "held_out_levels": 2,
+        "held_out_seeds": 1,
+        "unet": UNET,
+        "autoencoder": str(autoencoder),
+    }
+    return stage_settings("image", base | values)
+
+
+def interrupt_at(step: int, events: Path) -> threading.Thread:
+    """Send this process SIGTERM as soon as the progress file tells of that step."""
+
+    def watch():
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline:
+            lines = events.read_text().splitlines() if events.is_file() else []
+            if any(e.get("what") == "steps" and e["done"] >= step for e in map(json.loads, lines)):
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
