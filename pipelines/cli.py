@@ -48,8 +48,8 @@ def run(
 ) -> None:
     """Run a pipeline on this machine.
 
-    A second run in the same work directory finds what the first one did and computes only what changed. Ctrl-C keeps all
-    finished work; the same command goes on from there.
+    A second run in the same work directory finds what the first one did and computes only what changed. Ctrl-C keeps
+    all finished work; the same command goes on from there.
     """
     from svdflow.common.config import parse_override
 

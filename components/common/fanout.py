@@ -70,7 +70,7 @@ def map_units(
             busy: list[_Worker] = []
             while queue or busy:
                 for worker in running:
-                    if queue and worker.unit is None:
+                    if queue and worker.unit < 0:
                         worker.start(*queue.popleft(), units)
                         busy.append(worker)
                 ready = wait([w.pipe for w in busy], timeout=0.2)
@@ -94,7 +94,7 @@ def map_units(
 
 
 class _Worker:
-    unit: int | None = None
+    unit = -1  # index of the unit at work, or -1
     attempt = 0
     started_at = 0.0
 
@@ -112,7 +112,7 @@ class _Worker:
             pass  # the worker is gone: collect() says so
 
     def collect(self, unit: Any, seconds: float, timeout_s: float) -> tuple[Outcome, bool]:
-        self.unit = None
+        self.unit = -1
         if not self.pipe.poll():
             self.stop()
             return Outcome(unit, None, f"took longer than {timeout_s:g} s and was stopped", seconds), False

@@ -101,7 +101,7 @@ def _classifier() -> Any:
 def _tensors(path: Path) -> dict[str, np.ndarray]:
     """The tensors of the weights file, read by place.
 
-    The package ships a pickle, and no pickle is read here: the content is pinned by its hash, so an index made once says
+    The package ships a pickle, and no pickle is read here: the content is pinned by its hash, so an index says
     of each tensor the type, the shape, the strides and the offset in bytes.
     """
     index = json.loads((Path(__file__).parent / "efficientnet_lite0.json").read_text())

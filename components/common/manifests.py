@@ -1,7 +1,7 @@
 """The manifests: Parquet tables with declared Arrow schemas, the only interface between components.
 
-Column names carry their units. A table is written in one canonical form (declared column order, rows sorted by id), so that
-equal content gives equal bytes. Manifests hold no clock times.
+Column names carry their units. A table is written in one canonical form (declared column order, rows sorted by id), so
+that equal content gives equal bytes. Manifests hold no clock times.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Progress of long work: an event file that a supervising process draws, or a bar on the terminal.
 
-With ``SVDFLOW_EVENTS`` set to a path, lines of JSON ``{"step", "what", "done", "total", "time"}`` are appended there, a few a
-second at most. Otherwise a bar is drawn when standard error is a terminal.
+With ``SVDFLOW_EVENTS`` set to a path, lines of JSON ``{"step", "what", "done", "total", "time"}`` are appended there, a
+few a second at most. Otherwise a bar is drawn when standard error is a terminal.
 """
 
 from __future__ import annotations

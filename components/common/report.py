@@ -1,7 +1,7 @@
 """What a step tells about itself, and the one page that is made of it.
 
-A step fills a StepReport; ``render_page`` turns many of them into one self-contained HTML page (no script from elsewhere, no
-network request). Sections are typed so that a step says what it has to show and not how it looks.
+A step fills a StepReport; ``report/page.py`` turns many of them into one self-contained HTML page (no script from
+elsewhere, no network request). Sections are typed so that a step says what it has to show and not how it looks.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def curves(
 ) -> dict[str, Any]:
     """Line curves: name to (xs, ys)."""
     return {"kind": "curves", "title": title, "x": x, "y": y, "log_y": log_y, "note": note,
-            "series": {name: [list(map(float, xs)), list(map(float, ys))] for name, (xs, ys) in series.items()}}  # fmt: skip
+            "series": {name: [list(map(float, xs)), list(map(float, ys))]
+                       for name, (xs, ys) in series.items()}}  # fmt: skip
 
 
 def images(title: str, items: list[tuple[np.ndarray, str]], note: str = "", height_px: int = 96) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 Two kinds of entries, both written once and atomically:
 
-* objects, named by the md5 of their content under ``files/md5/ab/cdef…`` (DVC's own layout, so that a dataset version can
-  point at them without a copy); a directory is a ``.dir`` object that lists its files, as DVC does it;
-* results, ``results/<kind>/ab/<key>.json``: what was made from the inputs that the key names. A step that finds its result
-  does not compute it again.
+* objects, named by the md5 of their content under ``files/md5/ab/cdef…`` (DVC's own layout, so that a dataset version
+  can point at them without a copy); a directory is a ``.dir`` object that lists its files, as DVC does it;
+* results, ``results/<kind>/ab/<key>.json``: what was made from the inputs that the key names. A step that finds its
+  result does not compute it again.
 
 URIs in manifests are relative to the root, so a root can be moved.
 """

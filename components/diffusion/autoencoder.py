@@ -120,8 +120,9 @@ def identities_skipped(vae: Any) -> Iterator[None]:
 
     changed = []
     for module in vae.modules():
-        if isinstance(module, ResnetBlock2D) and module.conv_shortcut is None and _adds_nothing(module):
-            module.forward = lambda h, temb=None: h
+        if isinstance(module, ResnetBlock2D) and _adds_nothing(module):
+            shortcut = module.conv_shortcut or torch.nn.Identity()
+            module.forward = lambda h, temb=None, shortcut=shortcut: shortcut(h)
         elif isinstance(module, SpatioTemporalResBlock) and _adds_nothing(module.temporal_res_block):
             module.forward = lambda h, temb=None, image_only_indicator=None, block=module.spatial_res_block: block(
                 h, temb

@@ -1,4 +1,4 @@
-"""Train the small autoencoder that ships: ``python -m svdflow.diffusion.train_autoencoder FOOTAGE… --minutes 60``.
+"""Train the small autoencoder that ships: ``python -m svdflow.diffusion.train_autoencoder FOOTAGE…``.
 
 The learning starts from principal components: see ``autoencoder_start``.
 Legend: B batch, C channels, H, W.
@@ -42,8 +42,9 @@ SHORT_SIDE_PX = (128, 192)
 STORED_SHORT_SIDE_PX = 192
 GRADIENT_WEIGHT = 0.1
 SAVE_EVERY_S = 240
-TRUNK_SHARE = 0.25  # of the time
-RESIDUAL_LR = 0.2  # of the trunk's: a higher rate loses what the trunk has learned
+TRUNK_LR = 2e-3
+RESIDUAL_LR = 4e-4  # a higher rate loses what the trunk has learned
+BATCH = 8
 FILE_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 HELD_OUT_RANGE = (0.4, 0.6)  # of every video
 HELD_OUT_GAP = 0.02
@@ -163,8 +164,8 @@ def latent_std(vae: AutoencoderKLTemporalDecoder, frames: list[np.ndarray], rng:
     return float(torch.cat([vae.encode(random_crops(frames, 64, rng)).latent_dist.mode() for _ in range(2)]).std())
 
 
-def train(footage: Footage, out: Path, minutes: float, seed: int, batch: int = 8, lr: float = 2e-3) -> dict[str, Any]:
-    """Train for a span of wall time, first the trunk alone; writes ``out`` every few minutes and at the end."""
+def train(footage: Footage, out: Path, minutes: float, residual_minutes: float, seed: int) -> dict[str, Any]:
+    """Train the trunk, then the residual blocks with it, each for a span of wall time; writes ``out`` now and then."""
     rng = np.random.default_rng(seed)
     patches = (
         random_crops(footage.train, 512, rng).unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
@@ -183,17 +184,19 @@ def train(footage: Footage, out: Path, minutes: float, seed: int, batch: int = 8
     mixing = [p for n, p in vae.named_parameters() if n.endswith("mix_factor")]
     skipped |= {id(p) for p in (*fixed, *mixing)}
     learned = [p for p in vae.parameters() if id(p) not in skipped]
-    facts: dict[str, Any] = {"seed": seed, "batch": batch}
+    facts: dict[str, Any] = {"seed": seed, "batch": BATCH}
     with trunk_only(vae):
-        facts["trunk_steps"] = _descend(
-            vae, learned, footage, rng, 60 * minutes * TRUNK_SHARE, batch, lr, lambda step: None
-        )
-    print(save(vae, footage, out, facts), flush=True)
-    facts["steps"] = _descend(
-        vae, learned, footage, rng, 60 * minutes * (1 - TRUNK_SHARE), batch, RESIDUAL_LR * lr,
-        lambda step: print(save(vae, footage, out, {**facts, "steps": step}), flush=True),
-    )  # fmt: skip
-    return save(vae, footage, out, {**facts, "minutes": minutes})
+        facts["trunk_steps"] = _descend(vae, learned, footage, rng, 60 * minutes, TRUNK_LR, lambda step: None)
+    card = save(vae, footage, out, facts)
+    print(card, flush=True)
+    if residual_minutes:
+
+        def on_save(step: int) -> None:
+            print(save(vae, footage, out, {**facts, "steps": step}), flush=True)
+
+        facts["steps"] = _descend(vae, learned, footage, rng, 60 * residual_minutes, RESIDUAL_LR, on_save)
+        card = save(vae, footage, out, facts)
+    return card
 
 
 def _descend(
@@ -202,7 +205,6 @@ def _descend(
     footage: Footage,
     rng: np.random.Generator,
     seconds: float,
-    batch: int,
     lr: float,
     on_save: Callable[[int], None],
 ) -> int:
@@ -212,7 +214,7 @@ def _descend(
     while (elapsed := time.monotonic() - started) < seconds:
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / 100) * max(0.02, 0.5 * (1 + math.cos(math.pi * elapsed / seconds)))
-        x_BCHW = random_crops(footage.train, batch, rng)
+        x_BCHW = random_crops(footage.train, BATCH, rng)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             mean_BCHW = vae.encode(x_BCHW).latent_dist.mode().float()
             y_BCHW = vae.decode(mean_BCHW + LATENT_NOISE * torch.randn_like(mean_BCHW), num_frames=1).sample
@@ -259,16 +261,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("footage", nargs="+", type=Path, help="folders of videos")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "weights" / "autoencoder")
-    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--minutes", type=float, default=7.5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--hold-out", action="append", default=[], help="stem of a video to measure on only; repeat for more"
     )
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--residual-minutes", type=float, default=0.0, help="then train the residual blocks as well")
     arguments = parser.parse_args()
     footage = read_footage(arguments.footage, set(arguments.hold_out))
     print(f"{len(footage.train)} frames to learn from, {sum(map(len, footage.held_out.values()))} held out", flush=True)
-    train(footage, arguments.out, arguments.minutes, arguments.seed, lr=arguments.lr)
+    train(footage, arguments.out, arguments.minutes, arguments.residual_minutes, arguments.seed)
 
 
 if __name__ == "__main__":

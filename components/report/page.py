@@ -43,7 +43,8 @@ def render_page(reports: Sequence[StepReport], run: Mapping[str, Any]) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<link rel="icon" href="data:,">'
-        f"<title>svdflow · {escape(run['pipeline'])} · {escape(run['profile'])}</title><style>{_STYLE}</style></head><body>"
+        f"<title>svdflow · {escape(run['pipeline'])} · {escape(run['profile'])}</title>"
+        f"<style>{_STYLE}</style></head><body>"
         f'<header><h1>svdflow <span>{escape(run["pipeline"])}</span> <em class="{state}">{state}</em></h1>'
         f'<ul class="chips">{chips}</ul>{errors}<nav>{nav}<a href="#run">Timings and versions</a></nav></header>'
         f"<main>{_funnel(reports)}{body}{_closing(reports, run)}</main></body></html>"
@@ -56,7 +57,8 @@ def _step(report: StepReport) -> str:
     error = f'<p class="error">{escape(report.error)}</p>' if report.error else ""
     sections = "".join(_SECTIONS[section["kind"]](section) for section in report.sections)
     return (
-        f'<section id="{escape(report.step)}"><h2>{escape(report.title)} <small>{_duration(report.seconds)} · {done}</small></h2>'
+        f'<section id="{escape(report.step)}">'
+        f"<h2>{escape(report.title)} <small>{_duration(report.seconds)} · {done}</small></h2>"
         f'{error}<ul class="counts">{counts}</ul><div class="grid">{sections}</div></section>'
     )
 
@@ -85,14 +87,16 @@ def _closing(reports: Sequence[StepReport], run: Mapping[str, Any]) -> str:
     rows = "".join(f"<tr><td>{escape(k)}</td><td>{escape(v)}</td></tr>" for k, v in run["versions"].items())
     return (
         '<section id="run"><h2>Timings and versions</h2><div class="grid">'
-        '<figure class="wide"><table><thead><tr><th>step</th><th></th><th>time</th><th>done</th><th>found done</th></tr></thead>'
+        '<figure class="wide"><table><thead>'
+        "<tr><th>step</th><th></th><th>time</th><th>done</th><th>found done</th></tr></thead>"
         f"<tbody>{bars}</tbody></table></figure><figure><table><tbody>{rows}</tbody></table></figure></div></section>"
     )
 
 
 def _figure(section: Mapping[str, Any], inner: str, wide: bool = False) -> str:
     note = f'<p class="note">{escape(section["note"])}</p>' if section.get("note") else ""
-    return f"<figure{' class=wide' if wide else ''}><figcaption>{escape(section['title'])}</figcaption>{inner}{note}</figure>"
+    start = '<figure class="wide">' if wide else "<figure>"
+    return f"{start}<figcaption>{escape(section['title'])}</figcaption>{inner}{note}</figure>"
 
 
 def _table(section: Mapping[str, Any]) -> str:
@@ -111,7 +115,8 @@ def _text(section: Mapping[str, Any]) -> str:
 def _images(section: Mapping[str, Any]) -> str:
     height = int(section["height"])
     items = "".join(
-        f'<span><img src="{item["src"]}" style="height:{height}px" alt="{escape(item["caption"])}"><i>{escape(item["caption"])}</i></span>'
+        f'<span><img src="{item["src"]}" style="height:{height}px" alt="{escape(item["caption"])}">'
+        f"<i>{escape(item['caption'])}</i></span>"
         for item in section["items"]
     )
     return _figure(section, f'<div class="strip">{items}</div>', wide=True)
@@ -146,7 +151,8 @@ def _histogram(section: Mapping[str, Any]) -> str:
         parts.append(f'<line x1="{x(cut):.1f}" x2="{x(cut):.1f}" y1="{_TOP}" y2="{y(0):.1f}" class="cut"/>')
         anchor = "end" if x(cut) > _WIDTH - 80 else "start"
         parts.append(
-            f'<text x="{x(cut) + (4 if anchor == "start" else -4):.1f}" y="{_TOP + 9}" text-anchor="{anchor}" class="cutlabel">cut {escape(float(cut))}</text>'
+            f'<text x="{x(cut) + (4 if anchor == "start" else -4):.1f}" y="{_TOP + 9}" text-anchor="{anchor}" '
+            f'class="cutlabel">cut {escape(float(cut))}</text>'
         )
     axes = _axes(x, y, _ticks(low, high), _ticks(0, max(counts) or 1, whole=True), section["unit"], "clips")
     return _figure(section, f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{axes}{"".join(parts)}</svg>')
@@ -187,7 +193,8 @@ def _curves(section: Mapping[str, Any]) -> str:
     )
     return _figure(
         section,
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{axes}{"".join(lines)}</svg><div class="legend">{"".join(legend)}</div>',
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{axes}{"".join(lines)}</svg>'
+        f'<div class="legend">{"".join(legend)}</div>',
     )
 
 
@@ -208,11 +215,13 @@ def _axes(
         parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - 8}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" class="gridline"/>')
         parts.append(f'<text x="{_LEFT - 4}" y="{y(tick) + 3:.1f}" text-anchor="end">{label or f"{tick:.3g}"}</text>')
     parts.append(
-        f'<text x="{(_LEFT + _WIDTH) / 2:.0f}" y="{_HEIGHT - 5}" text-anchor="middle" class="name">{escape(x_name)}</text>'
+        f'<text x="{(_LEFT + _WIDTH) / 2:.0f}" y="{_HEIGHT - 5}" text-anchor="middle" class="name">'
+        f"{escape(x_name)}</text>"
     )
     middle = (base + _TOP) / 2
     parts.append(
-        f'<text x="9" y="{middle:.0f}" text-anchor="middle" transform="rotate(-90 9 {middle:.0f})" class="name">{escape(y_name)}</text>'
+        f'<text x="9" y="{middle:.0f}" text-anchor="middle" transform="rotate(-90 9 {middle:.0f})" class="name">'
+        f"{escape(y_name)}</text>"
     )
     return "".join(parts)
 

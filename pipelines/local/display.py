@@ -31,7 +31,7 @@ class _StepState:
 
 
 class View:
-    """Draws a run's event file, in place on a terminal, a line per event elsewhere. Call ``update`` often, ``close`` at the end."""
+    """Draws a run's event file: in place on a terminal, else a line per event. Call ``update`` often, ``close`` at the end."""
 
     def __init__(self, console: Console, events: Path, tasks: int) -> None:
         self.console, self.tasks = console, tasks

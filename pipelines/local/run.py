@@ -150,7 +150,7 @@ class _locked:  # noqa: N801 - reads as a verb in a with statement
         except BlockingIOError:
             self.file.close()
             raise BadInputError(
-                f"{self.workdir}: another run is using this work directory; wait for it, or choose another with --workdir"
+                f"{self.workdir}: another run is using this work directory; wait for it or choose another --workdir"
             ) from None
         return self.file
 

@@ -1,7 +1,8 @@
 """The process between the command and kfp.local: it owns the run's process tree and ends it with the command.
 
-kfp.local leaves its tasks running when it is killed, and tasks start processes in sessions of their own. So the supervisor is a
-session leader and a subreaper, is told by the kernel when the command ends however it ends, and ends every process below it.
+kfp.local leaves its tasks running when it is killed, and tasks start processes in sessions of their own. So the
+supervisor is a session leader and a subreaper, is told by the kernel when the command ends however it ends, and then
+ends every process below it.
 """
 
 from __future__ import annotations

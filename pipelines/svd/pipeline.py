@@ -18,7 +18,7 @@ from svdflow.training.train.component import train
 
 @dsl.pipeline(
     name="svd",
-    description="Raw footage to a served Stable-Video-Diffusion-class model: curation, three training stages, multi-view, gate, Triton.",
+    description="Raw footage to a served video model: curation, three training stages, multi-view, gate, Triton.",
 )
 def svd(
     workdir: str,
@@ -71,7 +71,7 @@ def svd(
         )
         model = high_quality.outputs["model"]
 
-        rendered = render(objects=objects, **common)
+        rendered = render(objects=objects, **common).after(encoded)  # needs nothing of it: for a readable order
         orbits = rendered.outputs["orbits"]
         encoded_orbits = encode_orbits(orbits=orbits, **common)
         multi_view = train(stage="multi_view", samples=encoded_orbits.outputs["samples"], init=model, **common)

@@ -33,7 +33,7 @@ def weights(model: Path) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("before", "after"),
     [((2, 2), (2, 1)), ((0, 2), (0, 2)), ((3, 2), (3, 2)), ((2, 2), (3, 2)), ((3, 2), (0, 1)), ((1, 1), (2, 2))],
-    ids=lambda pair: f"ZeRO {pair[0]} on {pair[1]}",
+    ids=lambda pair: f"zero{pair[0]}_on_{pair[1]}",
 )
 def test_it_ends_where_the_uninterrupted_run_does(setup, tmp_path, monkeypatch, before, after):
     root, samples, autoencoder, whole = setup

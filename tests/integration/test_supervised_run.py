@@ -73,9 +73,11 @@ def compiled(tmp_path: Path, *steps) -> Path:
 
 def command(ir: Path, workdir: Path) -> subprocess.Popen:
     script = (
-        "import sys; from pathlib import Path; from svdflow.pipelines.local import run; from svdflow.common.errors import SvdflowError\n"
+        "import sys; from pathlib import Path; from svdflow.pipelines.local import run\n"
+        "from svdflow.common.errors import SvdflowError\n"
         "run.resolve_settings = lambda profile, overrides: {}\n"  # the small pipelines have no settings
-        "try:\n r = run.run_pipeline('small', Path(sys.argv[2]), 'test', {}, {}, ir=Path(sys.argv[1])); print(r.errors); sys.exit(r.status)\n"
+        "try:\n r = run.run_pipeline('small', Path(sys.argv[2]), 'test', {}, {}, ir=Path(sys.argv[1]))\n"
+        " print(r.errors); sys.exit(r.status)\n"
         "except SvdflowError as e:\n sys.exit('svdflow: ' + str(e))"
     )
     arguments = [sys.executable, "-c", script, str(ir), str(workdir)]

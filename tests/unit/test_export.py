@@ -257,8 +257,7 @@ def test_the_client_needs_numpy_and_tritonclient_alone():
     assert done.stdout.splitlines()[0] == "False"
     loaded = done.stdout.splitlines()[1]
     assert (
-        loaded
-        == "['svdflow.common', 'svdflow.common.errors', 'svdflow.export', "
+        loaded == "['svdflow.common', 'svdflow.common.errors', 'svdflow.export', "
         "'svdflow.export.client', 'svdflow.export.request']"
     )
 

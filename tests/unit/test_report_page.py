@@ -26,7 +26,8 @@ def full_report() -> StepReport:
     picture = np.zeros((48, 64, 3), np.uint8)
     clip = encode_mp4(np.zeros((4, 32, 32, 3), np.uint8), 4)
     return StepReport(
-        "split", "Split", done=3, reused=1, counts={"videos in": 4, EVIL: 2}, summary={"clips": {"count": 2}}, seconds=1.5,
+        "split", "Split", done=3, reused=1, counts={"videos in": 4, EVIL: 2}, seconds=1.5,
+        summary={"clips": {"count": 2}},
         sections=[
             table(EVIL, ["a", "b"], [[1, EVIL], [None, 0.123456]]),
             text("words", EVIL),

@@ -154,12 +154,15 @@ class Engine:
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         # AdamW makes its state at the first step; here it comes from the checkpoint before that.
-        for group in self._base.param_groups:
-            for p in group["params"]:
-                self._base.state[p] = {
-                    "step": torch.tensor(float(resume.step)),
-                    **{key: torch.zeros_like(p) for key in MOMENTS},
-                }
+        if self.settings.zero_stage == 3:  # whose parameter groups are filled for the length of a step only
+            held = self.deepspeed.optimizer.fp32_partitioned_groups_flat
+        else:
+            held = [p for group in self._base.param_groups for p in group["params"]]
+        for p in held:
+            self._base.state[p] = {
+                "step": torch.tensor(float(resume.step)),
+                **{key: torch.zeros_like(p) for key in MOMENTS},
+            }
         if hasattr(self.deepspeed.optimizer, "_lazy_init_hp_params_optimizer_state"):
             self.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
         weights, average = resume.tensors("model") or {}, resume.tensors("ema") or {}
