@@ -54,7 +54,7 @@ def serve_store(workdir: Path) -> None:
 
     with EmbeddedStore(store(workdir)) as endpoint:
         print(
-            f"S3 at {endpoint.endpoint_url}; access and secret key are in {store(workdir) / 'credentials.json'}\nCtrl-C ends it",
+            f"S3 at {endpoint.endpoint_url}; its keys are in {store(workdir) / 'credentials.json'}\nCtrl-C ends it",
             flush=True,
         )
         try:

@@ -150,7 +150,7 @@ def upright_rgb(frame: Any) -> np.ndarray:
 
 
 def encode_mp4(frames_FHWC: np.ndarray, fps: float, crf: int = 18, gop: int | None = None) -> bytes:
-    """H.264 in MP4, playable in browsers; equal frames give equal bytes. Frames are uint8 [F, H, W, 3] with even sides."""
+    """H.264 in MP4, playable in browsers, from uint8 [F, H, W, 3] with even sides; equal frames give equal bytes."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         # x264's macroblock tree makes equal frames come out as different bytes

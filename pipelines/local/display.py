@@ -31,7 +31,7 @@ class _StepState:
 
 
 class View:
-    """Draws a run's event file: in place on a terminal, else a line per event. Call ``update`` often, ``close`` at the end."""
+    """Draws a run: in place on a terminal, else a line per event. Call ``update`` often, then ``close``."""
 
     def __init__(self, console: Console, events: Path, tasks: int) -> None:
         self.console, self.tasks = console, tasks

@@ -11,8 +11,8 @@ from svdflow.common.manifests import SCHEMAS, read_manifest, read_rows, write_ma
 def clip(number: int, **changes):
     row = {
         "clip_id": f"{number:032x}", "video_id": "v", "start_s": 0.0, "end_s": 1.0, "first_frame": 0, "last_frame": 24,
-        "cut_evidence": "{}", "shard_uri": "files/md5/aa/bb", "member": "m.mp4", "offset": 512, "bytes": 10, "frames": 25,
-        "fps": 25.0, "width": 64, "height": 48,
+        "cut_evidence": "{}", "shard_uri": "files/md5/aa/bb", "member": "m.mp4", "offset": 512, "bytes": 10,
+        "frames": 25, "fps": 25.0, "width": 64, "height": 48,
     }  # fmt: skip
     return row | changes
 
