@@ -61,7 +61,7 @@ def check_gate(metrics: Path, settings: GateSettings, verdict: Path | None = Non
             "settings": settings.model_dump(mode="json"),
         }
         write_atomic(verdict, json.dumps({**content, "gate": outcome}, indent=2, sort_keys=True).encode())
-    report = StepReport("gate", "Promotion gate", done=1)
+    report = StepReport("gate", "Promotion gate")
     report.counts = {"criteria": len(criteria), "held": len(criteria)}
     report.summary = {
         "gate": {"passed": True, "model_sha256": model_sha256, "criteria": {c.name: c.found for c in criteria}}

@@ -30,11 +30,11 @@ def validate(
 
     from svdflow.common.steps import run_step
     from svdflow.curation.validate.settings import ValidateSettings
-    from svdflow.curation.validate.validate import check_manifests, require_valid
+    from svdflow.curation.validate.validate import check_once, require_valid
 
     with run_step("validate", workdir, run_id, profile, overrides) as step:
         manifests = {"videos": Path(videos.path), "clips": Path(clips.path), "annotations": Path(annotations.path)}
-        report = step.finish(check_manifests(manifests, Path(page.path), step.settings(ValidateSettings)))
+        report = step.finish(check_once(manifests, Path(page.path), step.root, step.settings(ValidateSettings)))
         step.keep("validation.html", Path(page.path))
         require_valid(report)
 
@@ -68,7 +68,7 @@ def validate_selection(
 
     from svdflow.common.steps import run_step
     from svdflow.curation.validate.settings import ValidateSettings
-    from svdflow.curation.validate.validate import check_manifests, require_valid
+    from svdflow.curation.validate.validate import check_once, require_valid
 
     with run_step("validate_selection", workdir, run_id, profile, overrides) as step:
         manifests = {
@@ -77,6 +77,7 @@ def validate_selection(
             "annotations": Path(annotations.path),
             "selection": Path(selection.path),
         }
-        report = step.finish(check_manifests(manifests, Path(page.path), step.settings(ValidateSettings, "validate")))
+        settings = step.settings(ValidateSettings, "validate")
+        report = step.finish(check_once(manifests, Path(page.path), step.root, settings))
         step.keep("validation_selection.html", Path(page.path))
         require_valid(report)

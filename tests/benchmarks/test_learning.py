@@ -1,0 +1,43 @@
+"""Do the stages learn? The profile `local` for three seeds: stages lower their held-out losses, models beat baselines.
+
+Takes about half an hour on two cores. Run with `make bench`, or `pytest -s tests/benchmarks/test_learning.py`.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+STAGES = ("image", "video", "image_to_video", "multi_view")
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return tmp_path_factory.mktemp("learning")
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_every_stage_lowers_its_held_out_loss_and_the_models_beat_their_baselines(workdir, media, seed):
+    command = [sys.executable, "-m", "svdflow.pipelines.cli", "run", "svd", "-w", str(workdir), "--source", str(media)]
+    for stage in STAGES:
+        command += ["--set", f"train_{stage}.seed={seed}"]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0
+    summary = json.loads((workdir / "summary.json").read_text())
+    for stage in STAGES:
+        figures = summary["training"][stage]
+        before, after, zero = (
+            figures[k] for k in ("held_out_loss_before", "held_out_loss_after", "zero_predictor_loss")
+        )
+        print(f"seed {seed} {stage}: held-out loss {before:.3f} -> {after:.3f}, a network of zeros {zero:.3f}")
+        assert after < before, stage
+        assert after < zero, stage
+    views = summary["multiview"]
+    print(f"seed {seed} multi-view:", {k: v for k, v in views.items() if k.startswith("psnr")})
+    assert views["psnr_after"] > views["psnr_before"]
+    assert views["psnr_after"] > views["psnr_copy_input"]
+    serving = summary["serving"]
+    print(f"seed {seed} serving: {serving['first_frame_matches']} of {serving['images']} images found again")
+    assert serving["equal_to_in_process"] and serving["seeds_differ"]
