@@ -125,7 +125,7 @@ def _images(section: Mapping[str, Any]) -> str:
 def _videos(section: Mapping[str, Any]) -> str:
     height = int(section["height"])
     items = "".join(
-        f'<span><video src="{item["src"]}" style="height:{height}px" autoplay loop muted playsinline controls></video>'
+        f'<span><video src="{item["src"]}" style="height:{height}px" autoplay loop muted playsinline></video>'
         f"<i>{escape(item['caption'])}</i></span>"
         for item in section["items"]
     )
@@ -137,7 +137,7 @@ def _histogram(section: Mapping[str, Any]) -> str:
     low, high = edges[0], edges[-1]
     if cut is not None:
         low, high = min(low, cut), max(high, cut)
-    x = _scale(low, high, _LEFT, _WIDTH - 8)
+    x = _scale(low, high, _LEFT, _WIDTH - 16)
     y = _scale(0, max(counts) or 1, _HEIGHT - _BOTTOM, _TOP)
     parts = []
     for count, left, right in zip(counts, edges, edges[1:], strict=False):
@@ -149,7 +149,7 @@ def _histogram(section: Mapping[str, Any]) -> str:
         )
     if cut is not None:
         parts.append(f'<line x1="{x(cut):.1f}" x2="{x(cut):.1f}" y1="{_TOP}" y2="{y(0):.1f}" class="cut"/>')
-        anchor = "end" if x(cut) > _WIDTH - 80 else "start"
+        anchor = "end" if x(cut) > _WIDTH - 160 else "start"
         parts.append(
             f'<text x="{x(cut) + (4 if anchor == "start" else -4):.1f}" y="{_TOP + 9}" text-anchor="{anchor}" '
             f'class="cutlabel">cut {escape(float(cut))}</text>'
@@ -172,7 +172,7 @@ def _curves(section: Mapping[str, Any]) -> str:
     if not points:
         return _figure(section, "<p>no values</p>")
     ys = [math.log10(p[1]) if log_y else p[1] for p in points]
-    x = _scale(min(p[0] for p in points), max(p[0] for p in points), _LEFT, _WIDTH - 8)
+    x = _scale(min(p[0] for p in points), max(p[0] for p in points), _LEFT, _WIDTH - 16)
     y_low, y_high = min(ys), max(ys)
     y = _scale(y_low, y_high, _HEIGHT - _BOTTOM, _TOP)
     lines, legend = [], []
@@ -208,11 +208,11 @@ def _axes(
     y_labels: list[str | None] | None = None,
 ) -> str:
     base = _HEIGHT - _BOTTOM
-    parts = [f'<line x1="{_LEFT}" x2="{_WIDTH - 8}" y1="{base}" y2="{base}" class="axis"/>']
+    parts = [f'<line x1="{_LEFT}" x2="{_WIDTH - 16}" y1="{base}" y2="{base}" class="axis"/>']
     for tick in x_ticks:
         parts.append(f'<text x="{x(tick):.1f}" y="{base + 13}" text-anchor="middle">{tick:.3g}</text>')
     for tick, label in zip(y_ticks, y_labels or [None] * len(y_ticks), strict=True):
-        parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - 8}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" class="gridline"/>')
+        parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - 16}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" class="gridline"/>')
         parts.append(f'<text x="{_LEFT - 4}" y="{y(tick) + 3:.1f}" text-anchor="end">{label or f"{tick:.3g}"}</text>')
     parts.append(
         f'<text x="{(_LEFT + _WIDTH) / 2:.0f}" y="{_HEIGHT - 5}" text-anchor="middle" class="name">'
