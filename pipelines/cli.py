@@ -19,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data = typer.Typer(help="Versioned datasets: list, show, pull.", no_args_is_help=True)
+data = typer.Typer(help="Versioned datasets: list, show, diff, pull.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 WorkdirOption = Annotated[Path, typer.Option("--workdir", "-w", help="Where the run's data, reports and model lie.")]
@@ -186,6 +186,18 @@ def data_pull(
     from .datasets import pull
 
     pull(workdir, dataset, destination)
+
+
+@data.command("diff")
+def data_diff(
+    old: Annotated[str, typer.Argument(metavar="NAME@OLD")],
+    new: Annotated[str, typer.Argument(metavar="NAME@NEW")],
+    workdir: WorkdirOption = Path("runs/svd"),
+) -> None:
+    """Show what changed between two dataset versions."""
+    from .datasets import print_diff
+
+    print_diff(workdir, old, new)
 
 
 @data.command("store")

@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from svdflow.curation.version.datasets import list_datasets, pull_dataset, show_dataset
+from svdflow.curation.version.datasets import diff_datasets, list_datasets, pull_dataset, show_dataset
 
 
 def print_list(workdir: Path) -> None:
     """A line for each version in the registry of a work directory."""
-    table = Table(
-        "version",
-        "clips",
-        "train",
-        "held out",
-        "hours",
-        "shards",
-        "MB",
-        "registered",
-        "revision",
-        box=None,
-        header_style="bold",
-    )
+    table = Table(box=None, header_style="bold")
+    for column in ("version", "clips", "train", "held out", "hours", "shards", "MB", "registered", "revision"):
+        table.add_column(column, no_wrap=True)
     for each in list_datasets(registry(workdir)):
         hours, megabytes = f"{each.seconds / 3600:.3f}", f"{each.bytes / 1e6:.1f}"
         name = f"[bold]{each.tag}[/]" if each.latest else each.tag
         counts = [str(n) for n in (each.clips, each.train, each.held_out)]
         table.add_row(name, *counts, hours, str(each.shards), megabytes, each.created, each.revision[:10])
-    Console(soft_wrap=True).print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def print_one(workdir: Path, dataset: str) -> None:
@@ -39,6 +30,14 @@ def print_one(workdir: Path, dataset: str) -> None:
     import yaml
 
     print(yaml.safe_dump(show_dataset(registry(workdir), dataset), sort_keys=False, allow_unicode=True), end="")
+
+
+def print_diff(workdir: Path, old: str, new: str) -> None:
+    """The fields of the cards that differ."""
+    table = Table("field", old, new, box=None, header_style="bold")
+    for field, (before, after) in diff_datasets(registry(workdir), old, new).items():
+        table.add_row(field, str(before), str(after))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def pull(workdir: Path, dataset: str, destination: Path) -> None:

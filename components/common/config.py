@@ -7,6 +7,7 @@ profile does not mention keeps the default of the model, which is the paper's nu
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .errors import ConfigError
 
+_SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 PROFILES = Path(__file__).parent / "profiles"
 
 
@@ -50,7 +52,10 @@ def load_profile(profile: str, overrides: Mapping[str, Any] | None = None) -> di
             raise ConfigError(
                 f"profile {profile!r} is neither a shipped one ({', '.join(profile_names())}) nor a YAML file"
             )
-    loaded = yaml.safe_load(path.read_text()) or {}
+    try:
+        loaded = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path}: a profile is a mapping of step names to settings")
     base = loaded.pop("extends", None)
@@ -91,12 +96,12 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {text!r}: write it as step.setting=value, for example filter.motion_percent=25")
-    parsed = yaml.safe_load(value) if value else ""
-    if isinstance(parsed, str):
-        try:
-            parsed = float(parsed)  # YAML 1.1 reads 1e-4 as text
-        except ValueError:
-            pass
+    try:
+        parsed = yaml.safe_load(value) if value else ""
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text!r}: the value is no YAML ({str(error).splitlines()[0]})") from None
+    if isinstance(parsed, str) and _SCIENTIFIC.fullmatch(parsed):
+        parsed = float(parsed)  # YAML 1.1 reads 1e-4 as text
     return key.strip(), parsed
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
-from .errors import SvdflowError
+from .errors import StorageError, SvdflowError
 from .processes import die_with_parent
 from .progress import Progress
 
@@ -60,6 +60,9 @@ def map_units(
         workers: processes; all cores by default.
         timeout_s: a unit that takes longer is killed.
         tries: how often a unit that crashed or hung is tried before it is given up.
+
+    Raises:
+        StorageError: a unit met one: a full disk or an absent store is no fault of a unit, and ends the work.
     """
     workers = max(1, min(workers or default_workers(), len(units)))
     context = mp.get_context("spawn")
@@ -122,6 +125,8 @@ class _Worker:
             self.process.join(5)
             self.stop()
             return Outcome(unit, None, f"its worker process died (exit code {self.process.exitcode})", seconds), False
+        if isinstance(error, StorageError):
+            raise error
         return Outcome(unit, value, error, seconds), True
 
     def stop(self) -> None:
@@ -139,6 +144,8 @@ def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
             return
         try:
             pipe.send((function(unit), None))
+        except StorageError as error:  # says nothing of the unit: the work cannot go on
+            pipe.send((None, error))
         except SvdflowError as error:
             pipe.send((None, str(error)))
         except Exception as error:  # a fault of ours: the unit is set aside with the place it happened

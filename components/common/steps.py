@@ -1,6 +1,7 @@
 """The frame around every step, local or on a cluster: settings, data root, timing, the report, one-line errors.
 
-A work directory is a local path or an ``s3://`` prefix. Below it: ``data/`` (the data root, unless another is named),
+A work directory is a directory that all steps see. Below it: ``data/`` (the data root, unless SVDFLOW_DATA_ROOT names
+another),
 ``steps/<run>/<step>.json`` (each step's report, from which the run's page is made, also of a run that failed).
 """
 
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .config import Settings, load_settings
-from .errors import SvdflowError
+from .errors import ConfigError, SvdflowError
 from .progress import emit
 from .report import StepReport
 from .storage import DataRoot, write_atomic
@@ -30,6 +31,11 @@ class Step:
         # a local run names itself: the id that kfp.local makes up is not known outside of it
         self.name, self.workdir, self.run_id = name, workdir, os.environ.get("SVDFLOW_RUN_ID") or run_id
         self.profile, self.overrides = profile, dict(overrides)
+        if workdir.startswith("s3:"):
+            raise ConfigError(
+                f"workdir {workdir!r}: a work directory is a directory that all steps see; "
+                "only the data root may lie in S3 (SVDFLOW_DATA_ROOT=s3://bucket/prefix)"
+            )
         self.report: StepReport | None = None
 
     @property
@@ -42,11 +48,19 @@ class Step:
         return load_settings(model, section or self.name, self.profile, self.overrides)
 
     def keep(self, place: str, path: Path) -> None:
-        """Keep a copy of a file or a directory in the work directory, as ``manifests/videos.parquet``."""
-        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-        for file in files:
-            target = Path(self.workdir) / place / (file.relative_to(path) if path.is_dir() else "")
-            write_atomic(target, file.read_bytes())
+        """Keep a copy of a file or a directory in the work directory, as ``manifests/videos.parquet``.
+
+        A directory replaces what an earlier run kept in its place.
+        """
+        target = Path(self.workdir) / place
+        if path.is_file():
+            write_atomic(target, path.read_bytes())
+            return
+        files = {file.relative_to(path): file for file in path.rglob("*") if file.is_file()}
+        for old in [p for p in target.rglob("*") if p.is_file() and p.relative_to(target) not in files]:
+            old.unlink()
+        for name, file in files.items():
+            write_atomic(target / name, file.read_bytes())
 
     def finish(self, report: StepReport) -> StepReport:
         """Keep the report; it is written when the step ends."""

@@ -53,7 +53,7 @@ def evaluate(
             )
         )
         step.keep("metrics.json", Path(metrics.path))
-        step.keep("generated", Path(generated.path))
+        step.keep("generated/held_out", Path(generated.path))
 
 
 @dsl.component(base_image="svdflow/evaluation:0.1.0", install_kfp_package=False)

@@ -13,6 +13,7 @@ from typing import Any
 from ..common.errors import BadInputError, GateRefused
 from ..common.report import StepReport, table
 from ..common.storage import write_atomic
+from .metric_frechet import FIGURE as FRECHET
 from .settings import GateSettings
 
 
@@ -90,9 +91,14 @@ def judge(metrics: dict[str, Any], settings: GateSettings) -> list[Criterion]:
         gain = _value(figures, "psnr_db", "model") - _value(figures, "psnr_db", "first_frame_repeated")
         criteria.append(_at_least("PSNR gain over the first frame repeated", gain, -settings.max_psnr_loss_db, " dB"))
     if settings.min_frechet_ratio is not None:
-        ratio = _value(figures, "frechet", "untrained") / max(_value(figures, "frechet", "model"), 1e-9)
+        ratio = _value(figures, FRECHET, "untrained") / max(_value(figures, FRECHET, "model"), 1e-9)
         criteria.append(
-            _at_least("Fréchet distance of untrained weights over the model's", ratio, settings.min_frechet_ratio, "")
+            _at_least(
+                "Fréchet distance (EfficientNet-Lite0 features) of untrained weights over the model's",
+                ratio,
+                settings.min_frechet_ratio,
+                "",
+            )
         )
     if settings.min_first_frame_psnr_db is not None:
         fidelity = _value(figures, "first_frame_psnr_db", "model")

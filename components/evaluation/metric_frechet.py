@@ -9,10 +9,12 @@ import numpy as np
 from ..common.features import FRAME_FEATURES, FRAME_FEATURES_SHA256
 from .metric import Clip, Metric, Videos
 
+FIGURE = "frechet_efficientnet_lite0"  # named for its features
+
 
 def measure(clips: Sequence[Clip], truth: Videos, generated: Videos) -> dict[str, float | None]:
     """The distance between the two sets of videos."""
-    return {"frechet": frechet_distance(video_features(truth), video_features(generated))}
+    return {FIGURE: frechet_distance(video_features(truth), video_features(generated))}
 
 
 def video_features(videos: Videos) -> np.ndarray:
@@ -45,8 +47,8 @@ METRIC = Metric(
     name="frechet",
     title=f"Fréchet distance ({FRAME_FEATURES} frame features, mean and std over frames)",
     measure=measure,
-    units={"frechet": ""},
-    better={"frechet": "lower"},
+    units={FIGURE: ""},
+    better={FIGURE: "lower"},
     protocol="Gaussians over videos; 1280 pooled features a frame, their mean and standard deviation over all frames. "
     "Biased by the number of videos: compare only models that were measured on the same clips.",
     features={FRAME_FEATURES: FRAME_FEATURES_SHA256},

@@ -32,9 +32,9 @@ def export(
 
     with run_step("export", workdir, run_id, profile, overrides) as step:
         settings = step.settings(ExportSettings)
-        step.finish(export_repository(Path(model.path), Path(metrics.path), Path(repository.path), settings))
+        export_repository(Path(model.path), Path(metrics.path), Path(repository.path), settings)
         # the work directory's own repository gathers the versions of all its runs
-        export_repository(Path(model.path), Path(metrics.path), Path(workdir) / "repository", settings)
+        step.finish(export_repository(Path(model.path), Path(metrics.path), Path(workdir) / "repository", settings))
 
 
 @dsl.component(base_image="svdflow/triton:0.1.0", install_kfp_package=False)
@@ -77,4 +77,4 @@ def serve(
                 step.settings(ServeSettings),
             )
         )
-        step.keep("generated", Path(generated.path))
+        step.keep("generated/served.mp4", Path(generated.path) / "served.mp4")

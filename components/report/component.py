@@ -17,8 +17,12 @@ def report(workdir: str, run_id: str, profile: str, overrides: dict, page: dsl.O
     import os
     from pathlib import Path
 
+    from svdflow.common.progress import emit
     from svdflow.report.compose import compose_report
 
+    os.environ["SVDFLOW_STEP"] = "report"
+    emit(event="start")
     html = compose_report(workdir, os.environ.get("SVDFLOW_RUN_ID") or run_id, profile, overrides)
+    emit(event="end", done=1, reused=0)
     Path(page.path).parent.mkdir(parents=True, exist_ok=True)
     Path(page.path).write_text(html)

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
+import psutil
 import yaml
 from rich.console import Console
 
@@ -30,6 +31,7 @@ from .display import View
 
 MINIMUM_FREE_BYTES = 500 * 1000**2
 KEPT_RUNS = 10
+MEMORY_INTERVAL_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -86,21 +88,23 @@ def run_pipeline(
         job_path = workdir / "logs" / f"{run_id}.job.json"
         write_atomic(job_path, json.dumps(job).encode())
         environment = os.environ | {"SVDFLOW_RUN_ID": run_id, "SVDFLOW_EVENTS": str(events), "PYTHONUNBUFFERED": "1"}
-        interrupted, status = _supervise(job_path, lock, environment, events, task_count(ir))
+        interrupted, status, peak_bytes = _supervise(job_path, lock, environment, events, task_count(ir))
         reports = _step_reports(workdir, run_id)
         errors = [f"{r.step}: {r.error}" for r in reports if r.error]
         if interrupted:
             status = 130
         elif status and not errors:
             errors = [f"the run ended with exit status {status} before a step could say why; see {log}"]
+        _add_peak_memory(workdir, run_id, peak_bytes)
         return RunResult(status, run_id, workdir, log, errors)
 
 
 def _supervise(
     job_path: Path, lock: IO[bytes], environment: Mapping[str, str], events: Path, tasks: int
-) -> tuple[bool, int]:
-    """Start the supervisor, show progress until it ends; returns (interrupted, exit status)."""
+) -> tuple[bool, int, int]:
+    """Start the supervisor, show progress until it ends; returns (interrupted, exit status, peak memory in bytes)."""
     stop: list[int] = []
+    peak_bytes, measured_at = 0, 0.0
 
     def asked(signum: int, frame: FrameType | None) -> None:
         stop.append(signum)
@@ -115,6 +119,8 @@ def _supervise(
     try:
         while supervisor.poll() is None:
             view.update()
+            if time.monotonic() - measured_at > MEMORY_INTERVAL_S:
+                peak_bytes, measured_at = max(peak_bytes, memory_bytes()), time.monotonic()
             if len(stop) == 1:
                 stop.append(0)
                 view.say("stopping: work already done is kept …")
@@ -128,7 +134,26 @@ def _supervise(
         view.close()
         for number, handler in previous.items():
             signal.signal(number, handler)
-    return bool(stop), supervisor.returncode
+    return bool(stop), supervisor.returncode, peak_bytes
+
+
+def memory_bytes() -> int:
+    """Memory of this process and all below it; what they share is counted once (PSS)."""
+    total = 0
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        try:
+            total += process.memory_full_info().pss
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return total
+
+
+def _add_peak_memory(workdir: Path, run_id: str, peak_bytes: int) -> None:
+    path = workdir / "summary.json"
+    summary = json.loads(path.read_text()) if path.is_file() else {}
+    if summary.get("run", {}).get("id") == run_id:
+        summary["run"]["peak_memory_mb"] = round(peak_bytes / 1e6)
+        write_atomic(path, json.dumps(summary, indent=2, sort_keys=True).encode())
 
 
 class _locked:  # noqa: N801 - reads as a verb in a with statement

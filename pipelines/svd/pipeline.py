@@ -30,7 +30,7 @@ def svd(
     """The whole chain.
 
     Args:
-        workdir: a directory or an s3:// prefix that holds the data root, the reports and what the run leaves.
+        workdir: a directory that all steps see; it holds the data root, the reports and what the run leaves.
         source: the folder of raw videos.
         objects: a folder of GLB and OBJ files for multi-view training; procedural objects when empty.
         profile: a shipped profile (paper, local, test) or a YAML file that every step can read.

@@ -41,3 +41,4 @@ def test_every_stage_lowers_its_held_out_loss_and_the_models_beat_their_baseline
     serving = summary["serving"]
     print(f"seed {seed} serving: {serving['first_frame_matches']} of {serving['images']} images found again")
     assert serving["equal_to_in_process"] and serving["seeds_differ"]
+    assert serving["first_frame_matches"] == serving["images"] == 8

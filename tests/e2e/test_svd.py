@@ -88,7 +88,7 @@ def test_each_stage_trained_in_two_processes_and_started_from_the_last(finished)
     for name, stage in stages.items():
         assert stage["world_size"] == 2 and stage["zero_stage"] == 2, name
         assert 0 < stage["held_out_loss_before"] < 10 and 0 < stage["held_out_loss_after"] < 10, name
-    assert stages["video"]["resumed_from"] == "step 2" or stages["video"]["resumed_from"]  # it was interrupted
+    assert stages["video"]["resumed_from"]  # it was interrupted
 
 
 def test_the_report_asks_the_network_for_nothing(finished):
@@ -140,7 +140,9 @@ def test_a_product_service_gets_a_video_for_a_picture_through_the_served_model(f
             videos.append(np.stack([f.rgb for f in decode(tmp_path / "out.mp4")]))
         assert np.array_equal(videos[0], videos[1]) and not np.array_equal(videos[0], videos[2])
         refused = svdflow("generate", tmp_path / "absent.png", "--url", url)
-        assert refused.returncode == 1 and "no such file" in refused.stderr and "Traceback" not in refused.stderr
+        assert (
+            refused.returncode == 1 and "there is no such image" in refused.stderr and "Traceback" not in refused.stderr
+        )
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(30)
@@ -159,7 +161,7 @@ def test_a_run_with_nothing_changed_finds_all_work_done(finished, source):
 
 def test_a_gate_that_refuses_ends_the_run_says_why_and_exports_nothing(finished, source, tmp_path):
     strict = tmp_path / "strict"
-    shutil.copytree(finished.workdir / "data", strict / "data")  # all work is found done, only the gate differs
+    shutil.copytree(finished.workdir / "data", strict / "data")  # all work is found done but the dataset's registration
     run = run_svd(strict, source, "--set", "gate.min_psnr_gain_db=90")
     assert run.status == 1
     assert "gate" in run.err and "Traceback" not in run.err

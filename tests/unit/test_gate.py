@@ -15,7 +15,7 @@ SETTINGS = GateSettings(min_samples=2)
 def metrics_file(path: Path, **changes: object) -> Path:
     figures = {
         "psnr_db": {"model": 20.0, "untrained": 10.0, "first_frame_repeated": 20.5},
-        "frechet": {"model": 10.0, "untrained": 60.0, "first_frame_repeated": 5.0},
+        "frechet_efficientnet_lite0": {"model": 10.0, "untrained": 60.0, "first_frame_repeated": 5.0},
         "first_frame_psnr_db": {"model": 24.0, "untrained": 12.0, "first_frame_repeated": 100.0},
     }
     kind = changes.pop("kind", "image_to_video")
@@ -44,7 +44,7 @@ def test_a_good_model_passes_and_its_verdict_is_written(tmp_path: Path) -> None:
             {"psnr_db__first_frame_repeated": 22.0},
             "PSNR gain over the first frame repeated is -2 dB, needed at least -1 dB",
         ),
-        ({"frechet__model": 40.0}, "untrained weights over the model's is 1.5, needed at least 2"),
+        ({"frechet_efficientnet_lite0__model": 40.0}, "untrained weights over the model's is 1.5, needed at least 2"),
         ({"first_frame_psnr_db__model": 19.0}, "first frame is 19 dB, needed at least 20 dB"),
         ({"samples": 1}, "held-out samples is 1, needed at least 2"),
         ({"kind": "multi_view"}, "kind of model is multi_view, needed image_to_video"),
@@ -71,7 +71,7 @@ def test_a_criterion_that_is_null_is_not_asked_for(tmp_path: Path) -> None:
         min_frechet_ratio=None,
         min_first_frame_psnr_db=None,
     )
-    check_gate(metrics_file(tmp_path / "m.json", psnr_db__model=1.0, frechet__model=1e9), lenient)
+    check_gate(metrics_file(tmp_path / "m.json", psnr_db__model=1.0, frechet_efficientnet_lite0__model=1e9), lenient)
 
 
 def test_files_that_are_no_metrics_are_named(tmp_path: Path) -> None:

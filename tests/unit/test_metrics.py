@@ -147,7 +147,7 @@ def test_frame_features_order_noise_behind_a_small_change(media: object) -> None
         return Videos([x[:4], x[4:]])
 
     distance = {
-        n: metric_frechet.measure([], pair(frames), pair(v))["frechet"]
+        n: metric_frechet.measure([], pair(frames), pair(v))[metric_frechet.FIGURE]
         for n, v in {"dimmer": dimmer, "other": other, "noise": noise}.items()
     }
     assert distance["dimmer"] < 0.5 * distance["other"] and distance["dimmer"] < 0.5 * distance["noise"]

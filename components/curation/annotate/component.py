@@ -19,7 +19,7 @@ def annotate(
         videos: manifest of the source videos (for the captions that came with them).
         clips: manifest of the clips.
         annotations: manifest with one row per clip.
-        workdir: the run's work directory, a path or an s3:// prefix.
+        workdir: the run's work directory.
         run_id: names the run.
         profile: a shipped profile or a YAML file.
         overrides: dotted setting to value.

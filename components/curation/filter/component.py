@@ -21,7 +21,7 @@ def filter_clips(
         clips: manifest of the clips.
         annotations: manifest of the annotations.
         selection: manifest with a decision, its reasons and a split for every clip.
-        workdir: the run's work directory, a path or an s3:// prefix.
+        workdir: the run's work directory.
         run_id: names the run.
         profile: a shipped profile or a YAML file.
         overrides: dotted setting to value.

@@ -21,7 +21,7 @@ def validate(
         clips: manifest of the clips.
         annotations: manifest of the annotations.
         page: what was checked, and the rows that broke it.
-        workdir: the run's work directory, a path or an s3:// prefix.
+        workdir: the run's work directory.
         run_id: names the run.
         profile: a shipped profile or a YAML file.
         overrides: dotted setting to value.
@@ -59,7 +59,7 @@ def validate_selection(
         annotations: manifest of the annotations.
         selection: manifest of what is kept and in which split.
         page: what was checked, and the rows that broke it.
-        workdir: the run's work directory, a path or an s3:// prefix.
+        workdir: the run's work directory.
         run_id: names the run.
         profile: a shipped profile or a YAML file.
         overrides: dotted setting to value.

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ...common.errors import SvdflowError
+from ...common.errors import StorageError, SvdflowError
 from ...common.identity import identity
 from ...common.manifests import write_manifest
 from ...common.progress import track
@@ -102,6 +102,8 @@ def _encode(
         windows = unit.load()
     except Unusable as reason:
         return {"skipped": str(reason), "samples": []}, None
+    except StorageError:
+        raise  # says nothing of the clip
     except SvdflowError as error:
         return {"skipped": "unreadable", "error": str(error), "samples": []}, None
     precision = np.float16 if settings.half else np.float32

@@ -63,9 +63,8 @@ def train_stage(
     learned = settings.model_dump(exclude=set(OPERATIONAL))
     dataset = {name: dataset[name] for name in ("name", "tag", "revision") if name in dataset}  # not where its store is
     init_tree = tree_sha256(init) if init else None
-    key = identity(
-        version=VERSION, stage=stage, samples=file_sha256(samples), init=init_tree, settings=learned, dataset=dataset
-    )
+    # the samples are what is learned from; the version that they were registered as goes into the card alone
+    key = identity(version=VERSION, stage=stage, samples=file_sha256(samples), init=init_tree, settings=learned)
     found = root.find("train", key)
     if found is None:
         result, tree = _train(stage, samples, init, init_tree, root, settings, dataset, key, learned)
