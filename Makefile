@@ -1,4 +1,7 @@
 # make demo: set up and run the whole chain on sample footage.   make test: set up and pass the tests.
+ifneq ($(words $(CURDIR)),1)
+$(error "$(CURDIR)" has a space in it, and PyTorch cannot compile operators below such a path: clone to another place)
+endif
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin

@@ -15,7 +15,8 @@ _BLOCK = 4096
 def assign_splits(sources: Mapping[str, str], groups: Mapping[str, str], fraction: float, seed: str) -> dict[str, str]:
     """Video id to "train" or "held_out".
 
-    A group is held out when its hash falls below ``fraction``, so that nearly every video keeps its side when others come or go.
+    A group is held out when its hash falls below ``fraction``, so that nearly every video keeps its
+    side when others come or go.
     Each kind of source is looked at alone: where chance gives it less than its share (or none, with two groups to
     choose from), the next hashes are taken; one group is always left to train on.
 
