@@ -68,7 +68,7 @@ def run(
 def _tell(workdir: Path, status: int, errors: list[str], log: Path) -> None:
     if status == 130:
         print("interrupted; finished work is kept, and the same command goes on from there", file=sys.stderr)
-    for line in errors if status else []:
+    for line in errors if status == 1 else []:
         print(f"svdflow: {line}", file=sys.stderr)
     if status == 1:
         print(f"log: {log}", file=sys.stderr)
