@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from svdflow.common.errors import BadInputError
+from svdflow.common.errors import BadInputError, StorageError
 from svdflow.common.fanout import map_units
 
 
@@ -58,3 +58,12 @@ def fragile(path: str) -> int:
 def test_a_crash_that_does_not_repeat_is_forgiven(tmp_path):
     (outcome,) = map_units(fragile, [str(tmp_path / "once")], "files")
     assert outcome.ok and outcome.value == 1
+
+
+def on_a_full_disk(n: int) -> int:
+    raise StorageError("the disk is full")
+
+
+def test_a_full_disk_is_no_fault_of_a_unit_and_ends_the_work():
+    with pytest.raises(StorageError, match="the disk is full"):
+        list(map_units(on_a_full_disk, [1, 2], "numbers"))
