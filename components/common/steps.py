@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .config import Settings, load_settings
-from .errors import ConfigError, SvdflowError
+from .errors import ConfigError, StorageError, SvdflowError
 from .progress import emit
 from .report import StepReport
-from .storage import DataRoot, write_atomic
+from .storage import DISK_FULL, DataRoot, is_disk_full, write_atomic
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
@@ -84,6 +84,8 @@ def run_step(
             raise RuntimeError(f"step {name} ended without a report")
     except BaseException as caught:
         error = caught
+        if not isinstance(error, SvdflowError) and is_disk_full(error):
+            error = StorageError(f"{getattr(error, 'filename', None) or workdir}: {DISK_FULL}")
     report = step.report or StepReport(step=name, title=name)
     report.seconds = round(time.monotonic() - started, 3)
     if error is not None:

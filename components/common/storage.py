@@ -29,6 +29,7 @@ from typing import Any
 from .errors import StorageError
 from .identity import file_md5
 
+DISK_FULL = "the disk is full: free some space and run again, work already done is kept"
 _OBJECT = re.compile(r"files/md5/[0-9a-f]{2}/[0-9a-f]{30}(\.dir)?")
 
 
@@ -281,10 +282,22 @@ def _storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedies = {
-            errno.ENOSPC: "the disk is full: free some space and run again, work already done is kept",
-            errno.EROFS: "the file system is read-only: choose another --workdir",
-            errno.EACCES: "no permission: choose another --workdir or change its owner",
-            errno.EPERM: "no permission: choose another --workdir or change its owner",
-        }
-        raise StorageError(f"{path}: {remedies.get(error.errno or 0, error.strerror or str(error))}") from error
+        raise storage_error(path, error) from error
+
+
+def storage_error(path: Path | str, error: OSError) -> StorageError:
+    """An error of the operating system as one line with its remedy."""
+    remedies = {
+        errno.ENOSPC: DISK_FULL,
+        errno.EDQUOT: DISK_FULL,
+        errno.EROFS: "the file system is read-only: choose another --workdir",
+        errno.EACCES: "no permission: choose another --workdir or change its owner",
+        errno.EPERM: "no permission: choose another --workdir or change its owner",
+    }
+    return StorageError(f"{path}: {remedies.get(error.errno or 0, error.strerror or str(error))}")
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that there is no space left, whoever met it (Arrow's own errors keep only the text)."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or os.strerror(errno.ENOSPC) in str(error)

@@ -12,6 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -24,12 +25,13 @@ from rich.console import Console
 from svdflow.common.errors import BadInputError, StorageError
 from svdflow.common.report import StepReport
 from svdflow.common.steps import steps_directory
-from svdflow.common.storage import write_atomic
+from svdflow.common.storage import DISK_FULL, write_atomic
 
 from ..registry import compiled_path, resolve_settings, task_count
 from .display import View
 
 MINIMUM_FREE_BYTES = 500 * 1000**2
+FULL_BYTES = 1000**2
 KEPT_RUNS = 10
 MEMORY_INTERVAL_S = 2.0
 
@@ -93,9 +95,12 @@ def run_pipeline(
         errors = [f"{r.step}: {r.error}" for r in reports if r.error]
         if interrupted:
             status = 130
+        elif status and shutil.disk_usage(workdir).free < FULL_BYTES:  # nobody could write down what happened
+            errors = [f"{_last_step(events)}: {workdir}: {DISK_FULL}"]
         elif status and not errors:
             errors = [f"the run ended with exit status {status} before a step could say why; see {log}"]
-        _add_peak_memory(workdir, run_id, peak_bytes)
+        with suppress(StorageError):  # a courtesy: a full disk was reported above
+            _add_peak_memory(workdir, run_id, peak_bytes)
         return RunResult(status, run_id, workdir, log, errors)
 
 
@@ -200,6 +205,12 @@ def _forget_old_runs(workdir: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
     for path in sorted((workdir / "logs").glob("*"))[: -3 * KEPT_RUNS]:
         path.unlink(missing_ok=True)
+
+
+def _last_step(events: Path) -> str:
+    """The step that was at work at the end; the report is made after a failure too and says nothing."""
+    steps = [json.loads(line)["step"] for line in events.read_text().splitlines() if line.endswith("}")]
+    return next((step for step in reversed(steps) if step not in ("", "report")), "the run")
 
 
 def _step_reports(workdir: Path, run_id: str) -> Iterator[StepReport]:

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import psutil
 import pytest
 
 from svdflow.common.video import encode_mp4
+from tests.waiting import wait_for
 
 
 @dataclass
@@ -81,15 +81,6 @@ def processes_of(workdir: Path) -> list[str]:
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
     return found
-
-
-def wait_for(condition: Callable[[], object], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def run_and_end(workdir: Path, source: Path, step: str, signum: int, after: Callable[[list[dict]], bool]) -> list[str]:

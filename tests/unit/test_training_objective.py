@@ -9,7 +9,7 @@ from svdflow.common.shards import write_shard
 from svdflow.common.storage import DataRoot
 from svdflow.diffusion.model_directory import VideoModel, save_model
 from svdflow.training.train.data import Plan, SampleSource, noise
-from svdflow.training.train.model import check_samples, start_model, untrained_model
+from svdflow.training.train.model import check_samples, start_model
 from svdflow.training.train.objective import Objective
 from svdflow.training.train.settings import stage_settings
 
@@ -153,15 +153,6 @@ def test_a_dropped_frame_and_embedding_are_zeros_and_the_scalars_stay(chain, sou
     np.testing.assert_array_equal(seen["context"][0, 0].numpy(), source.tensor(2, "image"))
     frames = seen["x"][0, :, 4:]
     assert frames.any() and torch.equal(frames[0], frames[2])
-
-
-def test_an_untrained_baseline_has_the_same_shapes_and_other_weights(chain):
-    models, folder = chain
-    fresh = untrained_model("image_to_video", folder / "image_to_video", settings_for("image_to_video", seed=3))
-    old = models["image_to_video"].unet.state_dict()
-    new = fresh.unet.state_dict()
-    assert {k: v.shape for k, v in old.items()} == {k: v.shape for k, v in new.items()}
-    assert not torch.equal(old["conv_in.weight"], new["conv_in.weight"])
 
 
 def test_a_stage_refuses_a_start_of_the_wrong_kind_and_samples_of_another_size(chain):

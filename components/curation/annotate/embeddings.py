@@ -53,4 +53,5 @@ class EmbeddingAnnotator(Annotator):
         arrays = {
             name: np.ascontiguousarray(array, dtype=np.float16) for name, array in columns["embedding_uri"].items()
         }
-        return {"embedding_uri": root.put_bytes(save(arrays, metadata={"model": self.name, "version": self.version}))}
+        about = {"model": f"{self.name}@{self.version}"}  # one entry: safetensors writes several in a random order
+        return {"embedding_uri": root.put_bytes(save(arrays, metadata=about))}

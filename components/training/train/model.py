@@ -15,7 +15,7 @@ from ...diffusion.autoencoder import load_autoencoder
 from ...diffusion.model_directory import VideoModel, load_model, save_model
 from ...diffusion.motion import MotionCalibration
 from ...diffusion.settings import UNetSettings
-from ...diffusion.unet import build_image_unet, build_video_unet, inflate, to_image_to_video, to_multi_view
+from ...diffusion.unet import build_image_unet, inflate, to_image_to_video, to_multi_view
 from .data import Plan, SampleSource
 from .objective import UNKNOWN_MOTION
 from .settings import StageSettings
@@ -120,25 +120,6 @@ def start_model(stage: str, init: Path | None, settings: StageSettings) -> Video
         model.kind = kind
     model.unet.requires_grad_(True)
     model.unet.train()
-    return model
-
-
-def untrained_model(stage: str, like: Path, settings: StageSettings) -> VideoModel:
-    """A model of the same stage and sizes as the one at ``like``, with fresh random weights: a baseline."""
-    import torch
-
-    model = load_model(like)
-    torch.manual_seed(settings.seed)
-    if model.kind == "image":
-        model.unet = type(model.unet).from_config(model.unet.config)
-    else:
-        model.unet = build_video_unet(_sizes(model.unet, settings), model.kind)
-    model.card = {
-        "stage": stage,
-        "steps": 0,
-        "untrained": True,
-        "motion_calibration": model.card.get("motion_calibration"),
-    }
     return model
 
 

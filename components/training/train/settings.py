@@ -42,7 +42,7 @@ class StageSettings(Settings):
     image_encoder: str = "local"  # of a new image-to-video model: "local", or a transformers directory
 
     # optimisation
-    steps: int = Field(150_000, ge=1)
+    steps: int = Field(150_000, ge=0)  # 0 hands on the weights that the stage starts from: an untrained baseline
     batch: int = Field(1536, ge=1)  # global: over all processes and accumulated micro-batches
     accumulation: int = Field(1, ge=1)
     lr: float = Field(1e-4, gt=0)  # AdamW [P D.2]

@@ -30,7 +30,6 @@ def train_stage(
     root: DataRoot,
     settings: StageSettings,
     dataset: dict[str, Any],
-    init_untrained: bool = False,
 ) -> StepReport:
     """Train a stage, or find it trained; write its model directory.
 
@@ -42,8 +41,6 @@ def train_stage(
         root: where shards lie, and where checkpoints and the result are kept.
         settings: of the stage, see ``settings.stage_settings``.
         dataset: what the samples were made of (name, tag, revision; all else is ignored), for the model's card.
-        init_untrained: train nothing: write a model with the architecture of ``init`` and fresh random weights, a
-        baseline.
 
     Raises:
         BadInputError: samples or init cannot be used.
@@ -56,8 +53,6 @@ def train_stage(
         raise BadInputError(f"{samples}: there is no samples manifest here; run the encode step first")
     if init is not None and not init.is_dir():
         raise BadInputError(f"{init}: there is no model directory here to start from")
-    if init_untrained:
-        return _write_untrained(stage, init, out, settings)
     if stage != "image" and init is None:
         raise BadInputError(f"stage {stage} needs a model to start from (init)")
     learned = settings.model_dump(exclude=set(OPERATIONAL))
@@ -105,22 +100,6 @@ def _train(
     shutil.rmtree(model)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the result is kept: nobody goes on from them
     return result, tree
-
-
-def _write_untrained(stage: str, like: Path | None, out: Path, settings: StageSettings) -> StepReport:
-    if like is None:
-        raise BadInputError("an untrained baseline takes its sizes from a trained model: give one as init")
-    from ...diffusion.model_directory import save_model
-    from .model import untrained_model
-
-    model = untrained_model(stage, like, settings)
-    shutil.rmtree(out, ignore_errors=True)
-    save_model(model, out)
-    note = text(
-        "Untrained baseline",
-        f"A {model.kind} model with fresh random weights (seed {settings.seed}); nothing was trained.",
-    )
-    return StepReport(f"train_{stage}", f"{_TITLES[stage]} (untrained baseline)", done=1, sections=[note])
 
 
 def _link_tree(tree: Path, out: Path) -> None:
