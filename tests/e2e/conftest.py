@@ -138,22 +138,28 @@ def source(tmp_path_factory: pytest.TempPathFactory, media: Path) -> Path:
     return folder
 
 
+def working(events: list[dict]) -> bool:
+    """The step has begun and not yet ended."""
+    return any(e.get("event") == "start" for e in events)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Run:
-    """The run, after it was killed while annotating and interrupted in the middle of training a stage."""
+    """The run, after it was ended at many a step on its way, in each way that a command can end."""
     workdir = tmp_path_factory.mktemp("work") / "svd run"
-    left = run_and_end(
-        workdir, source, "annotate", signal.SIGKILL, lambda events: any(e.get("done", 0) >= 2 for e in events)
-    )
-    assert left == [], "processes outlived a killed command"
-    left = run_and_end(
-        workdir,
-        source,
-        "train_video",
-        signal.SIGTERM,
-        lambda events: any(e.get("what") == "steps" and e["done"] >= 2 for e in events),
-    )
-    assert left == [], "processes outlived an interrupted command"
+    for step, signum, reached in (
+        ("ingest", signal.SIGINT, working),
+        ("annotate", signal.SIGKILL, lambda events: any(e.get("done", 0) >= 2 for e in events)),
+        ("version", signal.SIGKILL, working),  # an object store, git and DVC are at work
+        (
+            "train_video",
+            signal.SIGTERM,
+            lambda events: any(e.get("what") == "steps" and e["done"] >= 2 for e in events),
+        ),
+        ("serve", signal.SIGKILL, lambda events: any(e.get("what") == "requests" for e in events)),  # and Triton
+    ):
+        left = run_and_end(workdir, source, step, signum, reached)
+        assert left == [], f"processes outlived a command that was ended in {step}"
     run = run_svd(workdir, source)
     assert run.status == 0, run.err[-3000:]
     return run

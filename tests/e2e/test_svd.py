@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from svdflow.common.config import load_profile
 from svdflow.common.manifests import read_rows
 from svdflow.common.video import decode, probe, read_frames
 from tests.e2e.conftest import processes_of, run_svd, svdflow
@@ -159,15 +160,20 @@ def test_a_run_with_nothing_changed_finds_all_work_done(finished, source):
     print(f"unchanged run: {time.monotonic() - started:.0f} s")
 
 
-def test_a_gate_that_refuses_ends_the_run_says_why_and_exports_nothing(finished, source, tmp_path):
-    strict = tmp_path / "strict"
-    shutil.copytree(finished.workdir / "data", strict / "data")  # all work is found done but the dataset's registration
-    run = run_svd(strict, source, "--set", "gate.min_psnr_gain_db=90")
+def test_untrained_weights_are_refused_by_the_gate_the_run_says_why_and_exports_nothing(finished, source, tmp_path):
+    workdir = tmp_path / "untrained"
+    shutil.copytree(finished.workdir / "data", workdir / "data")  # the curation is found done
+    thresholds = load_profile("local")["gate"]
+    nothing = [f"train_{stage}.steps=0" for stage in ("image", "video", "image_to_video", "multi_view")]
+    changes = nothing + [f"gate.{name}={value}" for name, value in thresholds.items()]
+    run = run_svd(workdir, source, *(part for change in changes for part in ("--set", change)))
     assert run.status == 1
-    assert "gate" in run.err and "Traceback" not in run.err
-    assert not (strict / "repository").exists()
+    assert "gate: " in run.err and "over untrained weights" in run.err and "Traceback" not in run.err
+    stage = run.summary["training"]["image_to_video"]
+    assert stage["steps"] == 0 and stage["held_out_loss_before"] == stage["held_out_loss_after"]
+    assert not (workdir / "repository").exists() and run.summary["work"]["annotate"]["done"] == 0
     assert any("gate" in line for line in run.summary["run"]["failed"])
-    assert "gate" in (strict / "report.html").read_text()
+    assert "over untrained weights" in (workdir / "report.html").read_text()
 
 
 def test_a_video_more_and_another_threshold_cost_only_what_they_must(finished, source, media, tmp_path):
@@ -175,6 +181,7 @@ def test_a_video_more_and_another_threshold_cost_only_what_they_must(finished, s
     shutil.copytree(source, more)
     shutil.copy(media / "carphone_distorted.mp4", more / "one more.mp4")
     before, registered = finished.summary["work"], finished.summary["dataset"]["tag"]
+    kept_before = {s["clip_id"] for s in manifest(finished, "selection") if s["keep"]}
     run = run_svd(finished.workdir, more, "--set", "filter.motion_percent=30")
     assert run.status == 0, run.err[-2000:]
     work, clips = run.summary["work"], manifest(run, "clips")
@@ -185,9 +192,7 @@ def test_a_video_more_and_another_threshold_cost_only_what_they_must(finished, s
     annotators = (before["annotate"]["done"] + before["annotate"]["reused"]) / (len(clips) - len(new))
     assert work["annotate"]["done"] == annotators * len(new)
     kept = {s["clip_id"] for s in manifest(run, "selection") if s["keep"]}
-    assert (
-        work["encode"]["done"] <= len([c for c in new if c["clip_id"] in kept]) + 3
-    )  # and clips that the threshold let in
+    assert work["encode"]["done"] == len(kept - kept_before)
     assert run.summary["dataset"]["tag"] != registered
 
 

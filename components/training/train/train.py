@@ -65,6 +65,7 @@ def train_stage(
         result, tree = _train(stage, samples, init, init_tree, root, settings, dataset, key, learned)
         found = {"tree": tree, "result": result}
         root.record("train", key, found)
+        shutil.rmtree(root.scratch("training", key))  # not before: until here a run that is killed goes on from it
         fresh = True
     else:
         fresh = False
@@ -97,8 +98,6 @@ def _train(
     }
     result = launch(job, folder, settings.processes, settings.timeout_s)
     tree = root.put_tree(model)
-    shutil.rmtree(model)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the result is kept: nobody goes on from them
     return result, tree
 
 

@@ -1,0 +1,37 @@
+"""Does a multi-view model listen to the elevation it is told? A longer training than the demo's, on more objects.
+
+Takes about half an hour on two cores after a finished `make demo`, an hour without. Run with `make bench`, or
+`pytest -s tests/benchmarks/test_elevation.py`.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+CHANGES = {
+    "render.train_objects": 48,
+    "render.held_out_objects": 16,
+    "train_multi_view.steps": 900,
+    "train_multi_view.lr": 2.0e-3,
+    "multiview.orbits": 32,
+}
+
+
+@pytest.fixture(scope="module")
+def summary(media, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("elevation")
+    command = [sys.executable, "-m", "svdflow.pipelines.cli", "run", "svd", "-w", str(workdir), "--source", str(media)]
+    for setting, value in CHANGES.items():
+        command += ["--set", f"{setting}={value}"]
+    assert subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode == 0
+    return json.loads((workdir / "summary.json").read_text())
+
+
+def test_the_true_elevation_beats_another_orbits(summary):
+    views = summary["multiview"]
+    print({name: value for name, value in views.items() if name.startswith("psnr") or name.startswith("measured")})
+    assert views["psnr_after"] > views["psnr_shuffled_elevation"]
+    assert views["psnr_after"] > views["psnr_copy_input"]
