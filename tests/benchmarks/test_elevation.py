@@ -1,7 +1,6 @@
 """Does a multi-view model listen to the elevation it is told? A longer training than the demo's, on more objects.
 
-Takes about half an hour on two cores after a finished `make demo`, an hour without. Run with `make bench`, or
-`pytest -s tests/benchmarks/test_elevation.py`.
+Takes half an hour and more on two cores. Run with `make bench`, or `pytest -s tests/benchmarks/test_elevation.py`.
 """
 
 import json
