@@ -15,7 +15,16 @@ import pyarrow.parquet as pq
 
 from .errors import BadInputError
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
+
+SOURCE = pa.struct(
+    [
+        pa.field("name", pa.string(), nullable=False),  # path below the source, or what the list called it
+        pa.field("uri", pa.string(), nullable=False),  # where the bytes were read: a relative path, s3:// or http(s)://
+        pa.field("licence", pa.string()),
+        pa.field("metadata", pa.string()),  # JSON: the list's other columns, carried along
+    ]
+)
 
 VIDEOS = pa.schema(
     [
@@ -23,7 +32,8 @@ VIDEOS = pa.schema(
         pa.field(
             "uri", pa.string(), nullable=False
         ),  # data-root URI of the bytes; "" when set aside before it was stored
-        pa.field("name", pa.string(), nullable=False),  # path below the source
+        pa.field("name", pa.string(), nullable=False),  # path below the source; of several sources the first by name
+        pa.field("sources", pa.list_(SOURCE), nullable=False),  # every place these bytes came from, sorted by name
         pa.field("bytes", pa.int64(), nullable=False),
         pa.field("container", pa.string()),
         pa.field("codec", pa.string()),
@@ -33,6 +43,12 @@ VIDEOS = pa.schema(
         pa.field("height", pa.int32()),
         pa.field("frames", pa.int64()),
         pa.field("rotation", pa.int32()),  # degrees clockwise: 0, 90, 180 or 270
+        pa.field("variable_fps", pa.bool_()),
+        pa.field("pixel_aspect", pa.float64()),  # width of a pixel over its height; 1.0 is square
+        pa.field("interlaced", pa.bool_()),
+        pa.field("color_transfer", pa.string()),  # e.g. "bt709"; "smpte2084" and "arib-std-b67" are HDR
+        pa.field("letterbox", pa.list_(pa.int32(), 4)),  # black bars in px as displayed: left, top, right, bottom
+        pa.field("audio", pa.bool_()),
         pa.field("licence", pa.string()),
         pa.field("source", pa.string(), nullable=False),  # "footage", or "generated" for footage this project makes
         pa.field("description", pa.string()),  # caption that came with the file (sidecar), if any
@@ -68,9 +84,12 @@ ANNOTATIONS = pa.schema(
         pa.field("clip_id", pa.string(), nullable=False),
         pa.field("motion_score", pa.float64()),  # mean flow magnitude, px per flow interval at the flow resolution
         pa.field("motion_unit", pa.string()),  # e.g. "px/0.5s@h128": interval and flow resolution
+        pa.field("flow_uri", pa.string()),  # data-root URI of the flow maps (safetensors, float16, short side 16)
         pa.field("camera_motion", pa.list_(pa.float64(), 3)),  # mean flow dx, dy in px and radial zoom, same unit
         pa.field("text_area", _FRAMES3),  # fraction of the frame covered by text boxes, 0 to 1
         pa.field("aesthetic", _FRAMES3),
+        pa.field("watermark", _FRAMES3),  # probability, 0 to 1
+        pa.field("nsfw", _FRAMES3),  # probability, 0 to 1
         pa.field("caption_image", pa.string()),
         pa.field("caption_image_model", pa.string()),
         pa.field("caption_video", pa.string()),
@@ -85,7 +104,8 @@ ANNOTATIONS = pa.schema(
     ]
 )
 
-AXES = ("motion", "text", "aesthetic", "similarity")
+# "duplicate" is the place within a group of near-duplicates: 0 for the one to keep, then 1, 2, …
+AXES = ("motion", "text", "aesthetic", "similarity", "watermark", "nsfw", "duplicate")
 
 SELECTION = pa.schema(
     [
@@ -93,6 +113,7 @@ SELECTION = pa.schema(
         pa.field("video_id", pa.string(), nullable=False),
         pa.field("keep", pa.bool_(), nullable=False),
         pa.field("split", pa.string()),  # "train" or "held_out"; null when dropped
+        pa.field("group", pa.string()),  # near-duplicates share it, and never straddle train and held out; null when alone
         pa.field("reasons", pa.list_(pa.string()), nullable=False),  # names of the axes it failed, and "missing_<axis>"
         *[field for axis in AXES for field in (
             pa.field(f"{axis}_value", pa.float64()),
@@ -145,7 +166,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     "orbits": ORBITS,
 }
 _KEYS = {
-    "videos": "name",
+    "videos": "video_id",
     "clips": "clip_id",
     "annotations": "clip_id",
     "selection": "clip_id",
