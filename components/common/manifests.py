@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .errors import BadInputError
+from .manifest_migrations import migrate
 
 SCHEMA_VERSION = "2"
+ROW_GROUP = 1 << 20  # rows; part of the canonical form
 
 SOURCE = pa.struct(
     [
@@ -113,14 +115,15 @@ SELECTION = pa.schema(
         pa.field("video_id", pa.string(), nullable=False),
         pa.field("keep", pa.bool_(), nullable=False),
         pa.field("split", pa.string()),  # "train" or "held_out"; null when dropped
-        pa.field("group", pa.string()),  # near-duplicates share it, and never straddle train and held out; null when alone
-        pa.field("reasons", pa.list_(pa.string()), nullable=False),  # names of the axes it failed, and "missing_<axis>"
+        pa.field("group", pa.string()),  # near-duplicates share it and never straddle the splits; null when alone
+        pa.field("reasons", pa.list_(pa.string()), nullable=False),  # axes it failed, "missing_<axis>", "nan_<axis>", …
         *[field for axis in AXES for field in (
             pa.field(f"{axis}_value", pa.float64()),
             pa.field(f"{axis}_cut", pa.float64()),  # the cut value; null when the axis is not filtered
             pa.field(f"{axis}_failed", pa.bool_(), nullable=False),
         )],
-        pa.field("thresholds", pa.string(), nullable=False),  # JSON: what was asked for
+        # JSON: what was asked for. One text for all rows: kept once in memory too, however many rows there are
+        pa.field("thresholds", pa.dictionary(pa.int32(), pa.string()), nullable=False),
     ]
 )  # fmt: skip
 
@@ -165,6 +168,10 @@ SCHEMAS: dict[str, pa.Schema] = {
     "samples": SAMPLES,
     "orbits": ORBITS,
 }
+# Parquet columns worth a dictionary, of the kind with the most rows: elsewhere it would be tried for nothing.
+_REPEATING = {
+    "selection": ["split", "group", "reasons.list.element", "thresholds", *(f"{axis}_cut" for axis in AXES)],
+}
 _KEYS = {
     "videos": "video_id",
     "clips": "clip_id",
@@ -203,20 +210,41 @@ def write_manifest(kind: str, rows: Iterable[Mapping[str, Any]] | pa.Table, path
         if not field.nullable and table[field.name].null_count:
             raise BadInputError(f"{kind} manifest: column {field.name} must not be null")
     table = table.cast(schema).sort_by(_KEYS[kind])
-    table = table.replace_schema_metadata({"svdflow.kind": kind, "svdflow.schema_version": SCHEMA_VERSION})
+    write_in_order(kind, (table.slice(at, ROW_GROUP) for at in range(0, len(table), ROW_GROUP)), path)
+    return table.replace_schema_metadata(_metadata(kind))
+
+
+def write_in_order(kind: str, tables: Iterable[pa.Table], path: str | Path) -> None:
+    """Write a manifest a row group at a time, atomically: the bytes of ``write_manifest`` in the memory of one group.
+
+    Args:
+        kind: a key of SCHEMAS.
+        tables: in the declared schema and sorted by id throughout, ROW_GROUP rows each, the last one fewer.
+        path: the Parquet file.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    pq.write_table(table, partial, compression="zstd")
+    schema = SCHEMAS[kind].with_metadata(_metadata(kind))
+    repeating = _REPEATING.get(kind, True)
+    with pq.ParquetWriter(partial, schema, compression="zstd", use_dictionary=repeating) as writer:
+        for table in tables:
+            # one chunk a column: where a table was pieced together must not show in the file's pages
+            whole = table.replace_schema_metadata(schema.metadata).combine_chunks()
+            writer.write_table(whole, row_group_size=ROW_GROUP)
     partial.replace(path)
-    return table
+
+
+def _metadata(kind: str) -> dict[str, str]:
+    return {"svdflow.kind": kind, "svdflow.schema_version": SCHEMA_VERSION}
 
 
 def read_manifest(kind: str, path: str | Path) -> pa.Table:
-    """Read a manifest and hold it against its declared schema.
+    """Read a manifest and hold it against its declared schema; one of an older schema is brought up to this one.
 
     Raises:
-        BadInputError: no such file, not Parquet, another kind of manifest, or other columns than declared.
+        BadInputError: no such file, not Parquet, another kind of manifest, other columns than declared, or a newer
+            schema.
     """
     try:
         table = pq.read_table(path)
@@ -224,6 +252,8 @@ def read_manifest(kind: str, path: str | Path) -> pa.Table:
         raise BadInputError(f"{path}: there is no {kind} manifest here; run the step that writes it") from None
     except (pa.ArrowInvalid, OSError) as error:
         raise BadInputError(f"{path}: cannot be read as a {kind} manifest: {error}") from error
+    if (version := _schema_version(table.schema)) != SCHEMA_VERSION:
+        table = migrate(kind, table, version, SCHEMA_VERSION, str(path))
     schema = SCHEMAS[kind]
     if table.schema.names != schema.names:
         odd = sorted(set(table.schema.names) ^ set(schema.names)) or "the same names in another order"
@@ -237,3 +267,30 @@ def read_manifest(kind: str, path: str | Path) -> pa.Table:
 def read_rows(kind: str, path: str | Path) -> list[dict[str, Any]]:
     """A manifest as a list of plain dictionaries (for small ones)."""
     return read_manifest(kind, path).to_pylist()
+
+
+def current_file(kind: str, path: Path, folder: Path) -> Path:
+    """A file of the present schema, for readers that go to the Parquet file itself: the file, or a migrated copy.
+
+    Args:
+        kind: a key of SCHEMAS.
+        path: the manifest.
+        folder: takes the copy, when one is needed.
+
+    Raises:
+        BadInputError: as ``read_manifest``.
+    """
+    try:
+        current = _schema_version(pq.read_schema(path)) == SCHEMA_VERSION
+    except (OSError, pa.ArrowInvalid):
+        current = False  # read_manifest says what is wrong
+    if current:
+        return path
+    copy = folder / f"{kind}-of-schema-{SCHEMA_VERSION}.parquet"
+    write_manifest(kind, read_manifest(kind, path), copy)
+    return copy
+
+
+def _schema_version(schema: pa.Schema) -> str:
+    """Of a Parquet file; one that does not say is taken to be of the present schema."""
+    return (schema.metadata or {}).get(b"svdflow.schema_version", SCHEMA_VERSION.encode()).decode(errors="replace")
