@@ -11,6 +11,9 @@ import typer
 from svdflow import __version__
 from svdflow.common.errors import SvdflowError
 
+from . import PIPELINES
+from .cli_data import data
+
 app = typer.Typer(
     name="svdflow",
     help="Raw footage in, a served video model out: run, inspect and serve Stable-Video-Diffusion-class models.",
@@ -19,9 +22,9 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data = typer.Typer(help="Versioned datasets: list, show, diff, pull.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
+_PIPELINES_HELP = "; ".join(f"{name} ({what})" for name, (_, what) in PIPELINES.items())
 WorkdirOption = Annotated[Path, typer.Option("--workdir", "-w", help="Where the run's data, reports and model lie.")]
 
 
@@ -35,13 +38,19 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 @app.command()
 def run(
-    pipeline: Annotated[str, typer.Argument(help="The pipeline: svd.")] = "svd",
+    pipeline: Annotated[str, typer.Argument(help=f"One of: {_PIPELINES_HELP}.")] = "svd",
     profile: Annotated[str, typer.Option(help="paper, local, test, or a YAML file of your own.")] = "local",
-    source: Annotated[Path | None, typer.Option(help="Folder of raw videos. [default: the sample footage]")] = None,
-    objects: Annotated[
-        Path | None, typer.Option(help="Folder of GLB and OBJ files for multi-view. [default: procedural objects]")
+    source: Annotated[
+        str | None,
+        typer.Option(help="Folder of raw videos, s3:// prefix, or list of them. Default: the sample footage."),
     ] = None,
-    workdir: WorkdirOption = Path("runs/svd"),
+    objects: Annotated[
+        Path | None, typer.Option(help="svd: folder of GLB and OBJ files. Default: procedural objects.")
+    ] = None,
+    workdir: Annotated[
+        Path | None,
+        typer.Option("--workdir", "-w", help="Where data, reports and results lie. Default: runs/PIPELINE."),
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="STEP.SETTING=VALUE", help="Change a setting; repeatable.")
     ] = None,
@@ -56,13 +65,18 @@ def run(
     from .local.run import run_pipeline
     from .samples_directory import samples_directory
 
-    arguments = {
-        "source": str((source or samples_directory()).absolute()),
-        "objects": str(objects.absolute()) if objects else "",
-    }
-    result = run_pipeline(pipeline, workdir, profile, dict(parse_override(text) for text in set_ or []), arguments)
+    arguments = {"source": _place(source) if source else str(samples_directory().absolute())}
+    if objects:
+        arguments["objects"] = str(objects.absolute())
+    overrides = dict(parse_override(text) for text in set_ or [])
+    result = run_pipeline(pipeline, workdir or Path("runs") / pipeline, profile, overrides, arguments)
     _tell(result.workdir, result.status, result.errors, result.log)
     raise typer.Exit(result.status)
+
+
+def _place(source: str) -> str:
+    """A source as every step can find it: a URL as it is, a path from the root on."""
+    return source if "://" in source else str(Path(source).absolute())
 
 
 def _tell(workdir: Path, status: int, errors: list[str], log: Path) -> None:
@@ -79,9 +93,9 @@ def _tell(workdir: Path, status: int, errors: list[str], log: Path) -> None:
 
 @app.command()
 def compile(  # noqa: A001 - the command's name
-    pipeline: Annotated[str | None, typer.Argument(help="The pipeline. [default: all]")] = None,
+    pipeline: Annotated[str | None, typer.Argument(help=f"{', '.join(PIPELINES)}. Default: all.")] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Where to write the IR. [default: pipelines/compiled]")
+        Path | None, typer.Option("--out", "-o", help="Where to write the IR. Default: pipelines/compiled.")
     ] = None,
 ) -> None:
     """Compile pipelines to IR YAML for a Kubeflow Pipelines backend."""
@@ -122,7 +136,7 @@ def settings(
 @app.command()
 def serve(
     repository: Annotated[
-        Path | None, typer.Argument(help="A Triton model repository. [default: WORKDIR/repository]")
+        Path | None, typer.Argument(help="A Triton model repository. Default: WORKDIR/repository.")
     ] = None,
     workdir: WorkdirOption = Path("runs/svd"),
     grpc_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8001,
@@ -155,57 +169,6 @@ def generate(
 
     asked = {"seed": seed, "fps": fps, "motion_bucket": motion_bucket, "steps": steps}
     print(generate_file(image, out, url="" if model else url, model=model, **asked))
-
-
-@data.command("list")
-def data_list(workdir: WorkdirOption = Path("runs/svd")) -> None:
-    """List the dataset versions of a work directory's registry."""
-    from .datasets import print_list
-
-    print_list(workdir)
-
-
-@data.command("show")
-def data_show(
-    dataset: Annotated[str, typer.Argument(metavar="NAME@TAG")],
-    workdir: WorkdirOption = Path("runs/svd"),
-) -> None:
-    """Show one dataset version: counts, thresholds, statistics, shards."""
-    from .datasets import print_one
-
-    print_one(workdir, dataset)
-
-
-@data.command("pull")
-def data_pull(
-    dataset: Annotated[str, typer.Argument(metavar="NAME@TAG")],
-    destination: Annotated[Path, typer.Argument(help="A directory that does not exist yet, or is empty.")],
-    workdir: WorkdirOption = Path("runs/svd"),
-) -> None:
-    """Get a dataset version's shards and manifests into a directory, by dvc pull."""
-    from .datasets import pull
-
-    pull(workdir, dataset, destination)
-
-
-@data.command("diff")
-def data_diff(
-    old: Annotated[str, typer.Argument(metavar="NAME@OLD")],
-    new: Annotated[str, typer.Argument(metavar="NAME@NEW")],
-    workdir: WorkdirOption = Path("runs/svd"),
-) -> None:
-    """Show what changed between two dataset versions."""
-    from .datasets import print_diff
-
-    print_diff(workdir, old, new)
-
-
-@data.command("store")
-def data_store(workdir: WorkdirOption = Path("runs/svd")) -> None:
-    """Serve the work directory's object store until Ctrl-C, so that plain dvc pull works in a clone of the registry."""
-    from .datasets import serve_store
-
-    serve_store(workdir)
 
 
 def main() -> None:

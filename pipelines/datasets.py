@@ -2,42 +2,127 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
-from svdflow.curation.version.datasets import diff_datasets, list_datasets, pull_dataset, show_dataset
+from svdflow.common.config import validate_settings
+from svdflow.common.errors import BadInputError
+from svdflow.common.object_store import EmbeddedStore
+from svdflow.common.storage import DataRoot
+from svdflow.common.storage_s3 import S3Root
+from svdflow.curation.version.datasets import (
+    list_datasets,
+    open_version_store,
+    pull_dataset,
+    resolve,
+    show_croissant,
+    show_dataset,
+)
+from svdflow.curation.version.registry import Registry
+from svdflow.curation.version.settings import VersionSettings
+
+from .local.run import _locked
+
+_WIDTH = 160  # of what goes to a file or a pipe
+_SHOWN_OBJECTS = 20
 
 
-def print_list(workdir: Path) -> None:
+def register_by_hand(
+    workdir: Path,
+    name: str | None,
+    manifests: Path | None,
+    selection: Path | None,
+    origin: str | None,
+    remote: str | None,
+    note: str,
+) -> None:
+    """Register manifests as a version and say which."""
+    from svdflow.curation.version.register import register_dataset
+
+    asked = {"name": name, "origin": origin, "remote": remote}
+    given = {key: value for key, value in asked.items() if value is not None}
+    settings = validate_settings(VersionSettings, "version", {**_last_settings(workdir), **given})
+    folder = manifests or workdir / "manifests"
+    paths = {kind: folder / f"{kind}.parquet" for kind in ("videos", "clips", "annotations", "selection")}
+    if selection:
+        paths["selection"] = selection
+    with tempfile.TemporaryDirectory() as scratch:
+        report = register_dataset(
+            **paths, out=Path(scratch) / "dataset.json", root=_root(workdir), registry=registry(workdir),
+            store=store(workdir), settings=settings, source=note or f"by hand, {folder.absolute()}",
+        )  # fmt: skip
+    dataset = report.summary["dataset"]
+    known = "has this content already" if report.reused else "is new"
+    print(f"{dataset['tag']} {known}: {dataset['clips']} clips in {dataset['shards']} shards, {dataset['remote']}")
+
+
+def print_list(workdir: Path, name: str | None = None) -> None:
     """A line for each version in the registry of a work directory."""
-    table = Table(box=None, header_style="bold")
-    for column in ("version", "clips", "train", "held out", "hours", "shards", "MB", "registered", "revision"):
-        table.add_column(column, no_wrap=True)
-    for each in list_datasets(registry(workdir)):
+    versions = list_datasets(registry(workdir), name)
+    columns = ("version", "clips", "train", "held out", "hours", "shards", "MB", "registered", "revision")
+    table = _table(*columns)
+    for each in versions:
         hours, megabytes = f"{each.seconds / 3600:.3f}", f"{each.bytes / 1e6:.1f}"
-        name = f"[bold]{each.tag}[/]" if each.latest else each.tag
+        tag = f"[bold]{each.tag}[/]" if each.latest else each.tag
         counts = [str(n) for n in (each.clips, each.train, each.held_out)]
-        table.add_row(name, *counts, hours, str(each.shards), megabytes, each.created, each.revision[:10])
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+        table.add_row(tag, *counts, hours, str(each.shards), megabytes, each.created, each.revision[:10])
+    _print(table)
 
 
-def print_one(workdir: Path, dataset: str) -> None:
-    """A version's card as YAML."""
-    import yaml
-
+def print_one(workdir: Path, dataset: str, croissant: bool = False) -> None:
+    """A version's card as YAML, or its Croissant description."""
+    if croissant:
+        print(show_croissant(registry(workdir), dataset), end="")
+        return
     print(yaml.safe_dump(show_dataset(registry(workdir), dataset), sort_keys=False, allow_unicode=True), end="")
 
 
-def print_diff(workdir: Path, old: str, new: str) -> None:
-    """The fields of the cards that differ."""
-    table = Table("field", old, new, box=None, header_style="bold")
-    for field, (before, after) in diff_datasets(registry(workdir), old, new).items():
-        table.add_row(field, str(before), str(after))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+def print_diff(workdir: Path, old: str, new: str, as_json: bool = False) -> None:
+    """Clips that came and went, with reasons; shifts of the axes; what else differs."""
+    from svdflow.curation.version.compare import QUANTILES, compare_versions
+
+    opened = Registry.existing(registry(workdir))
+    with open_version_store(opened, store(workdir)) as remote:
+        found = compare_versions(opened, resolve(opened, old), resolve(opened, new), remote)
+    if as_json:
+        print(json.dumps(asdict(found), indent=1))
+        return
+    added, dropped = sum(found.added.values()), sum(found.dropped.values())
+    print(f"{found.old} → {found.new}: {found.kept} clips in both, {added} added, {dropped} dropped")
+    clips = _table("clips", "number", "why", "such as", title="Clips that came and went")
+    for what, reasons, why in (
+        ("added", found.added, "dropped from the old one for"), ("dropped", found.dropped, "fails"),
+    ):  # fmt: skip
+        for reason, count in reasons.items():
+            said = reason if reason in ("not considered", "taken down", "no reason given") else f"{why} {reason}"
+            clips.add_row(what, str(count), said, " ".join(found.examples[what][reason][:2]))
+    axes = _table("axis", "", "clips", "mean", *QUANTILES, "cut at", title="Axes, over the kept clips")
+    for shift in found.axes:
+        for side, values, cut in (("old", shift.old, shift.old_cut), ("new", shift.new, shift.new_cut)):
+            row = [_number(values[key]) for key in ("mean", *QUANTILES)]
+            axes.add_row(shift.axis if side == "old" else "", side, str(values["clips"]), *row, _number(cut))
+        change = [_difference(shift.old[key], shift.new[key]) for key in ("mean", *QUANTILES)]
+        axes.add_row("", "shift", "", *change, _difference(shift.old_cut, shift.new_cut))
+    fields = _table("field", found.old, found.new, title="What else differs")
+    for key, (before, after) in found.fields.items():
+        fields.add_row(key, str(before), str(after))
+    for table in (clips, axes, fields):
+        if table.row_count:
+            _print(table)
+    for change, count in found.splits.items():
+        print(f"{count} clips changed split: {change}. Results on held-out clips of the two cannot be compared.")
 
 
 def pull(workdir: Path, dataset: str, destination: Path) -> None:
@@ -47,10 +132,88 @@ def pull(workdir: Path, dataset: str, destination: Path) -> None:
     print(f"{place}: {shards} shards, manifests and dataset.json")
 
 
+def roll_back_to(workdir: Path, dataset: str) -> None:
+    """Make an older version the newest and say under which tag."""
+    from svdflow.curation.version.rollback import roll_back
+
+    opened = Registry.existing(registry(workdir))
+    to = resolve(opened, dataset)
+    with open_version_store(opened, store(workdir)) as remote:
+        new = roll_back(opened, to, remote, "by hand")
+    print(f"{new} has the content of {to}")
+
+
+def export_to(workdir: Path, dataset: str, destination: str, splits: list[str] | None, shard_mb: float) -> None:
+    """Export a version and say what was written."""
+    from svdflow.curation.version.export import SPLITS, export_version
+
+    if wrong := set(splits or ()) - set(SPLITS):
+        raise BadInputError(f"--split {sorted(wrong)[0]}: there are the splits {' and '.join(SPLITS)}")
+    opened = Registry.existing(registry(workdir))
+    tag = resolve(opened, dataset)
+    with open_version_store(opened, store(workdir)) as remote:
+        target = DataRoot.open(destination)
+        out = export_version(opened, tag, remote, target, splits or SPLITS, shard_mb)
+    print(
+        f"{out.destination}: {out.clips} clips of {tag} in {out.written + out.found} shards "
+        f"({out.bytes / 1e6:.1f} MB; {out.found} were there); check it with sha256sum -c SHA256SUMS"
+    )
+
+
+def forget_one(workdir: Path, video_id: str, reason: str, yes: bool, also: list[Path]) -> None:
+    """Take a video down and say what went."""
+    from svdflow.curation.version.forget import forget_video
+
+    if not yes:
+        if not sys.stdin.isatty():
+            raise BadInputError(f"forgetting {video_id} cannot be undone; run it again with --yes")
+        print(f"This removes video {video_id} from every version in {registry(workdir)}. It cannot be undone.")
+        if input("Type the first 8 characters of its id to go on: ").strip() != video_id[:8]:
+            raise BadInputError("not confirmed; nothing was removed")
+    with _locked(workdir.absolute()):
+        registries = [Registry.existing(registry(workdir)), *map(Registry.existing, also)]
+        with _compacted(registries[0], workdir) as remote:
+            receipts = forget_video(registries, video_id, remote, _root(workdir), workdir.absolute(), reason)
+    for opened, receipt in zip(registries, receipts, strict=True):
+        removed = {uri for uris in receipt.objects_removed.values() for uri in uris}
+        print(
+            f"{opened.directory}: video {receipt.video_id} left {len(receipt.versions)} versions; "
+            f"{len(removed)} objects, {receipt.results_removed} cached results and {len(receipt.workdir_files)} files "
+            f"of runs went or were rewritten. Receipt: forgotten/{receipt.video_id}.json"
+        )
+        if receipt.models:
+            print(f"models trained on a version that held it, unchanged: {', '.join(receipt.models)}")
+
+
+def tidy_up(workdir: Path, grace_days: float, results: bool, remove: bool, also: list[Path]) -> None:
+    """Tell what is left over, or remove it."""
+    from svdflow.curation.version.collect import collect
+
+    registries = [Registry.existing(registry(workdir)), *map(Registry.existing, also)]
+    with _idle(workdir) as idle:
+        root = _root(workdir) if idle else None
+        if not idle:
+            print(f"a run is in progress in {workdir}: its data root is left alone", file=sys.stderr)
+        with _compacted(registries[0], workdir, remove) as remote:
+            accounts = collect(registries, remote, root, grace_days, results, remove)
+    for account in accounts:
+        table = _table("what", "objects", "MB", title=account.location)
+        for why, (count, size) in sorted(account.kept.items()):
+            table.add_row(f"kept: {why}", str(count), f"{size / 1e6:.3f}")
+        went = "removed" if account.removed else "would go"
+        table.add_row(f"[bold]{went}[/]", str(len(account.entries)), f"{account.bytes / 1e6:.3f}")
+        _print(table)
+        for entry in account.entries[:_SHOWN_OBJECTS]:
+            written = time.strftime("%Y-%m-%d", time.gmtime(entry.written_at))
+            print(f"  {entry.uri}  {entry.bytes:,} bytes, written {written}")
+        if len(account.entries) > _SHOWN_OBJECTS:
+            print(f"  and {len(account.entries) - _SHOWN_OBJECTS} more")
+    if not remove and any(account.entries for account in accounts):
+        print("nothing was removed; run it again with --remove")
+
+
 def serve_store(workdir: Path) -> None:
     """Serve the embedded object store until Ctrl-C, for plain DVC and other S3 clients."""
-    from svdflow.common.object_store import EmbeddedStore
-
     with EmbeddedStore(store(workdir)) as endpoint:
         print(
             f"S3 at {endpoint.endpoint_url}; its keys are in {store(workdir) / 'credentials.json'}\nCtrl-C ends it",
@@ -65,9 +228,65 @@ def serve_store(workdir: Path) -> None:
 
 def registry(workdir: Path) -> Path:
     """The git and DVC registry of a work directory."""
-    return workdir.absolute() / "registry"
+    return Path(_last_settings(workdir).get("registry") or workdir / "registry").absolute()
 
 
 def store(workdir: Path) -> Path:
     """The embedded object store of a work directory."""
-    return workdir.absolute() / "store"
+    return Path(_last_settings(workdir).get("store") or workdir / "store").absolute()
+
+
+def _root(workdir: Path) -> DataRoot:
+    return DataRoot.open(os.environ.get("SVDFLOW_DATA_ROOT") or workdir / "data")
+
+
+def _last_settings(workdir: Path) -> dict[str, Any]:
+    """The version step's settings of the last run in a work directory."""
+    try:
+        return (yaml.safe_load((workdir / "settings.yaml").read_text()) or {}).get("version") or {}
+    except (OSError, yaml.YAMLError):
+        return {}
+
+
+@contextmanager
+def _compacted(opened: Registry, workdir: Path, compact: bool = True) -> Iterator[S3Root]:
+    """The store of a registry's versions, whose disk gives up removed bytes at the end if it is the embedded one."""
+    with open_version_store(opened, store(workdir)) as remote:
+        yield remote
+        embedded = EmbeddedStore(store(workdir))
+        if compact and embedded.serves(remote.endpoint):
+            embedded.compact()
+
+
+@contextmanager
+def _idle(workdir: Path) -> Iterator[bool]:
+    """Keep runs from starting; False when one is in progress."""
+    try:
+        lock = _locked(workdir.absolute())
+        lock.__enter__()
+    except BadInputError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.__exit__()
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    table = Table(box=None, header_style="bold", title=title, title_justify="left", title_style="bold underline")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _print(table: Table) -> None:
+    Console(width=None if sys.stdout.isatty() else _WIDTH).print(table)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _difference(old: float | None, new: float | None) -> str:
+    return "" if old is None or new is None else f"{new - old:+.4g}"

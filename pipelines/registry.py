@@ -10,9 +10,9 @@ from typing import Any
 from svdflow.common.config import Settings, load_profile, validate_settings
 from svdflow.common.errors import ConfigError
 
-COMPILED = Path(__file__).parent / "compiled"
+from . import PIPELINES
 
-PIPELINES = {"svd": "svdflow.pipelines.svd.pipeline:svd"}
+COMPILED = Path(__file__).resolve().parent / "compiled"  # an editable install links single files
 
 SETTINGS = {
     "ingest": "svdflow.ingest.ingest:IngestSettings",
@@ -73,26 +73,39 @@ def compile_pipeline(name: str, out: Path | None = None) -> Path:
     Raises:
         ConfigError: there is no pipeline of that name.
     """
-    if name not in PIPELINES:
-        raise ConfigError(f"no pipeline {name!r}; there is {', '.join(PIPELINES)}")
+    path = out or compiled_path(name)
+    place, _ = _known(name)
     from kfp.compiler import Compiler
 
-    path = out or compiled_path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Compiler().compile(load_object(PIPELINES[name]), str(path))
+    Compiler().compile(load_object(place), str(path))
     return path
 
 
 def compiled_path(name: str) -> Path:
-    """The committed IR of a pipeline."""
+    """The committed IR of a pipeline.
+
+    Raises:
+        ConfigError: there is no pipeline of that name.
+    """
+    _known(name)
     return COMPILED / f"{name}.yaml"
+
+
+def _known(name: str) -> tuple[str, str]:
+    if name not in PIPELINES:
+        raise ConfigError(f"no pipeline {name!r}; there are {', '.join(PIPELINES)}")
+    return PIPELINES[name]
+
+
+def parameters(ir_path: Path) -> set[str]:
+    """Names of the parameters that a compiled pipeline takes."""
+    return set(_spec(ir_path)["root"]["inputDefinitions"]["parameters"])
 
 
 def task_count(ir_path: Path) -> int:
     """How many tasks run when all goes well, nested ones and the exit task included."""
-    import yaml
-
-    spec = next(iter(yaml.safe_load_all(ir_path.read_text())))
+    spec = _spec(ir_path)
 
     def count(dag: Mapping[str, Any]) -> int:
         total = 0
@@ -102,3 +115,9 @@ def task_count(ir_path: Path) -> int:
         return total
 
     return count(spec["root"]["dag"])
+
+
+def _spec(ir_path: Path) -> dict[str, Any]:
+    import yaml
+
+    return next(iter(yaml.load_all(ir_path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))))

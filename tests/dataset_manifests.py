@@ -5,7 +5,7 @@ import json
 import tarfile
 from pathlib import Path
 
-from svdflow.common.manifests import write_manifest
+from svdflow.common.manifests import AXES, write_manifest
 from svdflow.common.storage import DataRoot
 
 
@@ -28,6 +28,7 @@ def make_manifests(
         rows["videos"].append({
             "video_id": f"video{v}", "uri": shard, "name": f"{v}.mp4", "bytes": 1, "source": "generated",
             "status": "ok", "licence": "CC0",
+            "sources": [{"name": f"{v}.mp4", "uri": f"{v}.mp4", "licence": "CC0", "metadata": None}],
         })  # fmt: skip
         for c, (name, data) in enumerate(members.items()):
             clip, index = f"clip{v:02d}{c}", 2 * v + c
@@ -45,8 +46,8 @@ def make_manifests(
             rows["selection"].append({
                 "clip_id": clip, "video_id": f"video{v}", "keep": kept,
                 "split": ("held_out" if v == 0 else "train") if kept else None, "reasons": [] if kept else ["motion"],
-                "motion_value": 1.0 + index, "motion_cut": cut, "motion_failed": not kept, "text_failed": False,
-                "aesthetic_failed": False, "similarity_failed": False,
+                **{f"{axis}_failed": False for axis in AXES},
+                "motion_value": 1.0 + index, "motion_cut": cut, "motion_failed": not kept,
                 "thresholds": json.dumps({"motion_percent": cut}),
             })  # fmt: skip
     directory.mkdir(parents=True, exist_ok=True)

@@ -1,19 +1,23 @@
-"""Work on many independent units, over processes: a unit that crashes or hangs costs itself alone.
+"""Work on many independent units over N workers: a unit that crashes, hangs or eats memory costs itself alone.
 
-The local backend. ``function`` and the units must be picklable (module-level functions, plain values).
+``map_units`` is what steps call. Where the units are worked on is an ``Executor``'s business: ``LocalProcesses`` is
+this machine. ``function`` and the units must be picklable (module-level functions, plain values).
 """
 
 from __future__ import annotations
 
 import multiprocessing as mp
 import os
+import threading
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any, Generic, TypeVar
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
 from .errors import StorageError, SvdflowError
 from .processes import die_with_parent
@@ -22,10 +26,20 @@ from .progress import Progress
 UnitT = TypeVar("UnitT")
 ValueT = TypeVar("ValueT")
 
+_POLL_S = 0.2
+_MEMORY_POLL_S = 0.05  # a process fills some 100 MB in this time
+_MEMORY_SHARE = 0.8  # of this machine, for all workers together
+# One thread a worker: the work is spread over processes already, and sums over threads differ in the last bits, so that
+# a resumed run (other numbers of units, hence of workers) would not give the bytes of an undisturbed one.
+_THREADS = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+
 
 @dataclass(frozen=True)
 class Outcome(Generic[UnitT, ValueT]):
-    """What became of one unit: a value, or the reason why there is none."""
+    """What became of one unit: a value, or the reason why there is none.
+
+    ``seconds`` is how long the last try took.
+    """
 
     unit: UnitT
     value: ValueT | None
@@ -38,6 +52,25 @@ class Outcome(Generic[UnitT, ValueT]):
         return self.error is None
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What one unit may cost before it is stopped and, when that repeats, set aside."""
+
+    timeout_s: float = 600.0
+    memory_bytes: int | None = None  # private memory of one worker; an equal share of the machine when None
+    tries: int = 2  # of a unit that crashed, hung or ran out of memory
+
+
+class Executor(Protocol):
+    """A place where units are worked on: every unit comes back in exactly one outcome, in no order."""
+
+    def run(
+        self, function: Callable[[UnitT], ValueT], units: Sequence[UnitT], workers: int | None, limits: Limits
+    ) -> Iterator[Outcome[UnitT, ValueT]]:
+        """See ``map_units``; closing the iterator ends all work."""
+        ...
+
+
 def default_workers() -> int:
     """Processes to use on this machine: the cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -48,63 +81,111 @@ def map_units(
     units: Sequence[UnitT],
     what: str,
     workers: int | None = None,
-    timeout_s: float = 600.0,
-    tries: int = 2,
+    timeout_s: float = Limits.timeout_s,
+    tries: int = Limits.tries,
+    memory_bytes: int | None = Limits.memory_bytes,
+    executor: Executor | None = None,
 ) -> Iterator[Outcome[UnitT, ValueT]]:
-    """Apply ``function`` to each unit in worker processes; outcomes come as they are ready, in no order.
+    """Apply ``function`` to each unit in workers; outcomes come as they are ready, in no order.
 
     Args:
         function: raises SvdflowError for a unit that cannot be used (not tried again); anything else is a fault.
         units: the work, handed out one at a time.
         what: what a unit is, for the progress display.
-        workers: processes; all cores by default.
-        timeout_s: a unit that takes longer is killed.
-        tries: how often a unit that crashed or hung is tried before it is given up.
+        workers: how many at once; all cores by default.
+        timeout_s: a unit that takes longer is stopped.
+        tries: how often a unit that crashed, hung or ran out of memory is tried before it is given up.
+        memory_bytes: a worker whose private memory grows above this is stopped; an equal share of the machine by
+            default.
+        executor: where the work is done; processes on this machine by default.
 
     Raises:
         StorageError: a unit met one: a full disk or an absent store is no fault of a unit, and ends the work.
     """
-    workers = max(1, min(workers or default_workers(), len(units)))
-    context = mp.get_context("spawn")
-    queue = deque((index, 1) for index in range(len(units)))
-    running: list[_Worker] = [_Worker(context, function) for _ in range(workers if units else 0)]
-    try:
-        with Progress(what, len(units)) as progress:
-            busy: list[_Worker] = []
-            while queue or busy:
-                for worker in running:
-                    if queue and worker.unit < 0:
+    if not units:
+        return
+    with Progress(what, len(units)) as progress:
+        for outcome in (executor or LocalProcesses()).run(
+            function, units, workers, Limits(timeout_s, memory_bytes, tries)
+        ):
+            progress.advance()
+            yield outcome
+
+
+class LocalProcesses:
+    """An Executor: processes on this machine, each with one unit at a time and one thread for its numerics."""
+
+    def run(
+        self, function: Callable[[UnitT], ValueT], units: Sequence[UnitT], workers: int | None, limits: Limits
+    ) -> Iterator[Outcome[UnitT, ValueT]]:
+        """See ``Executor``."""
+        workers = max(1, min(workers or default_workers(), len(units)))
+        memory_bytes = limits.memory_bytes or int(_MEMORY_SHARE * machine_memory_bytes() / workers)
+        queue = deque((index, 1) for index in range(len(units)))
+        idle: list[_Worker] = []
+        busy: list[_Worker] = []
+        done: deque[Outcome[UnitT, ValueT]] = deque()
+        with _memory_watched(busy, memory_bytes):
+            try:
+                while True:
+                    while queue and len(busy) < workers:  # before an outcome is handed on: nobody waits for the caller
+                        worker = idle.pop() if idle else _Worker(function)
                         worker.start(*queue.popleft(), units)
                         busy.append(worker)
-                ready = wait([w.pipe for w in busy], timeout=0.2)
-                for worker in list(busy):
-                    late = time.monotonic() - worker.started_at > timeout_s
-                    if worker.pipe not in ready and not late:
-                        continue
-                    index, attempt, seconds = worker.unit, worker.attempt, time.monotonic() - worker.started_at
-                    busy.remove(worker)
-                    outcome, healthy = worker.collect(units[index], seconds, timeout_s)
-                    if not healthy:
-                        running[running.index(worker)] = _Worker(context, function)
-                        if attempt < tries:
-                            queue.append((index, attempt + 1))
+                    if done:
+                        yield done.popleft()
+                    elif not busy:
+                        return
+                    ready = wait([worker.pipe for worker in busy], timeout=0 if done else _POLL_S)
+                    for worker in list(busy):
+                        late = time.monotonic() - worker.started_at > limits.timeout_s
+                        if worker.pipe not in ready and not late:
                             continue
-                    progress.advance()
-                    yield outcome
-    finally:
-        for worker in running:
-            worker.stop()
+                        busy.remove(worker)
+                        outcome, healthy = worker.collect(units, limits.timeout_s, memory_bytes)
+                        if healthy:
+                            idle.append(worker)
+                        if healthy or worker.attempt >= limits.tries:
+                            done.append(outcome)
+                        else:
+                            queue.append((worker.unit, worker.attempt + 1))
+            finally:
+                for worker in [*idle, *busy]:
+                    worker.stop()
+
+
+def machine_memory_bytes() -> int:
+    """Memory that this process may use: the machine's, or less where a control group says so."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for place in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            total = min(total, int(Path(place).read_text()))
+        except (OSError, ValueError):  # no such control group, or "max"
+            continue
+    return total
+
+
+def private_memory_bytes(pid: int) -> int:
+    """Memory of a process that no file backs; 0 when it is gone."""
+    try:
+        with open(f"/proc/{pid}/status") as status:
+            return sum(int(line.split()[1]) << 10 for line in status if line.startswith(("RssAnon", "RssShmem")))
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 class _Worker:
-    unit = -1  # index of the unit at work, or -1
+    unit = -1  # index of the unit at work, or of the last one
     attempt = 0
     started_at = 0.0
+    over_memory = False
 
-    def __init__(self, context: Any, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
+        context = mp.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, function), daemon=True)
-        self.process.start()
+        with _environment(_THREADS):
+            self.process.start()
         theirs.close()
 
     def start(self, index: int, attempt: int, units: Sequence[Any]) -> None:
@@ -114,17 +195,21 @@ class _Worker:
         except OSError:
             pass  # the worker is gone: collect() says so
 
-    def collect(self, unit: Any, seconds: float, timeout_s: float) -> tuple[Outcome, bool]:
-        self.unit = -1
+    def collect(self, units: Sequence[Any], timeout_s: float, memory_bytes: int) -> tuple[Outcome, bool]:
+        """The outcome of the unit at work, and whether the worker can take another."""
+        unit, seconds = units[self.unit], time.monotonic() - self.started_at
         if not self.pipe.poll():
             self.stop()
             return Outcome(unit, None, f"took longer than {timeout_s:g} s and was stopped", seconds), False
         try:
-            value, error = self.pipe.recv()
+            value, error, seconds = self.pipe.recv()
         except (EOFError, OSError):
             self.process.join(5)
             self.stop()
-            return Outcome(unit, None, f"its worker process died (exit code {self.process.exitcode})", seconds), False
+            why = f"its worker process died (exit code {self.process.exitcode})"
+            if self.over_memory:
+                why = f"took more than {memory_bytes / 1e6:,.0f} MB of memory and was stopped"
+            return Outcome(unit, None, why, seconds), False
         if isinstance(error, StorageError):
             raise error
         return Outcome(unit, value, error, seconds), True
@@ -135,19 +220,73 @@ class _Worker:
         self.pipe.close()
 
 
+@contextmanager
+def _memory_watched(busy: list[_Worker], memory_bytes: int) -> Iterator[None]:
+    """Kill workers that take too much, also while the caller is busy with an outcome."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(_MEMORY_POLL_S):
+            for worker in list(busy):
+                if private_memory_bytes(worker.process.pid or 0) > memory_bytes:
+                    worker.over_memory = True
+                    worker.process.kill()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Variables for the processes started meanwhile; what is set already stays."""
+    added = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
 def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
     die_with_parent()
+    _be_killed_first()
     while True:
         try:
             unit = pipe.recv()
         except EOFError:
             return
+        started = time.monotonic()
+        value: Any = None
+        error: StorageError | str | None = None
         try:
-            pipe.send((function(unit), None))
-        except StorageError as error:  # says nothing of the unit: the work cannot go on
-            pipe.send((None, error))
-        except SvdflowError as error:
-            pipe.send((None, str(error)))
-        except Exception as error:  # a fault of ours: the unit is set aside with the place it happened
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            pipe.send((None, f"{type(error).__name__}: {error} ({os.path.basename(last.filename)}:{last.lineno})"))
+            value = function(unit)
+        except StorageError as raised:  # says nothing of the unit: the work cannot go on
+            error = raised
+        except SvdflowError as raised:
+            error = str(raised)
+        except Exception as raised:  # a fault of ours: the unit is set aside with the place it happened
+            error = _fault(raised)
+        seconds = time.monotonic() - started
+        try:
+            pipe.send((value, error, seconds))
+        except (TypeError, AttributeError, ValueError) as raised:  # a value that cannot be sent
+            pipe.send((None, _fault(raised), seconds))
+
+
+def _fault(error: Exception) -> str:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({os.path.basename(last.filename)}:{last.lineno})"
+
+
+def _be_killed_first() -> None:
+    """When the whole machine runs out of memory, the kernel shall end a worker: it costs one unit."""
+    try:
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    except OSError:
+        pass

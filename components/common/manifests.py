@@ -14,8 +14,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .errors import BadInputError
+from .manifest_migrations import migrate
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
+ROW_GROUP = 1 << 20  # rows; part of the canonical form
+
+SOURCE = pa.struct(
+    [
+        pa.field("name", pa.string(), nullable=False),  # path below the source, or what the list called it
+        pa.field("uri", pa.string(), nullable=False),  # where the bytes were read: a relative path, s3:// or http(s)://
+        pa.field("licence", pa.string()),
+        pa.field("metadata", pa.string()),  # JSON: the list's other columns, carried along
+    ]
+)
 
 VIDEOS = pa.schema(
     [
@@ -23,7 +34,8 @@ VIDEOS = pa.schema(
         pa.field(
             "uri", pa.string(), nullable=False
         ),  # data-root URI of the bytes; "" when set aside before it was stored
-        pa.field("name", pa.string(), nullable=False),  # path below the source
+        pa.field("name", pa.string(), nullable=False),  # path below the source; of several sources the first by name
+        pa.field("sources", pa.list_(SOURCE), nullable=False),  # every place these bytes came from, sorted by name
         pa.field("bytes", pa.int64(), nullable=False),
         pa.field("container", pa.string()),
         pa.field("codec", pa.string()),
@@ -33,6 +45,12 @@ VIDEOS = pa.schema(
         pa.field("height", pa.int32()),
         pa.field("frames", pa.int64()),
         pa.field("rotation", pa.int32()),  # degrees clockwise: 0, 90, 180 or 270
+        pa.field("variable_fps", pa.bool_()),
+        pa.field("pixel_aspect", pa.float64()),  # width of a pixel over its height; 1.0 is square
+        pa.field("interlaced", pa.bool_()),
+        pa.field("color_transfer", pa.string()),  # e.g. "bt709"; "smpte2084" and "arib-std-b67" are HDR
+        pa.field("letterbox", pa.list_(pa.int32(), 4)),  # black bars in px as displayed: left, top, right, bottom
+        pa.field("audio", pa.bool_()),
         pa.field("licence", pa.string()),
         pa.field("source", pa.string(), nullable=False),  # "footage", or "generated" for footage this project makes
         pa.field("description", pa.string()),  # caption that came with the file (sidecar), if any
@@ -68,9 +86,12 @@ ANNOTATIONS = pa.schema(
         pa.field("clip_id", pa.string(), nullable=False),
         pa.field("motion_score", pa.float64()),  # mean flow magnitude, px per flow interval at the flow resolution
         pa.field("motion_unit", pa.string()),  # e.g. "px/0.5s@h128": interval and flow resolution
+        pa.field("flow_uri", pa.string()),  # data-root URI of the flow maps (safetensors, float16, short side 16)
         pa.field("camera_motion", pa.list_(pa.float64(), 3)),  # mean flow dx, dy in px and radial zoom, same unit
         pa.field("text_area", _FRAMES3),  # fraction of the frame covered by text boxes, 0 to 1
         pa.field("aesthetic", _FRAMES3),
+        pa.field("watermark", _FRAMES3),  # probability, 0 to 1
+        pa.field("nsfw", _FRAMES3),  # probability, 0 to 1
         pa.field("caption_image", pa.string()),
         pa.field("caption_image_model", pa.string()),
         pa.field("caption_video", pa.string()),
@@ -85,7 +106,8 @@ ANNOTATIONS = pa.schema(
     ]
 )
 
-AXES = ("motion", "text", "aesthetic", "similarity")
+# "duplicate" is the place within a group of near-duplicates: 0 for the one to keep, then 1, 2, …
+AXES = ("motion", "text", "aesthetic", "similarity", "watermark", "nsfw", "duplicate")
 
 SELECTION = pa.schema(
     [
@@ -93,13 +115,15 @@ SELECTION = pa.schema(
         pa.field("video_id", pa.string(), nullable=False),
         pa.field("keep", pa.bool_(), nullable=False),
         pa.field("split", pa.string()),  # "train" or "held_out"; null when dropped
-        pa.field("reasons", pa.list_(pa.string()), nullable=False),  # names of the axes it failed, and "missing_<axis>"
+        pa.field("group", pa.string()),  # near-duplicates share it and never straddle the splits; null when alone
+        pa.field("reasons", pa.list_(pa.string()), nullable=False),  # axes it failed, "missing_<axis>", "nan_<axis>", …
         *[field for axis in AXES for field in (
             pa.field(f"{axis}_value", pa.float64()),
             pa.field(f"{axis}_cut", pa.float64()),  # the cut value; null when the axis is not filtered
             pa.field(f"{axis}_failed", pa.bool_(), nullable=False),
         )],
-        pa.field("thresholds", pa.string(), nullable=False),  # JSON: what was asked for
+        # JSON: what was asked for. One text for all rows: kept once in memory too, however many rows there are
+        pa.field("thresholds", pa.dictionary(pa.int32(), pa.string()), nullable=False),
     ]
 )  # fmt: skip
 
@@ -144,8 +168,12 @@ SCHEMAS: dict[str, pa.Schema] = {
     "samples": SAMPLES,
     "orbits": ORBITS,
 }
+# Parquet columns worth a dictionary, of the kind with the most rows: elsewhere it would be tried for nothing.
+_REPEATING = {
+    "selection": ["split", "group", "reasons.list.element", "thresholds", *(f"{axis}_cut" for axis in AXES)],
+}
 _KEYS = {
-    "videos": "name",
+    "videos": "video_id",
     "clips": "clip_id",
     "annotations": "clip_id",
     "selection": "clip_id",
@@ -182,20 +210,41 @@ def write_manifest(kind: str, rows: Iterable[Mapping[str, Any]] | pa.Table, path
         if not field.nullable and table[field.name].null_count:
             raise BadInputError(f"{kind} manifest: column {field.name} must not be null")
     table = table.cast(schema).sort_by(_KEYS[kind])
-    table = table.replace_schema_metadata({"svdflow.kind": kind, "svdflow.schema_version": SCHEMA_VERSION})
+    write_in_order(kind, (table.slice(at, ROW_GROUP) for at in range(0, len(table), ROW_GROUP)), path)
+    return table.replace_schema_metadata(_metadata(kind))
+
+
+def write_in_order(kind: str, tables: Iterable[pa.Table], path: str | Path) -> None:
+    """Write a manifest a row group at a time, atomically: the bytes of ``write_manifest`` in the memory of one group.
+
+    Args:
+        kind: a key of SCHEMAS.
+        tables: in the declared schema and sorted by id throughout, ROW_GROUP rows each, the last one fewer.
+        path: the Parquet file.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    pq.write_table(table, partial, compression="zstd")
+    schema = SCHEMAS[kind].with_metadata(_metadata(kind))
+    repeating = _REPEATING.get(kind, True)
+    with pq.ParquetWriter(partial, schema, compression="zstd", use_dictionary=repeating) as writer:
+        for table in tables:
+            # one chunk a column: where a table was pieced together must not show in the file's pages
+            whole = table.replace_schema_metadata(schema.metadata).combine_chunks()
+            writer.write_table(whole, row_group_size=ROW_GROUP)
     partial.replace(path)
-    return table
+
+
+def _metadata(kind: str) -> dict[str, str]:
+    return {"svdflow.kind": kind, "svdflow.schema_version": SCHEMA_VERSION}
 
 
 def read_manifest(kind: str, path: str | Path) -> pa.Table:
-    """Read a manifest and hold it against its declared schema.
+    """Read a manifest and hold it against its declared schema; one of an older schema is brought up to this one.
 
     Raises:
-        BadInputError: no such file, not Parquet, another kind of manifest, or other columns than declared.
+        BadInputError: no such file, not Parquet, another kind of manifest, other columns than declared, or a newer
+            schema.
     """
     try:
         table = pq.read_table(path)
@@ -203,6 +252,8 @@ def read_manifest(kind: str, path: str | Path) -> pa.Table:
         raise BadInputError(f"{path}: there is no {kind} manifest here; run the step that writes it") from None
     except (pa.ArrowInvalid, OSError) as error:
         raise BadInputError(f"{path}: cannot be read as a {kind} manifest: {error}") from error
+    if (version := _schema_version(table.schema)) != SCHEMA_VERSION:
+        table = migrate(kind, table, version, SCHEMA_VERSION, str(path))
     schema = SCHEMAS[kind]
     if table.schema.names != schema.names:
         odd = sorted(set(table.schema.names) ^ set(schema.names)) or "the same names in another order"
@@ -216,3 +267,30 @@ def read_manifest(kind: str, path: str | Path) -> pa.Table:
 def read_rows(kind: str, path: str | Path) -> list[dict[str, Any]]:
     """A manifest as a list of plain dictionaries (for small ones)."""
     return read_manifest(kind, path).to_pylist()
+
+
+def current_file(kind: str, path: Path, folder: Path) -> Path:
+    """A file of the present schema, for readers that go to the Parquet file itself: the file, or a migrated copy.
+
+    Args:
+        kind: a key of SCHEMAS.
+        path: the manifest.
+        folder: takes the copy, when one is needed.
+
+    Raises:
+        BadInputError: as ``read_manifest``.
+    """
+    try:
+        current = _schema_version(pq.read_schema(path)) == SCHEMA_VERSION
+    except (OSError, pa.ArrowInvalid):
+        current = False  # read_manifest says what is wrong
+    if current:
+        return path
+    copy = folder / f"{kind}-of-schema-{SCHEMA_VERSION}.parquet"
+    write_manifest(kind, read_manifest(kind, path), copy)
+    return copy
+
+
+def _schema_version(schema: pa.Schema) -> str:
+    """Of a Parquet file; one that does not say is taken to be of the present schema."""
+    return (schema.metadata or {}).get(b"svdflow.schema_version", SCHEMA_VERSION.encode()).decode(errors="replace")

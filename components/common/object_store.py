@@ -18,7 +18,9 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +35,10 @@ _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 3.0  # weed now and then never ends when told to; its files are whole by then
 _PORT_WAIT_S = 5.0  # a server that was just killed still holds its port for a moment
 _PORTS = ("s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "admin")
+_ANY_GARBAGE = 1e-9  # share of a volume
+_REMOVAL_S = 1.5
+_COMPACT_TIMEOUT_S = 3600.0
+_WATCH_S = 0.2  # how often who has joined looks whether the server's owner is still there
 _ADMIN_GRPC_SHIFT = 10_000  # weed's worker takes the admin's gRPC port to be this much above its HTTP port
 
 
@@ -50,9 +56,10 @@ def open_store(directory: Path) -> Iterator[StoreEndpoint]:
 class EmbeddedStore:
     """A SeaweedFS server on loopback for the time of a ``with`` block; entering gives its StoreEndpoint.
 
-    Several processes may use one directory at once: the first serves, the others connect to it, and it stops when the
-    last has left. The server dies with the process that started it, however that ends (on Linux); the thread that
-    entered must live as long as the block, since the kernel ties the two together.
+    Several processes may use one directory at once: the first serves, the others connect to it. Nobody waits for
+    another: when the one that serves leaves, or is killed, one of the others starts the server again on the same port,
+    within seconds, which clients bridge by trying again. The server dies with the process that started it, however that
+    ends (on Linux); the thread that entered must live as long as the block, since the kernel ties the two together.
 
     Raises:
         ServiceError: the server program is missing, its port is taken, or it does not get ready; names log and remedy.
@@ -62,12 +69,14 @@ class EmbeddedStore:
         self.directory = directory.resolve()
         self.bucket = bucket
         self._server: subprocess.Popen[bytes] | None = None
-        self._locks: dict[str, int] = {}
+        self._lock: int | None = None
+        self._leaving = threading.Event()
+        self._watcher: threading.Thread | None = None
 
     def __enter__(self) -> StoreEndpoint:
+        self._leaving.clear()
         try:
             self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock("users", fcntl.LOCK_SH)
             try:
                 return self._start_or_join()
             except BaseException:
@@ -91,14 +100,42 @@ class EmbeddedStore:
         if dependent not in known:
             write_atomic(path, "".join(f"{line}\n" for line in [*known, dependent]).encode())
 
+    def serves(self, endpoint: StoreEndpoint) -> bool:
+        """Whether an endpoint is that of this store."""
+        known = self._known_endpoint()
+        return known is not None and known.endpoint_url == endpoint.endpoint_url
+
+    def compact(self) -> None:
+        """Have the bytes of removed objects leave the disk, where the server only marks them as removed.
+
+        To be called inside the block. Takes as long as copying the volumes that hold such objects.
+
+        Raises:
+            ServiceError: the server refuses.
+        """
+        port = json.loads(self.ports_file.read_text())["master"]
+        url = f"http://127.0.0.1:{port}/vol/vacuum?garbageThreshold={_ANY_GARBAGE}"
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            for _ in range(2):  # removals reach the volumes a moment after the answer: the second round takes the rest
+                time.sleep(_REMOVAL_S)
+                opener.open(url, timeout=_COMPACT_TIMEOUT_S).close()
+        except OSError as error:
+            raise ServiceError(
+                f"{self.directory}: the object store did not compact its volumes ({error}); removed objects are not to "
+                "be reached any more, but their bytes are still on the disk: run again"
+            ) from error
+
     # serving
 
     def _start_or_join(self) -> StoreEndpoint:
         deadline = time.monotonic() + _START_TIMEOUT_S
         while True:
-            if self._lock("server", fcntl.LOCK_EX | fcntl.LOCK_NB):
+            if self._take_over():
                 return self._serve()
             if (endpoint := self._known_endpoint()) and _answers(endpoint):
+                self._watcher = threading.Thread(target=self._watch, args=(endpoint,), daemon=True)
+                self._watcher.start()
                 return endpoint
             if time.monotonic() > deadline:
                 raise ServiceError(
@@ -107,11 +144,29 @@ class EmbeddedStore:
                 )
             time.sleep(0.1)
 
-    def _serve(self) -> StoreEndpoint:
+    def _watch(self, endpoint: StoreEndpoint) -> None:
+        """Serve in the place of the owner once it is gone; in this thread, to which the kernel then ties the server."""
+        port = urlsplit(endpoint.endpoint_url).port or 0
+        while not self._leaving.wait(_WATCH_S):
+            if not self._take_over():
+                continue
+            try:
+                self._serve(keep_port=port)
+                self._leaving.wait()
+                return
+            except (ServiceError, OSError) as error:
+                if not self._leaving.is_set():
+                    print(f"svdflow: taking over the object store failed: {error}", file=sys.stderr, flush=True)
+                    self._leaving.wait(2.0)
+            finally:
+                self._stop_server()
+                self._let_go()
+
+    def _serve(self, keep_port: int | None = None) -> StoreEndpoint:
         program = _server_program()
         access_key, secret_key = self._credentials()
         for last_try in (False, True):
-            ports = self._choose_ports()
+            ports = self._choose_ports(keep_port)
             endpoint = StoreEndpoint(f"http://127.0.0.1:{ports['s3']}", access_key, secret_key, self.bucket)
             self._launch(program, ports, endpoint)
             if self._wait_until_ready(endpoint):
@@ -163,14 +218,18 @@ class EmbeddedStore:
     def _wait_until_ready(self, endpoint: StoreEndpoint) -> bool:
         deadline = time.monotonic() + _START_TIMEOUT_S
         while time.monotonic() < deadline and self._server is not None and self._server.poll() is None:
+            if self._watcher and self._leaving.is_set():
+                return False
             if _answers(endpoint) and _takes_writes(endpoint):
                 return True
             time.sleep(0.05)
         return False
 
-    def _choose_ports(self) -> dict[str, int]:
+    def _choose_ports(self, keep_port: int | None = None) -> dict[str, int]:
         ports: dict[str, int] = json.loads(self.ports_file.read_text()) if self.ports_file.is_file() else {}
         if "s3" in ports and not _becomes_free(ports["s3"]):
+            if keep_port:
+                raise ServiceError(f"port {keep_port} was taken by another program meanwhile; stop it, or run again")
             dependents = self.directory / "dependents"
             if dependents.is_file():
                 raise ServiceError(
@@ -215,27 +274,14 @@ class EmbeddedStore:
     # leaving
 
     def _leave(self) -> None:
+        self._leaving.set()
+        if self._watcher is not None:
+            self._watcher.join()
+            self._watcher = None
         try:
-            if self._server is not None:
-                self._wait_for_others()
-                self._stop_server()
+            self._stop_server()
         finally:
-            for name in ("server", "users"):  # in this order: who gets "users" next finds "server" free
-                if name in self._locks:
-                    os.close(self._locks.pop(name))
-
-    def _wait_for_others(self) -> None:
-        fcntl.flock(self._locks["users"], fcntl.LOCK_UN)
-        told_at = time.monotonic() + 2
-        while True:
-            try:
-                return fcntl.flock(self._locks["users"], fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if told_at and time.monotonic() > told_at:
-                    print(f"svdflow: another process still uses the object store in {self.directory}; waiting for it",
-                          file=sys.stderr, flush=True)  # fmt: skip
-                    told_at = 0.0
-                time.sleep(0.1)
+            self._let_go()
 
     def _stop_server(self) -> int | None:
         server, self._server = self._server, None
@@ -252,15 +298,21 @@ class EmbeddedStore:
                 Path(leftover).unlink(missing_ok=True)
         return server.returncode
 
-    def _lock(self, name: str, mode: int) -> bool:
-        handle = os.open(self.directory / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def _take_over(self) -> bool:
+        """Become the one that serves, if nobody is."""
+        handle = os.open(self.directory / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(handle, mode)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(handle)
             return False
-        self._locks[name] = handle
+        self._lock = handle
         return True
+
+    def _let_go(self) -> None:
+        handle, self._lock = self._lock, None
+        if handle is not None:
+            os.close(handle)
 
     def _last_words(self) -> str:
         path = self.directory / "weed.log"

@@ -7,14 +7,22 @@ elsewhere, no network request). Sections are typed so that a step says what it h
 from __future__ import annotations
 
 import base64
+import heapq
 import html
 import io
 import json
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
+
+NumberT = TypeVar("NumberT", int, float)
+_LEADING, _ROWS = 12, 200
 
 
 @dataclass
@@ -29,6 +37,9 @@ class StepReport:
         summary: merged into ``summary.json``; its top-level keys are the stable ones (``clips``, ``training``, …).
         sections: what is shown, made with the functions below.
         versions: of the libraries and models that made the result.
+        slowest: what took longest in this run: names with seconds, made with ``leading``.
+        largest: the largest inputs: names with bytes, made with ``leading``.
+        set_aside: names and reasons of what could not be used, made with ``first_rows``.
         seconds: filled in by the step runner.
     """
 
@@ -40,6 +51,9 @@ class StepReport:
     summary: dict[str, Any] = field(default_factory=dict)
     sections: list[dict[str, Any]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
+    slowest: list[tuple[str, float]] = field(default_factory=list)
+    largest: list[tuple[str, int]] = field(default_factory=list)
+    set_aside: list[tuple[str, str]] = field(default_factory=list)
     seconds: float = 0.0
     error: str | None = None
 
@@ -63,10 +77,27 @@ def text(title: str, body: str) -> dict[str, Any]:
     return {"kind": "text", "title": title, "body": body}
 
 
+def funnel(title: str, stages: list[tuple[str, int, float | None]], note: str = "") -> dict[str, Any]:
+    """What is left after every stage: name, count and hours (None where they mean nothing), in order."""
+    return {"kind": "funnel", "title": title, "stages": [list(stage) for stage in stages], "note": note}
+
+
+def leading(values: Mapping[str, NumberT], most: int = _LEADING) -> list[tuple[str, NumberT]]:
+    """The names with the largest values, largest first; equal ones by name."""
+    return heapq.nsmallest(most, values.items(), key=lambda item: (-item[1], item[0]))
+
+
+def first_rows(rows: Iterable[tuple[str, str]], most: int = _ROWS) -> list[tuple[str, str]]:
+    """So many rows as a page can show."""
+    return list(islice(rows, most))
+
+
 def histogram(
     title: str, values: Any, unit: str, cut: float | None = None, side: str = "below", note: str = ""
 ) -> dict[str, Any]:
     """A histogram of finite values; ``cut`` marks what was dropped (``side``: "below" or "above")."""
+    import numpy as np
+
     array = np.asarray([v for v in values if v is not None], dtype=float)
     array = array[np.isfinite(array)]
     if not len(array):
@@ -102,6 +133,7 @@ def videos(title: str, items: list[tuple[Path | bytes, str]], note: str = "", he
 
 def jpeg_data_uri(image: np.ndarray, max_side: int = 320, quality: int = 82) -> str:
     """A uint8 [H, W, 3] RGB array as a JPEG data URI, made smaller when needed."""
+    import numpy as np
     from PIL import Image
 
     picture = Image.fromarray(np.ascontiguousarray(image))
@@ -116,9 +148,9 @@ def _finite(value: Any) -> Any:
         return {str(k): _finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(v) for v in value]
-    if isinstance(value, np.generic):
+    if hasattr(value, "item"):  # a NumPy scalar
         value = value.item()
-    if isinstance(value, float) and not np.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 

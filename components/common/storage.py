@@ -22,6 +22,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import md5
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,15 @@ from .identity import file_md5
 
 DISK_FULL = "the disk is full: free some space and run again, work already done is kept"
 _OBJECT = re.compile(r"files/md5/[0-9a-f]{2}/[0-9a-f]{30}(\.dir)?")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What lies in a root: its URI, its size in bytes, and when it was written (s since 1970, by the store's clock)."""
+
+    uri: str
+    bytes: int
+    written_at: float
 
 
 class DataRoot(ABC):
@@ -81,7 +91,18 @@ class DataRoot(ABC):
         """URIs below a prefix such as ``results/split/``, in no order."""
 
     @abstractmethod
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """What ``list`` names, with sizes and times."""
+
+    @abstractmethod
+    def remove(self, uri: str) -> bool:
+        """Remove an entry for good, with this machine's copies of it. Returns whether it was there."""
+
+    @abstractmethod
     def _write_file(self, uri: str, path: Path) -> None: ...
+
+    def _move_file(self, uri: str, path: Path) -> None:
+        self._write_file(uri, path)
 
     @abstractmethod
     def _write_bytes(self, uri: str, data: bytes) -> None: ...
@@ -100,6 +121,23 @@ class DataRoot(ABC):
             self.writes += 1
         return uri
 
+    def adopt_file(self, path: Path, md5: str) -> str:
+        """Store a file of the caller's own below ``scratch``, and remove it there: moved where that can be, not copied.
+
+        Args:
+            path: the file.
+            md5: of its content, found out by the caller while it was written.
+
+        Returns:
+            Its URI.
+        """
+        uri = object_uri(md5)
+        if not self.exists(uri):
+            self._move_file(uri, path)
+            self.writes += 1
+        path.unlink(missing_ok=True)
+        return uri
+
     def put_bytes(self, data: bytes, suffix: str = "") -> str:
         """Store bytes by their content; ``suffix`` is ".dir" for a directory's listing. Returns the URI."""
         uri = object_uri(md5(data, usedforsecurity=False).hexdigest() + suffix)
@@ -107,6 +145,13 @@ class DataRoot(ABC):
             self._write_bytes(uri, data)
             self.writes += 1
         return uri
+
+    def put_named(self, uri: str, content: bytes | Path) -> None:
+        """Write an entry under a name of the caller's, as a mark for others or an export; replaces what was there."""
+        if isinstance(content, Path):
+            self._write_file(uri, content)
+        else:
+            self._write_bytes(uri, content)
 
     def put_tree(self, directory: Path) -> str:
         """Store a directory: each file as an object, and a ``.dir`` object that lists them. Returns its URI."""
@@ -198,6 +243,23 @@ class DirectoryRoot(DataRoot):
             if path.is_file() and ".partial-" not in path.name:
                 yield path.relative_to(self.directory).as_posix()
 
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        for uri in self.list(prefix):
+            try:
+                status = self._path(uri).stat()
+            except FileNotFoundError:  # removed meanwhile
+                continue
+            yield Entry(uri, status.st_size, status.st_mtime)
+
+    def remove(self, uri: str) -> bool:
+        path = self._path(uri)
+        with _storage_errors(path):
+            try:
+                path.unlink()
+                return True
+            except FileNotFoundError:
+                return False
+
     def scratch(self, *parts: str) -> Path:
         path = self.directory.joinpath("scratch", *parts)
         with _storage_errors(path):
@@ -207,6 +269,10 @@ class DirectoryRoot(DataRoot):
     def _write_file(self, uri: str, path: Path) -> None:
         with self._writing(uri) as partial:
             shutil.copyfile(path, partial)
+
+    def _move_file(self, uri: str, path: Path) -> None:
+        with self._writing(uri) as partial:
+            shutil.move(path, partial)  # a rename: scratch lies below the same directory
 
     def _write_bytes(self, uri: str, data: bytes) -> None:
         with self._writing(uri) as partial:

@@ -1,7 +1,8 @@
 """A data root below an S3 prefix: the same objects and results as in a directory, under the same names.
 
 Endpoint and credentials come from the environment (see ``store_endpoint``). What has to be a local file is downloaded
-into a cache of bounded size; scratch space is local. An S3 put becomes visible whole or not at all.
+into a cache of bounded size; scratch space is local. An S3 put becomes visible whole or not at all. A store that does
+not answer is waited for, ``SVDFLOW_S3_PATIENCE_S`` seconds at most: every request can be made twice without harm.
 """
 
 from __future__ import annotations
@@ -9,16 +10,19 @@ from __future__ import annotations
 import io
 import os
 import re
+import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import StorageError
 from .identity import file_md5, identity
-from .storage import DataRoot, uri_md5
+from .storage import DataRoot, Entry, uri_md5
 from .store_endpoint import StoreEndpoint
 
 if TYPE_CHECKING:
@@ -29,6 +33,12 @@ _LOCATION = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?")
 _PART_BYTES = 64 << 20
 _RECENT_S = 300.0  # a file handed out this recently is not evicted: its reader may not have opened it yet
 DEFAULT_CACHE_GIB = 20.0
+DEFAULT_PATIENCE_S = 180.0  # a server that restarts, a node that is drained
+_PAUSE_S = 2.0
+_PAGE = 1000
+_PASSING = ("SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "OperationTimedOut")
+
+T = TypeVar("T")
 
 
 class S3Root(DataRoot):
@@ -37,19 +47,20 @@ class S3Root(DataRoot):
     Args:
         location: bucket and prefix.
         endpoint: the store; by default the one the environment names, or AWS.
+        patience_s: how long a store that does not answer is waited for; SVDFLOW_S3_PATIENCE_S or 180 by default.
 
     Raises:
         StorageError: the location is malformed, the store does not answer, or there is no such bucket.
     """
 
-    def __init__(self, location: str, endpoint: StoreEndpoint | None = None) -> None:
+    def __init__(self, location: str, endpoint: StoreEndpoint | None = None, patience_s: float | None = None) -> None:
         super().__init__()
         match = _LOCATION.fullmatch(location.rstrip("/"))
         if not match:
             raise StorageError(f"{location!r} is no S3 location; write it as s3://bucket/prefix")
         self.bucket, self.prefix = match[1], (match[2] or "").strip("/")
         self.location = f"s3://{self.bucket}/{self.prefix}".rstrip("/")
-        self.endpoint = endpoint or StoreEndpoint.from_environment() or _aws()
+        self.endpoint = endpoint or StoreEndpoint.from_environment() or StoreEndpoint.aws()
         self._client = self.endpoint.minio()
         base = Path(
             os.environ.get("SVDFLOW_CACHE_DIR") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "svdflow"
@@ -58,16 +69,19 @@ class S3Root(DataRoot):
             endpoint=self.endpoint.endpoint_url, location=self.location
         )
         self._cache_bytes = int(float(os.environ.get("SVDFLOW_CACHE_GIB") or DEFAULT_CACHE_GIB) * 2**30)
-        with self._errors(""):
-            if not self._client.bucket_exists(self.bucket):
-                raise StorageError(
-                    f"{self._where('')}: there is no bucket {self.bucket!r}; create it, or correct the location"
-                )
+        if patience_s is None:
+            patience_s = float(os.environ.get("SVDFLOW_S3_PATIENCE_S") or DEFAULT_PATIENCE_S)
+        self._patience_s = patience_s
+        self._versioned: bool | None = None
+        if not self._ask("", lambda: self._client.bucket_exists(self.bucket)):
+            raise StorageError(
+                f"{self._where('')}: there is no bucket {self.bucket!r}; create it, or correct the location"
+            )
 
     def exists(self, uri: str) -> bool:
         from minio.error import S3Error
 
-        with self._errors(uri):
+        def there() -> bool:
             try:
                 self._client.stat_object(self.bucket, self._key(uri))
                 return True
@@ -76,12 +90,15 @@ class S3Root(DataRoot):
                     return False
                 raise
 
+        return self._ask(uri, there)
+
     def read_range(self, uri: str, offset: int, length: int) -> bytes:
         from minio.error import S3Error
 
         if length == 0:  # to the client zero means "all of it"
             return b"" if self.exists(uri) else self._missing(uri)
-        with self._errors(uri):
+
+        def some() -> bytes:
             try:
                 return self._get(uri, offset=offset, length=max(length, 0))
             except S3Error as error:
@@ -89,13 +106,13 @@ class S3Root(DataRoot):
                     return b""
                 raise
 
+        return self._ask(uri, some)
+
     def read(self, uri: str) -> bytes:
-        with self._errors(uri):
-            return self._get(uri)
+        return self._ask(uri, lambda: self._get(uri))
 
     def size(self, uri: str) -> int:
-        with self._errors(uri):
-            return int(self._client.stat_object(self.bucket, self._key(uri)).size or 0)
+        return self._ask(uri, lambda: int(self._client.stat_object(self.bucket, self._key(uri)).size or 0))
 
     def fetch(self, uri: str) -> Path:
         key = self._key(uri)
@@ -104,30 +121,42 @@ class S3Root(DataRoot):
         if is_object and path.is_file():  # named by its content: cannot be stale
             os.utime(path)
             return path
-        with self._errors(uri):
+
+        def download() -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f"{path.name}.partial-{uuid.uuid4().hex}")
+            begun = path.with_name(f"{path.name}.partial-{uuid.uuid4().hex}")
             try:
-                self._client.fget_object(self.bucket, key, str(partial), tmp_file_path=f"{partial}.minio")
-                if is_object and (found := file_md5(partial)) != uri_md5(uri).removesuffix(".dir"):
+                self._client.fget_object(self.bucket, key, str(begun), tmp_file_path=f"{begun}.minio")
+                if is_object and (found := file_md5(begun)) != uri_md5(uri).removesuffix(".dir"):
                     raise StorageError(
                         f"{self._where(uri)}: its content has md5 {found}, not the one it is named by; it is damaged"
                     )
-                partial.chmod(0o444)
-                partial.replace(path)
+                begun.chmod(0o444)
+                begun.replace(path)
             finally:
-                partial.unlink(missing_ok=True)
-                Path(f"{partial}.minio").unlink(missing_ok=True)
+                begun.unlink(missing_ok=True)
+                Path(f"{begun}.minio").unlink(missing_ok=True)
+
+        self._ask(uri, download)
         self._evict(keep=path)
         return path
 
     def list(self, prefix: str) -> Iterator[str]:
-        with self._errors(prefix):
-            below = self._key(prefix.rstrip("/")) + "/"
-            start = len(self.prefix) + 1 if self.prefix else 0
-            for item in self._client.list_objects(self.bucket, prefix=below, recursive=True):
-                if item.object_name and not item.is_dir:
-                    yield item.object_name[start:]
+        return (entry.uri for entry in self.entries(prefix))
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        below = self._key(prefix.rstrip("/")) + "/"
+        start = len(self.prefix) + 1 if self.prefix else 0
+        last: str | None = None
+        while page := self._ask(prefix, partial(self._page, below, last)):
+            yield from (Entry(name[start:], size, written_at) for name, size, written_at in page)
+            last = page[-1][0]
+
+    def remove(self, uri: str) -> bool:
+        there = self.exists(uri)
+        (self._local / "cache" / uri).unlink(missing_ok=True)
+        self._ask(uri, lambda: self._remove_versions(self._key(uri)))
+        return there
 
     def scratch(self, *parts: str) -> Path:
         path = self._local.joinpath("scratch", *parts)
@@ -136,12 +165,10 @@ class S3Root(DataRoot):
         return path
 
     def _write_file(self, uri: str, path: Path) -> None:
-        with self._errors(uri):
-            self._client.fput_object(self.bucket, self._key(uri), str(path), part_size=_PART_BYTES)
+        self._ask(uri, lambda: self._client.fput_object(self.bucket, self._key(uri), str(path), part_size=_PART_BYTES))
 
     def _write_bytes(self, uri: str, data: bytes) -> None:
-        with self._errors(uri):
-            self._client.put_object(self.bucket, self._key(uri), io.BytesIO(data), len(data))
+        self._ask(uri, lambda: self._client.put_object(self.bucket, self._key(uri), io.BytesIO(data), len(data)))
 
     def _get(self, uri: str, offset: int = 0, length: int = 0) -> bytes:
         response = self._client.get_object(self.bucket, self._key(uri), offset=offset, length=length)
@@ -150,6 +177,22 @@ class S3Root(DataRoot):
         finally:
             response.close()
             response.release_conn()
+
+    def _page(self, below: str, after: str | None) -> Any:
+        """Up to 1000 objects below a prefix that come after another in the store's order: name, bytes, time."""
+        items = islice(self._client.list_objects(self.bucket, prefix=below, recursive=True, start_after=after), _PAGE)
+        return [(i.object_name, i.size or 0, i.last_modified.timestamp()) for i in items if not i.is_dir]
+
+    def _remove_versions(self, key: str) -> None:
+        """Remove an object; in a bucket that keeps old versions, all of them and the marks of earlier removals."""
+        if self._versioned is None:
+            self._versioned = self._client.get_bucket_versioning(self.bucket).status in ("Enabled", "Suspended")
+        if self._versioned:
+            for item in self._client.list_objects(self.bucket, prefix=key, include_version=True):
+                if item.object_name == key:
+                    self._client.remove_object(self.bucket, key, version_id=item.version_id)
+        else:
+            self._client.remove_object(self.bucket, key)
 
     def _key(self, uri: str) -> str:
         if uri.startswith("/") or ".." in uri.split("/"):
@@ -182,6 +225,25 @@ class S3Root(DataRoot):
         at = f" at {self.endpoint.endpoint_url}" if self.endpoint.endpoint_url else ""
         return f"s3://{self.bucket}/{self._key(uri)}".rstrip("/") + at
 
+    def _ask(self, uri: str, request: Callable[[], T]) -> T:
+        """Make a request; while the store does not answer, make it again."""
+        import urllib3
+        from minio.error import MinioException
+
+        since = time.monotonic()
+        told = False
+        with self._errors(uri):
+            while True:
+                try:
+                    return request()
+                except (urllib3.exceptions.HTTPError, MinioException, ConnectionError) as error:
+                    if not _passes(error) or time.monotonic() - since + _PAUSE_S > self._patience_s:
+                        raise
+                if not told:
+                    print(f"svdflow: {self._where(uri)}: the object store does not answer; waiting", file=sys.stderr)
+                    told = True
+                time.sleep(_PAUSE_S)
+
     @contextmanager
     def _errors(self, uri: str) -> Iterator[None]:
         import urllib3
@@ -203,10 +265,19 @@ class S3Root(DataRoot):
             raise StorageError(f"{self._where(uri)}: {error}") from error
 
 
-def _aws() -> StoreEndpoint:
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-    keys = os.environ.get("AWS_ACCESS_KEY_ID", ""), os.environ.get("AWS_SECRET_ACCESS_KEY", "")
-    return StoreEndpoint("", *keys, region=region, session_token=os.environ.get("AWS_SESSION_TOKEN", ""))
+def _passes(error: Exception) -> bool:
+    """Whether a failure may be over in a while: nobody answers, or the store says that it is not well."""
+    import urllib3
+    from minio.error import InvalidResponseError, S3Error, ServerError
+
+    if isinstance(error, S3Error):
+        return error.code in _PASSING or error.response.status >= 500
+    if isinstance(error, ServerError):
+        return True
+    if isinstance(error, InvalidResponseError):
+        return error._code >= 500
+    reason = getattr(error, "reason", None) or error
+    return not isinstance(reason, (urllib3.exceptions.SSLError, urllib3.exceptions.LocationValueError))
 
 
 def _remedy(error: S3Error) -> str:

@@ -46,6 +46,13 @@ class StoreEndpoint:
         keys = env.get("AWS_ACCESS_KEY_ID", ""), env.get("AWS_SECRET_ACCESS_KEY", "")
         return StoreEndpoint(url.rstrip("/"), *keys, bucket or DEFAULT_BUCKET, region, env.get("AWS_SESSION_TOKEN", ""))
 
+    @staticmethod
+    def aws() -> StoreEndpoint:
+        """AWS S3, with the credentials of the environment or of the surroundings."""
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+        keys = os.environ.get("AWS_ACCESS_KEY_ID", ""), os.environ.get("AWS_SECRET_ACCESS_KEY", "")
+        return StoreEndpoint("", *keys, region=region, session_token=os.environ.get("AWS_SESSION_TOKEN", ""))
+
     def minio(self, tries: int = 5, timeout_s: float = 120.0) -> Minio:
         """A client. Requests are tried ``tries`` times, over a few seconds; none waits longer than ``timeout_s``.
 

@@ -64,6 +64,9 @@ def open_video(source: Path | bytes) -> Any:
         container.close()
         raise BadInputError(f"{label}: has no video stream")
     stream = container.streams.video[0]
+    if stream.codec_context is None:
+        container.close()
+        raise BadInputError(f"{label}: has no video stream of a codec that can be decoded")
     if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
         container.close()
         raise BadInputError(f"{label}: claims more than {MAX_PIXELS} pixels a frame")

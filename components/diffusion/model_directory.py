@@ -2,6 +2,7 @@
 
 ``StableVideoDiffusionPipeline.from_pretrained`` loads an ``image_to_video`` directory as it is. diffusers has no
 pipeline for the other kinds: their ``model_index.json`` names our own format, and ``load_model`` reads every kind.
+Reading a card alone loads neither torch nor diffusers: steps that find their work done start quickly.
 """
 
 from __future__ import annotations
@@ -11,11 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..common.errors import BadInputError
 from .settings import KINDS, Kind, SamplingSettings
-from .unet import unet_kind
 
 CARD = "svdflow.json"
 FORMAT = 1
@@ -57,12 +55,14 @@ def save_model(model: VideoModel, directory: Path) -> None:
     Raises:
         BadInputError: the parts do not make a model of the kind.
     """
+    from diffusers import EulerDiscreteScheduler
+
+    from .unet import unet_kind
+
     if (found := unet_kind(model.unet)) != model.kind:
         raise BadInputError(f"a model of kind {model.kind} cannot hold a UNet of kind {found}")
     _check_parts(model, directory)
     directory.mkdir(parents=True, exist_ok=True)
-    from diffusers import EulerDiscreteScheduler
-
     index: dict[str, Any] = {"_class_name": _PIPELINES[model.kind], "_diffusers_version": _diffusers_version()}
     for name, part in {"unet": model.unet, "vae": model.vae, "image_encoder": model.image_encoder}.items():
         if part is None:
@@ -89,6 +89,8 @@ def load_model(directory: Path) -> VideoModel:
         BadInputError: something is missing or damaged; the message names the file.
     """
     from diffusers import AutoencoderKLTemporalDecoder, UNet2DConditionModel, UNetSpatioTemporalConditionModel
+
+    from .unet import unet_kind
 
     directory = Path(directory)
     card = read_card(directory)
@@ -148,6 +150,8 @@ def scheduler_config() -> dict[str, Any]:
 
 
 def _load(directory: Path, part: str, model_class: Any) -> Any:
+    import torch
+
     config, weights = directory / part / "config.json", directory / part / f"{_WEIGHTS[part]}.safetensors"
     _read_json(config)
     if not weights.is_file() and not weights.with_suffix(".safetensors.index.json").is_file():

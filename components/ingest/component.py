@@ -5,11 +5,12 @@ from kfp import dsl
 
 @dsl.component(base_image="svdflow/curation:0.1.0", install_kfp_package=False)
 def ingest(videos: dsl.Output[dsl.Dataset], source: str, workdir: str, run_id: str, profile: str, overrides: dict):
-    """Take raw footage in: hash, probe and store every file below a folder.
+    """Take raw footage in: bring, name by content, probe and store every video that a source names.
 
     Args:
-        videos: Manifest of the videos, one row per file.
-        source: Folder of video files with their sidecars; may be empty when the profile generates footage.
+        videos: Manifest of the videos, one row per content.
+        source: Folder of video files, s3://bucket/prefix, or a list (.csv or .parquet with a column uri); may be empty
+            when the profile generates footage.
         workdir: The run's work directory or S3 prefix.
         run_id: The run's identity.
         profile: Name of the settings profile.

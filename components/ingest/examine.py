@@ -1,67 +1,352 @@
-"""What a file is: a video that can be used, or a reason why not. Runs in worker processes: the bytes are untrusted."""
+"""What a file is: a video that can be used, or a reason why not. Runs in worker processes: the bytes are untrusted.
+
+The whole file is demuxed once, for the times of its frames; decoded are a few frames at a few places.
+"""
 
 from __future__ import annotations
 
+import errno
 import io
-from dataclasses import asdict
+import os
+from array import array
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
+from pydantic import Field
 
+from ..common.config import Settings
 from ..common.errors import BadInputError
-from ..common.video import open_video, probe, upright_rgb
+from ..common.video import MAX_PIXELS, open_video
+from .letterbox import BarFinder
 
-VERSION = "1"
+VERSION = "2"
 _THUMBNAIL_PX = 128  # height
+_PLACES = 8  # where a video is looked at
+_FRAMES_A_PLACE = 12
+_PACKETS_A_PLACE = 100  # without a frame in so many packets there is none
+_TIMED = 100_000  # frames whose times are held against a regular grid
+_PIXEL_ASPECTS = (0.1, 10.0)  # beyond them a header is wrong
+_FRAME_RATES = (0.1, 1000.0)
 _REASONS = (  # what common.video says, and the short name under which it is counted
     ("no readable video container", "unreadable"),
     ("has no video stream", "no video stream"),
     ("claims more than", "too large"),
-    ("holds no", "damaged"),
-    ("its first frame does not decode", "damaged"),
-    ("breaks off", "damaged"),
 )
+# ISO/IEC 23091-2, by FFmpeg's names; what is absent is unspecified
+_TRANSFERS = {1: "bt709", 4: "bt470m", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "linear", 9: "log100",
+              10: "log316", 11: "iec61966-2-4", 12: "bt1361e", 13: "iec61966-2-1", 14: "bt2020-10", 15: "bt2020-12",
+              16: "smpte2084", 17: "smpte428", 18: "arib-std-b67"}  # fmt: skip
+HDR_TRANSFERS = ("smpte2084", "arib-std-b67")
 
 
-def examine(path: str) -> dict[str, Any]:
-    """The verdict on one file: ``error`` (``<short name>: <what is wrong>``), or ``info`` and ``thumbnail`` (JPEG).
+class ProbeSettings(Settings):
+    """Bounds of what is taken for a video; ours."""
 
-    The verdict depends on the bytes alone and names no path, so that it can be kept under their hash.
+    max_pixels: int = Field(default=MAX_PIXELS, gt=0, le=MAX_PIXELS)  # of a frame: 8192×8192
+    max_side_px: int = Field(default=16384, gt=0)
+    min_side_px: int = Field(default=16, gt=0)
+    memory_mb: int = Field(default=1024, ge=128)  # that probing one file may take
+
+
+@dataclass(frozen=True)
+class Probed:
+    """The facts of a video: columns of the manifest ``videos``, in its units."""
+
+    container: str
+    codec: str
+    duration_s: float
+    fps: float
+    width: int
+    height: int
+    frames: int
+    rotation: int
+    variable_fps: bool
+    pixel_aspect: float
+    interlaced: bool
+    color_transfer: str | None
+    letterbox: list[int] | None
+    audio: bool
+
+
+def examine(path: str, settings: ProbeSettings) -> dict[str, Any]:
+    """The verdict on one file.
+
+    It depends on the bytes and the settings alone and names no path, so that it can be kept under their hash.
+
+    Returns:
+        ``error`` (``<short name>: <what is wrong>``); or ``info`` (a Probed), ``thumbnail`` (JPEG) and ``faults``, what
+        is wrong with a video that can be used all the same.
     """
     file = Path(path)
     if not file.stat().st_size:
         return {"error": "empty: the file has no bytes"}
     try:
-        info = probe(file)
-        if info.frames < 2:
-            return {"error": "one frame: a video needs at least two"}
-        return {"info": asdict(info), "thumbnail": _thumbnail(file, info.duration_s)}
+        return _examine(file, settings)
     except BadInputError as error:
+        if os.strerror(errno.ENOMEM) in str(error):
+            return _out_of_memory(settings)
         message = str(error).removeprefix(f"{path}: ").replace(f": '{path}'", "").replace(path, "the file")
         name = next((name for start, name in _REASONS if message.startswith(start)), "damaged")
         return {"error": f"{name}: {message}"}
+    except MemoryError:
+        return _out_of_memory(settings)
 
 
-def _thumbnail(path: Path, duration_s: float) -> bytes:
-    """The first frame and the key frame before the middle, side by side, as JPEG."""
+def _out_of_memory(settings: ProbeSettings) -> dict[str, Any]:
+    return {"error": f"too large: probing it takes more than {settings.memory_mb} MB of memory"}
+
+
+class _Unusable(BadInputError):
+    """A reason of ours, as ``<short name>: <why>``."""
+
+
+def _examine(path: Path, settings: ProbeSettings) -> dict[str, Any]:
+    try:
+        times = _Times()
+        with open_video(path) as container:
+            stream = container.streams.video[0]
+            _check_size(stream.codec_context.width, stream.codec_context.height, settings)
+            if stream.disposition & av.stream.Disposition.attached_pic:
+                raise _Unusable("no video stream: only a cover picture")
+            name, codec = container.format.name, stream.codec_context.name
+            rate, promised, tick = stream.average_rate or stream.guessed_rate, stream.frames, stream.time_base
+            audio = bool(container.streams.audio)
+            start, header_s = stream.start_time or 0, (container.duration or 0) / av.time_base
+            for packet in _packets(container, stream, times.faults):
+                times.add(packet)
+        if not times.count:
+            raise _Unusable("damaged: it holds no timed frame")
+        looked = _Looked()
+        places = [0.0, *np.linspace(0, max(times.duration_s, 0.0), _PLACES, endpoint=False)[1:]]
+        with open_video(path) as container:
+            _look(container, container.streams.video[0], places, start, looked, settings)
+        if not looked.frames:
+            raise _Unusable(f"damaged: no frame of it decodes ({looked.why})")
+        if times.count < 2:
+            raise _Unusable("one frame: a video needs at least two")
+        variable, fps = times.rate(float(rate) if rate else 0.0, float(tick))
+        if not _FRAME_RATES[0] <= fps <= _FRAME_RATES[1]:
+            raise _Unusable(f"damaged: {fps:.4g} frames a second are no video's rate")
+        duration_s = times.duration_s + (0 if times.last_has_duration else 1 / fps)
+        faults = times.faults + looked.faults
+        if name.startswith("mov") and promised > times.packets:
+            faults.append(f"breaks off: {times.packets} of {promised} frames are there")
+        elif header_s > (1.5 if audio else 1.1) * duration_s + 0.5:  # sound may go on for longer
+            faults.append(f"breaks off: {duration_s:.3g} of {header_s:.3g} s are there")
+        info = Probed(name, codec, duration_s, fps, looked.width, looked.height, times.count, looked.rotation, variable,
+                      looked.pixel_aspect, looked.interlaced, looked.transfer, looked.bars.bars(), audio)  # fmt: skip
+        return {"info": asdict(info), "thumbnail": _jpeg(looked.pictures), "faults": faults}
+    except _Unusable as error:
+        return {"error": str(error)}
+
+
+def _check_size(width: int, height: int, settings: ProbeSettings) -> None:
+    if width * height > settings.max_pixels or max(width, height) > settings.max_side_px:
+        allowed = f"{settings.max_pixels} pixels and {settings.max_side_px} px a side are allowed"
+        raise _Unusable(f"too large: {width}×{height}, and {allowed}")
+    if min(width, height) < settings.min_side_px and width and height:  # 0: the header does not say
+        raise _Unusable(f"too small: {width}×{height}, and a side has at least {settings.min_side_px} px")
+
+
+# times
+
+
+class _Times:
+    """When the frames are, out of packets: memory is bounded, however many there are."""
+
+    def __init__(self) -> None:
+        self.count = self.packets = 0
+        self.faults: list[str] = []
+        self.last_has_duration = False
+        self._first = self._last = self._end = Fraction(0)
+        self._ticks = array("q")
+        self._tick = Fraction(1)
+
+    def add(self, packet: Any) -> None:
+        self.packets += 1
+        if packet.is_discard or packet.pts is None:  # an edit list may hide frames
+            return
+        time = packet.pts * packet.time_base
+        if not self.count or time < self._first:
+            self._first = time
+        if not self.count or time >= self._last:
+            self._last, self._end = time, time + (packet.duration or 0) * packet.time_base
+            self.last_has_duration = bool(packet.duration)
+        if self.count < _TIMED:
+            self._ticks.append(packet.pts)
+            self._tick = packet.time_base
+        self.count += 1
+
+    @property
+    def duration_s(self) -> float:
+        """From the first frame to the end of the last."""
+        return float(self._end - self._first)
+
+    def rate(self, nominal: float, tick_s: float) -> tuple[bool, float]:
+        """Whether frames come irregularly, and their rate: the container's for regular ones, else the mean.
+
+        Regular is what lies on one grid: an index divided by the rate is a frame's time, to half a frame.
+        """
+        times = np.sort(np.frombuffer(self._ticks, dtype=np.int64)) * float(self._tick)
+        steps = np.diff(times)
+        span, usual = float(times[-1] - times[0]), float(np.median(steps))
+        if span <= 0 or usual <= 0:
+            return False, nominal
+        mean = (self.count - 1) / float(self._last - self._first)
+        off_grid = np.abs(times - (times[0] + np.arange(len(times)) * span / (len(times) - 1))).max()
+        uneven = np.abs(steps - usual) > max(0.2 * usual, 1.5 * tick_s)
+        if off_grid > 0.5 * usual + tick_s or uneven.mean() > 0.01:
+            return True, mean
+        drift = abs((len(times) - 1) / nominal - span) if nominal > 0 else span
+        return False, nominal if drift < 0.1 * usual + 1.5 * tick_s else mean
+
+
+def _packets(container: Any, stream: Any, faults: list[str]) -> Iterator[Any]:
+    """All packets with bytes; where reading breaks off the packets end, and a fault says so."""
+    damaged = 0
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.error.FFmpegError as error:
+            faults.append(f"breaks off while reading ({_told(error)})")
+            break
+        if packet is None:
+            break
+        if packet.size:
+            damaged += packet.is_corrupt
+            yield packet
+    if damaged:
+        faults.append(f"{damaged} damaged packets")
+
+
+# pictures
+
+
+@dataclass
+class _Looked:
+    """What the decoded frames show."""
+
+    frames: int = 0
+    width: int = 0  # as displayed
+    height: int = 0
+    rotation: int = 0
+    pixel_aspect: float = 1.0
+    transfer: str | None = None
+    interlaced_frames: int = 0
+    why: str = "there is none"
+    faults: list[str] = field(default_factory=list)
+    pictures: list[np.ndarray] = field(default_factory=list)
+    bars: BarFinder = field(default_factory=BarFinder)
+
+    @property
+    def interlaced(self) -> bool:
+        return 2 * self.interlaced_frames > self.frames
+
+
+def _look(
+    container: Any, stream: Any, places_s: list[float], start: int, looked: _Looked, settings: ProbeSettings
+) -> None:
+    """Decode a few frames at each place, one in memory at a time besides the decoder's own."""
+    bad_places = other_sizes = 0
+    seen: set[int] = set()
+    for number, place_s in enumerate(places_s):
+        target = start + int(place_s / stream.time_base)
+        if number:
+            try:
+                container.seek(target, stream=stream)
+            except av.error.FFmpegError:  # says nothing of the frames: some containers cannot be sought in
+                break
+        faults: list[str] = []
+        chosen = None
+        for frame in islice(_frames(container, stream, faults), _FRAMES_A_PLACE):
+            _check_size(frame.width, frame.height, settings)
+            if not looked.frames:
+                _first_look(frame, stream, looked)
+            looked.frames += 1
+            looked.interlaced_frames += bool(frame.interlaced_frame)
+            if chosen is None or (frame.pts or 0) <= target:
+                chosen = frame
+            if number and (frame.pts or 0) >= target:
+                break
+        if faults:
+            bad_places, looked.why = bad_places + 1, faults[0]
+        if chosen is None or (chosen.pts or 0) in seen:
+            continue
+        seen.add(chosen.pts or 0)
+        luma = np.rot90(chosen.to_ndarray(format="gray"), k=-(looked.rotation // 90))
+        other_sizes += luma.shape != (looked.height, looked.width)
+        looked.bars.add(luma)
+        if not looked.pictures or (number >= len(places_s) // 2 and len(looked.pictures) < 2):
+            looked.pictures.append(_thumbnail(chosen, looked.rotation))
+    if bad_places:
+        looked.faults.append(f"does not decode at {bad_places} of {len(places_s)} places ({looked.why})")
+    if other_sizes:
+        looked.faults.append("its size changes")
+
+
+def _frames(container: Any, stream: Any, faults: list[str]) -> Iterator[Any]:
+    """Frames from where the container stands; packets that do not decode are passed over, and noted."""
+    try:
+        for packet in islice(container.demux(stream), _PACKETS_A_PLACE):
+            try:
+                frames = packet.decode()
+            except av.error.FFmpegError as error:
+                faults.append(_told(error))
+                continue
+            for frame in frames:
+                if frame.is_corrupt:
+                    faults.append("damaged frames")
+                yield frame
+    except av.error.FFmpegError as error:
+        faults.append(_told(error))
+
+
+def _first_look(frame: Any, stream: Any, looked: _Looked) -> None:
+    angle = int(-getattr(frame, "rotation", 0)) % 360
+    looked.rotation = round(angle / 90) % 4 * 90
+    if angle != looked.rotation:
+        looked.faults.append(f"is turned by {angle} degrees, taken as {looked.rotation}")
+    turned = looked.rotation in (90, 270)
+    looked.width, looked.height = (frame.height, frame.width) if turned else (frame.width, frame.height)
+    aspect = float(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1)
+    if not _PIXEL_ASPECTS[0] <= aspect <= _PIXEL_ASPECTS[1]:
+        looked.faults.append(f"says its pixels are {aspect:.4g} times as wide as high, taken as square")
+        aspect = 1.0
+    looked.pixel_aspect = 1 / aspect if turned else aspect
+    looked.transfer = _TRANSFERS.get(int(frame.color_trc)) or _TRANSFERS.get(int(stream.codec_context.color_trc))
+
+
+def _thumbnail(frame: Any, rotation: int) -> np.ndarray:
+    """A small upright RGB picture of a frame."""
+    scale = min(
+        1.0, _THUMBNAIL_PX / (frame.width if rotation in (90, 270) else frame.height), 4 * _THUMBNAIL_PX / frame.width
+    )
+    small = frame.reformat(
+        width=max(2, round(frame.width * scale)), height=max(2, round(frame.height * scale)), format="rgb24"
+    )
+    return np.ascontiguousarray(np.rot90(small.to_ndarray(), k=-(rotation // 90)))
+
+
+def _jpeg(pictures: list[np.ndarray]) -> bytes:
+    """Pictures side by side."""
     from PIL import Image
 
-    pictures = []
-    with open_video(path) as container:
-        stream = container.streams.video[0]
-        for place_s in (0.0, duration_s / 2):
-            try:
-                if place_s:
-                    container.seek(int(place_s / stream.time_base) + (stream.start_time or 0), stream=stream)
-                frame = next(container.decode(stream), None)
-            except av.error.FFmpegError:
-                continue
-            if frame is not None:
-                picture = Image.fromarray(upright_rgb(frame))
-                picture.thumbnail((4 * _THUMBNAIL_PX, _THUMBNAIL_PX))
-                pictures.append(np.asarray(picture))
+    height = min(picture.shape[0] for picture in pictures)
     buffer = io.BytesIO()
-    Image.fromarray(np.concatenate(pictures, axis=1)).save(buffer, "JPEG", quality=80)
+    side_by_side = np.concatenate([picture[:height] for picture in pictures], axis=1)
+    Image.fromarray(side_by_side).save(buffer, "JPEG", quality=80)
     return buffer.getvalue()
+
+
+def _told(error: BaseException) -> str:
+    """What FFmpeg says; running out of memory is no fault of one packet."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", 0) == errno.ENOMEM:
+        raise MemoryError
+    return getattr(error, "strerror", None) or type(error).__name__

@@ -14,6 +14,7 @@ from ..common.config import merge
 from ..common.report import StepReport
 from ..common.steps import steps_directory
 from ..common.storage import write_atomic
+from .overview import curation_overview
 from .page import render_page
 
 LIBRARIES = (
@@ -30,7 +31,9 @@ LIBRARIES = (
 )
 
 
-def compose_report(workdir: str, run_id: str, profile: str, overrides: Mapping[str, Any]) -> str:
+def compose_report(
+    workdir: str, run_id: str, profile: str, overrides: Mapping[str, Any], pipeline: str = "svdflow"
+) -> str:
     """Write the page and the summary of one run; returns the page.
 
     Steps appear in the order in which they ended. A run without any step's report gives a page that says so.
@@ -39,14 +42,15 @@ def compose_report(workdir: str, run_id: str, profile: str, overrides: Mapping[s
     reports = [StepReport.from_json(path.read_bytes()) for path in files]
     run = {
         "id": run_id,
-        "pipeline": "svd",
+        "pipeline": pipeline,
         "profile": profile,
         "settings_changed": dict(overrides),
         "failed": [f"{r.step}: {r.error}" for r in reports if r.error],
         "versions": versions(reports),
     }
-    html = render_page(reports, run)
-    write_atomic(Path(workdir) / "summary.json", json.dumps(summarize(reports, run), indent=2, sort_keys=True).encode())
+    summary = summarize(reports, run)
+    html = render_page(reports, run, curation_overview(reports, summary))
+    write_atomic(Path(workdir) / "summary.json", json.dumps(summary, indent=2, sort_keys=True).encode())
     write_atomic(Path(workdir) / "report.html", html.encode())
     return html
 

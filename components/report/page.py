@@ -17,12 +17,15 @@ _COLOURS = ("#2563eb", "#db2777", "#059669", "#d97706", "#7c3aed", "#0891b2")
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 360, 190, 46, 34, 10
 
 
-def render_page(reports: Sequence[StepReport], run: Mapping[str, Any]) -> str:
+def render_page(
+    reports: Sequence[StepReport], run: Mapping[str, Any], overview: Sequence[Mapping[str, Any]] = ()
+) -> str:
     """The page as text.
 
     Args:
         reports: in the order to be shown.
         run: ``id``, ``pipeline``, ``profile``, ``settings_changed``, ``failed``, ``versions``.
+        overview: sections that no single step can tell, shown first.
     """
     failed = run["failed"]
     state = "failed" if failed else "complete" if reports else "empty"
@@ -47,7 +50,7 @@ def render_page(reports: Sequence[StepReport], run: Mapping[str, Any]) -> str:
         f"<style>{_STYLE}</style></head><body>"
         f'<header><h1>svdflow <span>{escape(run["pipeline"])}</span> <em class="{state}">{state}</em></h1>'
         f'<ul class="chips">{chips}</ul>{errors}<nav>{nav}<a href="#run">Timings and versions</a></nav></header>'
-        f"<main>{_funnel(reports)}{body}{_closing(reports, run)}</main></body></html>"
+        f"<main>{_overview(overview)}{_in_and_out(reports)}{body}{_closing(reports, run)}</main></body></html>"
     )
 
 
@@ -63,7 +66,14 @@ def _step(report: StepReport) -> str:
     )
 
 
-def _funnel(reports: Sequence[StepReport]) -> str:
+def _overview(sections: Sequence[Mapping[str, Any]]) -> str:
+    if not sections:
+        return ""
+    figures = "".join(_SECTIONS[section["kind"]](section) for section in sections)
+    return f'<section id="overview"><h2>Curation at a glance</h2><div class="grid">{figures}</div></section>'
+
+
+def _in_and_out(reports: Sequence[StepReport]) -> str:
     rows = [(r, name, value) for r in reports for name, value in r.counts.items()]
     if not rows:
         return ""
@@ -74,7 +84,7 @@ def _funnel(reports: Sequence[StepReport]) -> str:
         for r in reports
         if r.counts
     )
-    return f'<section id="funnel"><h2>In and out of every step</h2><ol class="funnel">{cells}</ol></section>'
+    return f'<section id="counts"><h2>In and out of every step</h2><ol class="steps">{cells}</ol></section>'
 
 
 def _closing(reports: Sequence[StepReport], run: Mapping[str, Any]) -> str:
@@ -105,6 +115,29 @@ def _table(section: Mapping[str, Any]) -> str:
     wide = len(section["columns"]) > 4
     return _figure(
         section, f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>', wide
+    )
+
+
+def _funnel(section: Mapping[str, Any]) -> str:
+    most = max([hours or 0.0 for _, _, hours in section["stages"]] or [0.0])
+    rows, before = [], None
+    for name, count, hours in section["stages"]:
+        bar, share, kept = "", "", ""
+        if hours is not None:
+            bar = f'<i style="width:{100 * hours / most if most else 0:.1f}%"></i>'
+            share = f"{100 * hours / most:.1f} %" if most else ""
+            kept = f"{100 * hours / before:.1f} %" if before else ""
+            before = hours
+        rows.append(
+            f'<tr><th scope="row">{escape(name)}</th><td class="bar">{bar}</td><td class="n"><b>{count:,}</b></td>'
+            f'<td class="n">{escape(_hours(hours))}</td><td class="n">{share}</td><td class="n">{kept}</td></tr>'
+        )
+    head = (
+        '<tr><th></th><th></th><th class="n">count</th><th class="n">length</th><th class="n">of the footage</th>'
+        '<th class="n">of the stage before</th></tr>'
+    )
+    return _figure(
+        section, f'<table class="funnel"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>', wide=True
     )
 
 
@@ -243,12 +276,19 @@ def _ticks(low: float, high: float, whole: bool = False) -> list[float]:
     return [first + i * step for i in range(int((high - first) / step + 1e-9) + 1)]
 
 
+def _hours(hours: float | None) -> str:
+    if hours is None:
+        return ""
+    return f"{hours:,.1f} h" if hours >= 10 else _duration(hours * 3600)
+
+
 def _duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 90 else f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
 
 
 _SECTIONS = {
     "table": _table,
+    "funnel": _funnel,
     "text": _text,
     "images": _images,
     "videos": _videos,

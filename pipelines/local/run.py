@@ -22,12 +22,12 @@ import psutil
 import yaml
 from rich.console import Console
 
-from svdflow.common.errors import BadInputError, StorageError
+from svdflow.common.errors import BadInputError, ConfigError, StorageError
 from svdflow.common.report import StepReport
 from svdflow.common.steps import steps_directory
 from svdflow.common.storage import DISK_FULL, write_atomic
 
-from ..registry import compiled_path, resolve_settings, task_count
+from ..registry import compiled_path, parameters, resolve_settings, task_count
 from .display import View
 
 MINIMUM_FREE_BYTES = 500 * 1000**2
@@ -66,17 +66,21 @@ def run_pipeline(
         ir: the compiled pipeline; the committed one of that name unless told.
 
     Raises:
-        ConfigError: a setting is wrong. BadInputError: another run uses the work directory. StorageError: it cannot be
-        written, or its disk is full.
+        ConfigError: there is no such pipeline, it takes no such argument, or a setting is wrong.
+        BadInputError: another run uses the work directory.
+        StorageError: the work directory cannot be written, its disk is full, or the data root does not answer.
     """
+    ir = ir or compiled_path(name)
+    if unknown := sorted(set(arguments) - parameters(ir)):
+        raise ConfigError(f"the pipeline {name} takes no --{unknown[0]}; leave it out")
     settings = resolve_settings(profile, overrides)
+    _require_data_root()
     workdir = workdir.absolute()
     with _locked(workdir) as lock:
         _require_space(workdir)
         run_id = time.strftime("%Y%m%d-%H%M%S-") + uuid.uuid4().hex[:6]
         _forget_old_runs(workdir)
         log, events = workdir / "logs" / f"{run_id}.log", workdir / "logs" / f"{run_id}.events"
-        ir = ir or compiled_path(name)
         pipeline_root = workdir / "artifacts" / run_id
         job = {
             "ir": str(ir),
@@ -195,6 +199,15 @@ def _require_space(workdir: Path) -> None:
             f"{workdir}: only {free // 1000**2} MB are free and a run wants {MINIMUM_FREE_BYTES // 1000**2} MB; "
             "free some space or choose another --workdir"
         )
+
+
+def _require_data_root() -> None:
+    """A data root in S3 must answer at once: steps wait for one that goes away, but a wrong address is told here."""
+    location = os.environ.get("SVDFLOW_DATA_ROOT", "")
+    if location.startswith("s3://"):
+        from svdflow.common.storage_s3 import S3Root
+
+        S3Root(location, patience_s=0)
 
 
 def _forget_old_runs(workdir: Path) -> None:

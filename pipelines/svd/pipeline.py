@@ -2,15 +2,10 @@
 
 from kfp import dsl
 
-from svdflow.curation.annotate.component import annotate
-from svdflow.curation.filter.component import filter_clips
-from svdflow.curation.split.component import split
-from svdflow.curation.validate.component import validate, validate_selection
-from svdflow.curation.version.component import version
 from svdflow.evaluation.component import evaluate, gate
 from svdflow.export.component import export, serve
-from svdflow.ingest.component import ingest
 from svdflow.multiview.component import measure_multiview, render
+from svdflow.pipelines.curation.pipeline import curate
 from svdflow.report.component import report
 from svdflow.training.encode.component import encode, encode_orbits
 from svdflow.training.train.component import train
@@ -38,34 +33,19 @@ def svd(
     """
     run_id = dsl.PIPELINE_JOB_ID_PLACEHOLDER
     common = {"workdir": workdir, "run_id": run_id, "profile": profile, "overrides": overrides}
-    told = report(**common).set_display_name("report").set_caching_options(False)
+    told = report(pipeline="svd", **common).set_display_name("report").set_caching_options(False)
     with dsl.ExitHandler(told, name="run"):
-        # Reuse comes from identities in the data root: KFP's cache sees neither a folder's content nor our package.
-        ingested = ingest(source=source, **common)
-        videos = ingested.outputs["videos"]
-        cut = split(videos=videos, **common)
-        clips = cut.outputs["clips"]
-        annotated = annotate(videos=videos, clips=clips, **common)
-        annotations = annotated.outputs["annotations"]
-        checked = validate(videos=videos, clips=clips, annotations=annotations, **common)
-        filtered = filter_clips(videos=videos, clips=clips, annotations=annotations, **common).after(checked)
-        selection = filtered.outputs["selection"]
-        checked_selection = validate_selection(
-            videos=videos, clips=clips, annotations=annotations, selection=selection, **common
-        )
-        versioned = version(videos=videos, clips=clips, annotations=annotations, selection=selection, **common)
-        versioned.after(checked_selection)
-        encoded = encode(clips=clips, annotations=annotations, selection=selection, **common).after(checked_selection)
+        curated = curate(source, common)
+        clips, annotations, selection = curated.clips, curated.annotations, curated.selection
+        encoded = encode(clips=clips, annotations=annotations, selection=selection, **common).after(curated.checked)
         samples = encoded.outputs["samples"]
 
-        image = train(stage="image", samples=samples, dataset=versioned.outputs["dataset"], **common)
-        video = train(
-            stage="video", samples=samples, dataset=versioned.outputs["dataset"], init=image.outputs["model"], **common
-        )
+        image = train(stage="image", samples=samples, dataset=curated.dataset, **common)
+        video = train(stage="video", samples=samples, dataset=curated.dataset, init=image.outputs["model"], **common)
         high_quality = train(
             stage="image_to_video",
             samples=samples,
-            dataset=versioned.outputs["dataset"],
+            dataset=curated.dataset,
             init=video.outputs["model"],
             **common,
         )
@@ -84,13 +64,6 @@ def svd(
         exported = export(model=model, metrics=passed.outputs["verdict"], **common)
         served = serve(repository=exported.outputs["repository"], clips=clips, selection=selection, **common)
         for task, name in (
-            (ingested, "ingest"),
-            (cut, "split into clips"),
-            (annotated, "annotate"),
-            (checked, "validate"),
-            (filtered, "filter"),
-            (checked_selection, "validate selection"),
-            (versioned, "version"),
             (encoded, "encode"),
             (image, "train image"),
             (video, "train video"),

@@ -53,6 +53,7 @@ def clip_set(
                 "video_id": video_id,
                 "uri": shard,
                 "name": f"v{number:03d}.mp4",
+                "sources": [{"name": f"v{number:03d}.mp4", "uri": f"v{number:03d}.mp4"}],
                 "bytes": len(mp4),
                 "container": "mp4",
                 "codec": "h264",

@@ -1,18 +1,24 @@
 """One contract for data roots, held against a directory and against a real S3 server."""
 
+import dataclasses
 import http.client
 import json
 import os
+import threading
 import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
 from svdflow.common.errors import StorageError
+from svdflow.common.identity import file_md5
 from svdflow.common.object_store import StoreEndpoint
 from svdflow.common.storage import DataRoot, DirectoryRoot, object_uri
 from svdflow.common.storage_s3 import S3Root
+from tests.integration.flaky_door import FlakyDoor
 
 MISSING = object_uri("0123456789abcdef" * 2)
 
@@ -211,8 +217,80 @@ def test_s3_cache_stays_within_its_bound(remote, monkeypatch):
     assert remote.fetch(uris[0]).read_bytes() == bytes(1000)
 
 
+@pytest.fixture
+def door(object_store) -> Iterator[FlakyDoor]:
+    with FlakyDoor(urlsplit(object_store.endpoint_url).port) as door:
+        yield door
+
+
+@pytest.fixture
+def behind_door(object_store, door, tmp_path, monkeypatch) -> S3Root:
+    monkeypatch.setenv("SVDFLOW_CACHE_DIR", str(tmp_path / "cache"))
+    endpoint = dataclasses.replace(object_store, endpoint_url=f"http://127.0.0.1:{door.port}")
+    return S3Root(f"s3://{object_store.bucket}/tests/{uuid.uuid4().hex}", endpoint)
+
+
+def test_s3_that_goes_away_for_a_while_is_waited_for(behind_door, door, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(3_000_000))
+    kept = behind_door.put_bytes(b"kept")
+    uses = {
+        "put_file": lambda: behind_door.put_file(path),
+        "put_bytes": lambda: behind_door.put_bytes(b"new"),
+        "read": lambda: behind_door.read(kept),
+        "range": lambda: behind_door.read_range(kept, 1, 2),
+        "fetch": lambda: behind_door.fetch(kept).read_bytes(),
+        "exists": lambda: behind_door.exists(kept),
+        "size": lambda: behind_door.size(kept),
+        "list": lambda: kept in list(behind_door.list("files")),
+        "record": lambda: behind_door.record("split", "ab" * 16, {}),
+        "open": lambda: S3Root(behind_door.location, behind_door.endpoint).bucket,
+    }
+    door.shut()
+    threading.Timer(8, door.open).start()
+    with ThreadPoolExecutor(len(uses)) as threads:
+        found = {name: threads.submit(use) for name, use in uses.items()}
+        assert door._listener is None, "nobody had to wait"
+    assert {name: future.result() for name, future in found.items()} == {
+        "put_file": object_uri(file_md5(path)), "put_bytes": behind_door.put_bytes(b"new"), "read": b"kept",
+        "range": b"ep", "fetch": b"kept", "exists": True, "size": 4, "list": True, "record": None,
+        "open": behind_door.bucket,
+    }  # fmt: skip
+
+
+def test_s3_that_breaks_off_in_the_middle_of_a_transfer_is_asked_again(behind_door, door):
+    data = os.urandom(40_000_000)
+    uri = behind_door.put_bytes(data)
+    for _ in range(3):
+        stop = threading.Timer(0.03, lambda: (door.shut(), door.open()))
+        stop.start()
+        assert behind_door.read(uri) == data
+        stop.join()
+    assert door.connections >= 3
+
+
+def test_s3_listing_goes_on_where_it_broke_off(behind_door, door, monkeypatch):
+    monkeypatch.setattr("svdflow.common.storage_s3._PAGE", 3)
+    uris = {behind_door.put_bytes(bytes([n])) for n in range(10)}
+    listed = []
+    for uri in behind_door.list("files"):
+        listed.append(uri)
+        if len(listed) % 4 == 0:
+            door.shut()
+            door.open()
+    assert sorted(listed) == sorted(uris)
+
+
+def test_s3_patience_has_an_end(behind_door, door, monkeypatch):
+    monkeypatch.setattr(behind_door, "_patience_s", 3.0)
+    door.shut()
+    with pytest.raises(StorageError, match="does not answer"):
+        behind_door.read(MISSING)
+
+
 def test_s3_mistakes_are_named(object_store, tmp_path, monkeypatch):
     monkeypatch.setenv("SVDFLOW_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("SVDFLOW_S3_PATIENCE_S", "0")
     wrong_key = StoreEndpoint(object_store.endpoint_url, object_store.access_key, "wrong-secret", object_store.bucket)
     nobody = StoreEndpoint("http://127.0.0.1:9", "a", "b")
     no_keys = StoreEndpoint(object_store.endpoint_url, "", "")

@@ -101,15 +101,40 @@ def test_two_stores_run_side_by_side_and_a_second_user_joins_the_first(tmp_path)
         assert S3Root("s3://svdflow/x", a).read(uri) == b"only in a"  # leaving did not stop it
 
 
-def test_the_server_stays_until_its_last_user_has_left(tmp_path):
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL], ids=["leaves", "is killed"])
+def test_whoever_is_left_serves_on_when_the_owner(tmp_path, ending):
+    """The owner waits for nobody, and for the others address and content stay."""
     owner, url = _holder(tmp_path)
     with EmbeddedStore(tmp_path) as joined:
-        assert joined.endpoint_url == url
+        root = S3Root("s3://svdflow/x", joined)
+        uri = root.put_bytes(b"before" * 1000)
+        (first,) = _servers(tmp_path)
+        left_at = time.monotonic()
+        owner.send_signal(ending)
+        owner.wait(timeout=10)
+        assert time.monotonic() - left_at < 8
+        assert root.read(uri) == b"before" * 1000 and root.read(root.put_bytes(b"after")) == b"after"
+        assert joined.endpoint_url == url and EmbeddedStore(tmp_path)._known_endpoint() == joined
+        (second,) = _servers(tmp_path)
+        assert second.pid != first.pid
+        with EmbeddedStore(tmp_path) as third:
+            assert third == joined
+    assert _servers(tmp_path) == []
+
+
+def test_of_several_who_are_left_one_serves(tmp_path):
+    owner, _ = _holder(tmp_path)
+    others = [_holder(tmp_path)[0] for _ in range(2)]
+    with EmbeddedStore(tmp_path) as joined:
         owner.send_signal(signal.SIGINT)
-        time.sleep(1.0)
-        assert owner.poll() is None
-        assert S3Root("s3://svdflow/x", joined).put_bytes(b"still there")
-    assert owner.communicate(timeout=20)[0] == "left\n"
+        assert owner.communicate(timeout=10)[0] == "left\n"
+        root = S3Root("s3://svdflow/x", joined)
+        for other in others:  # each may be the one that serves now
+            uri = root.put_bytes(str(other.pid).encode())
+            other.send_signal(signal.SIGINT)
+            assert other.communicate(timeout=10)[0] == "left\n"
+            assert root.read(uri) == str(other.pid).encode()
+        assert len(_servers(tmp_path)) == 1
     assert _servers(tmp_path) == []
 
 

@@ -4,9 +4,15 @@ import json
 from typing import Any
 
 from svdflow.common.identity import identity
+from svdflow.common.manifests import AXES
 
 SHARD = "files/md5/ab/" + "0" * 30
 Rows = list[dict[str, Any]]
+
+
+def source(name: str) -> dict[str, Any]:
+    """One place that a video's bytes came from."""
+    return {"name": name, "uri": name, "licence": "CC0-1.0", "metadata": None}
 
 
 def videos(count: int = 6) -> Rows:
@@ -16,6 +22,7 @@ def videos(count: int = 6) -> Rows:
             "video_id": identity(video=n) * 2,
             "uri": SHARD,
             "name": f"v{n:02d}.mp4",
+            "sources": [source(f"v{n:02d}.mp4"), *([source("z/copy.mp4")] if n == 1 else [])],
             "bytes": 50_000 + n,
             "container": "mp4",
             "codec": "h264",
@@ -25,6 +32,12 @@ def videos(count: int = 6) -> Rows:
             "height": 360,
             "frames": 480,
             "rotation": 0,
+            "variable_fps": False,
+            "pixel_aspect": 1.0,
+            "interlaced": False,
+            "color_transfer": "bt709",
+            "letterbox": [0, 40, 0, 40] if n == 2 else [0, 0, 0, 0],
+            "audio": n % 2 == 0,
             "licence": "CC0-1.0",
             "source": "generated" if n % 2 else "footage",
             "description": None,
@@ -37,12 +50,14 @@ def videos(count: int = 6) -> Rows:
         **rows[0],
         "video_id": identity(video="bad") * 2,
         "name": "broken.mp4",
+        "sources": [source("broken.mp4")],
         "uri": "",
         "bytes": 0,
         "status": "set_aside",
         "error": "is empty",
     }
-    for column in ("container", "codec", "duration_s", "fps", "width", "height", "frames", "rotation"):
+    probed = ("container", "codec", "duration_s", "fps", "width", "height", "frames", "rotation", "variable_fps")
+    for column in (*probed, "pixel_aspect", "interlaced", "color_transfer", "letterbox", "audio"):
         bad[column] = None
     return [*rows, bad]
 
@@ -85,9 +100,12 @@ def annotations(of: Rows | None = None) -> Rows:
                 "clip_id": clip["clip_id"],
                 "motion_score": motion,
                 "motion_unit": "px/0.5s@short128",
+                "flow_uri": SHARD,
                 "camera_motion": [motion * 0.5, -motion * 0.2, 0.1],
                 "text_area": [0.001 * n, 0.002 * n, 0.0],
                 "aesthetic": [4 + 0.05 * n, 4.2, 4.1],
+                "watermark": [0.01 * n, 0.02, 0.01],
+                "nsfw": [0.001 * n, 0.002, 0.001],
                 "similarity_image": [0.2 + 0.01 * n, 0.25, 0.3],
                 "similarity_video": [0.1, 0.2, 0.15],
                 "similarity_summary": [0.2, 0.22, 0.21],
@@ -114,12 +132,12 @@ def selection(of: Rows | None = None) -> Rows:
             "reasons": ["motion"] if drop else [],
             "split": None if drop else "held_out" if clip["video_id"] == held else "train",
             "thresholds": "{}",
-            "motion_value": 0.5 if drop else 2.0,
-            "motion_cut": 1.0,
-            "motion_failed": drop,
+            "group": f"{held[:8]}" if clip["video_id"] == held and n % 4 in (2, 3) else None,
         }
-        for axis in ("text", "aesthetic", "similarity"):
+        for axis in AXES:
             row |= {f"{axis}_value": 0.5, f"{axis}_cut": None, f"{axis}_failed": False}
+        row |= {"motion_value": 0.5 if drop else 2.0, "motion_cut": 1.0, "motion_failed": drop}
+        row |= {"duplicate_value": 0.0, "duplicate_cut": None}
         rows.append(row)
     return rows
 

@@ -1,18 +1,25 @@
 """The rules of dataset versions that need no store: numbers, cards, and the bytes by which DVC knows a directory."""
 
 import json
+import os
 import re
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svdflow.common.errors import BadInputError
+from svdflow.common.errors import BadInputError, StorageError
+from svdflow.common.identity import file_md5
 from svdflow.common.manifests import SCHEMA_VERSION, read_rows
-from svdflow.curation.version import dvc_files
-from svdflow.curation.version.card import card_bytes, make_card, next_number, read_members
+from svdflow.common.storage import uri_md5
+from svdflow.curation.version import claims, dvc_files
+from svdflow.curation.version.card import MANIFESTS, card_bytes, make_card, next_number, read_members
+from svdflow.curation.version.croissant import croissant_bytes, make_croissant
+from svdflow.curation.version.git import Git
+from svdflow.curation.version.provenance import person, trailers
 from svdflow.curation.version.registry import VersionTag
 from tests.dataset_manifests import make_manifests
 
@@ -22,6 +29,7 @@ PATHS = st.text(st.characters(codec="utf-8", exclude_characters="/\0\\"), min_si
 )
 
 
+@settings(deadline=None)  # imports are in its first example
 @given(
     st.dictionaries(
         st.lists(PATHS, min_size=1, max_size=3).map("/".join), st.tuples(MD5, st.integers(0, 2**40)), min_size=1
@@ -86,8 +94,8 @@ def test_tags_order_by_number_not_by_text():
 def test_card_counts_what_the_manifests_hold(root, tmp_path: Path):
     manifests = make_manifests(root, tmp_path, videos=3, keep=5)
     members = read_members(manifests)
-    shards = {uri: (uri, root.size(uri)) for uri in members.shards}
-    card = make_card("demo", members, shards, "c", "1.2.3")
+    shards = {f"shards/{uri}": (uri, root.size(uri)) for uri in members.shards}
+    card = make_card("demo", members, {**shards, "manifests/videos.parquet": ("m", 1)}, "1.2.3")
     clips = {row["clip_id"]: row for row in read_rows("clips", manifests["clips"])}
     kept = [row for row in read_rows("selection", manifests["selection"]) if row["keep"]]
     assert card["counts"] == {
@@ -138,3 +146,79 @@ def test_lines_and_artifacts_are_added_once():
     assert yaml.safe_load(artifacts) == {
         "stages": {"x": {"cmd": "y"}}, "artifacts": {"demo": {"path": "demo", "type": "dataset"}},
     }  # fmt: skip
+
+
+def _described(root, place: Path) -> dict:
+    """A dataset as it is pulled, with its Croissant description beside it; returns the description."""
+    manifests = make_manifests(root, place / "manifests", keep=5)
+    members = read_members(manifests)
+    files = {f"manifests/{kind}.parquet": (file_md5(path), path.stat().st_size) for kind, path in manifests.items()}
+    (place / "shards").mkdir()
+    for uri in members.shards:
+        name = f"shards/{uri_md5(uri)}.tar"
+        (place / name).write_bytes(root.read(uri))
+        files[name] = (uri_md5(uri), root.size(uri))
+    schemas = {kind: pq.read_schema(path) for kind, path in manifests.items()}
+    described = make_croissant(make_card("demo", members, files, "1.2.3"), (1, 2, 3), files, schemas)
+    (place / "croissant.json").write_bytes(croissant_bytes(described))
+    return described
+
+
+def test_the_croissant_description_is_valid_and_its_records_are_the_manifests_rows(root, tmp_path: Path):
+    mlcroissant = pytest.importorskip("mlcroissant")
+    _described(root, tmp_path)
+    dataset = mlcroissant.Dataset(jsonld=str(tmp_path / "croissant.json"))
+    assert not dataset.metadata.issues.errors and dataset.metadata.version == "1.2.3"
+    for kind in MANIFESTS:
+        key = "video_id" if kind == "videos" else "clip_id"
+        rows = {row[key]: row for row in read_rows(kind, tmp_path / "manifests" / f"{kind}.parquet")}
+        records = list(dataset.records(record_set=kind))
+        assert len(records) == len(rows)
+        for record in records:
+            row = rows[record[f"{kind}/{key}"].decode()]
+            for name, value in record.items():
+                wanted = row[name.split("/")[1]]
+                assert _plain(value) == wanted or (value is None and not wanted), name
+
+
+def _plain(value):
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def test_the_croissant_description_names_every_file_with_its_md5(root, tmp_path: Path):
+    described = _described(root, tmp_path)
+    listed = {entry["contentUrl"]: entry["md5"] for entry in described["distribution"]}
+    paths = [path for folder in ("manifests", "shards") for path in (tmp_path / folder).iterdir()]
+    on_disk = {path.relative_to(tmp_path).as_posix(): file_md5(path) for path in paths}
+    assert listed == on_disk
+    assert described["conformsTo"] == "http://mlcommons.org/croissant/1.0" and described["license"] == ["CC0"]
+    assert not re.search(r"20\d\d-\d\d", json.dumps(described))
+
+
+def test_a_claim_that_was_not_renewed_counts_for_nothing(root, monkeypatch):
+    claim = {"what": "registering", "host": "elsewhere", "pid": 1}
+    root.put_named(f"svdflow/claims/{claims.ADDING}/old.json", json.dumps(claim).encode())
+    with pytest.raises(StorageError, match="process 1 on elsewhere is registering now"), claims.removing(root, "x"):
+        pass
+    monkeypatch.setattr(claims, "_STALE_S", -1.0)
+    with claims.removing(root, "x"):
+        pass
+    assert [uri for uri in root.list("svdflow/claims") if "removing" in uri] == []
+
+
+def test_who_registers_is_known_with_and_without_a_git_identity(tmp_path: Path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    git = Git(tmp_path)
+    git("init", "--quiet")
+    assert git.user() == ("svdflow", "svdflow@localhost") and re.fullmatch(r"[^@]+@[^@]+", person(git))
+    (tmp_path / ".gitconfig").write_text("[user]\n name = Ada Lovelace\n email = ada@example.org\n")
+    known = Git(tmp_path)
+    assert person(known).startswith("Ada Lovelace <ada@example.org> (")
+    commit = known.line("commit-tree", known.line("mktree"), "-m", "x")
+    assert known.line("log", "-1", "--format=%an %ce", commit) == "Ada Lovelace ada@example.org"
+    by, code, source = trailers(known, "run\n20260101")
+    assert (by[:14], source) == ("Registered-by:", "From: run 20260101") and re.match(r"Code: svdflow \d", code)

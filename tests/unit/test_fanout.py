@@ -1,41 +1,65 @@
-import os
-import signal
-import time
+"""Fan-out with real processes: what a unit does to its worker costs that unit alone."""
 
+import ctypes
+import mmap
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import psutil
 import pytest
 
 from svdflow.common.errors import BadInputError, StorageError
-from svdflow.common.fanout import map_units
+from svdflow.common.fanout import Limits, Outcome, machine_memory_bytes, map_units, private_memory_bytes
+
+LIMIT_BYTES = 400 << 20
 
 
-def square(n: int) -> int:
+def work(n: int) -> int:
     if n == 3:
-        os.kill(os.getpid(), signal.SIGSEGV)
+        ctypes.string_at(0)  # a null pointer read in C, as a decoder might
     if n == 4:
         time.sleep(60)
     if n == 5:
         raise BadInputError("five is refused")
     if n == 6:
         raise ZeroDivisionError("a fault of ours")
+    if n == 8:
+        hoard()
+    if n == 9:
+        return lambda: n  # cannot be sent
     return n * n
 
 
+def hoard() -> None:
+    """Take memory without end, in bites of 16 MB, and touch it."""
+    kept = []
+    while True:
+        kept.append(bytearray(os.urandom(1) * (16 << 20)))
+
+
 @pytest.fixture(scope="module")
-def outcomes():
-    return {o.unit: o for o in map_units(square, list(range(8)), "numbers", workers=2, timeout_s=4)}
+def outcomes() -> dict[int, Outcome]:
+    units = list(range(10))
+    return {o.unit: o for o in map_units(work, units, "numbers", workers=2, timeout_s=4, memory_bytes=LIMIT_BYTES)}
 
 
-def test_every_unit_comes_back_once_with_its_value(outcomes):
-    assert sorted(outcomes) == list(range(8))
+def test_every_unit_comes_back_once_and_the_good_ones_with_their_value(outcomes):
+    assert sorted(outcomes) == list(range(10))
     assert {n: outcomes[n].value for n in (0, 1, 2, 7)} == {0: 0, 1: 1, 2: 4, 7: 49}
 
 
-def test_a_unit_that_crashes_its_process_costs_itself_alone(outcomes):
-    assert "-11" in outcomes[3].error
+def test_a_segfault_costs_its_unit_alone(outcomes):
+    assert "died (exit code -11)" in outcomes[3].error
 
 
 def test_a_unit_that_hangs_is_stopped(outcomes):
     assert "longer than 4 s" in outcomes[4].error
+
+
+def test_a_unit_that_takes_too_much_memory_is_stopped_and_the_reason_told(outcomes):
+    assert "more than 419 MB of memory" in outcomes[8].error
 
 
 def test_a_refused_unit_gives_the_reason_alone_and_a_fault_gives_its_place(outcomes):
@@ -43,8 +67,12 @@ def test_a_refused_unit_gives_the_reason_alone_and_a_fault_gives_its_place(outco
     assert "ZeroDivisionError" in outcomes[6].error and "test_fanout.py" in outcomes[6].error
 
 
+def test_a_value_that_cannot_be_sent_is_a_fault_of_its_unit(outcomes):
+    assert "pickle" in outcomes[9].error.lower()
+
+
 def test_no_units_is_no_work():
-    assert list(map_units(square, [], "numbers")) == []
+    assert list(map_units(work, [], "numbers")) == []
 
 
 def fragile(path: str) -> int:
@@ -60,6 +88,17 @@ def test_a_crash_that_does_not_repeat_is_forgiven(tmp_path):
     assert outcome.ok and outcome.value == 1
 
 
+def counted_crash(path: str) -> None:
+    with open(path, "a") as stream:
+        stream.write("x")
+    os._exit(9)
+
+
+def test_a_unit_that_crashes_is_tried_as_often_as_told(tmp_path):
+    (outcome,) = map_units(counted_crash, [str(tmp_path / "tries")], "files", tries=3)
+    assert not outcome.ok and (tmp_path / "tries").read_text() == "xxx"
+
+
 def on_a_full_disk(n: int) -> int:
     raise StorageError("the disk is full")
 
@@ -67,3 +106,86 @@ def on_a_full_disk(n: int) -> int:
 def test_a_full_disk_is_no_fault_of_a_unit_and_ends_the_work():
     with pytest.raises(StorageError, match="the disk is full"):
         list(map_units(on_a_full_disk, [1, 2], "numbers"))
+
+
+def stamped(path: str) -> str:
+    Path(path).touch()
+    return path
+
+
+def test_a_worker_goes_on_while_the_caller_is_busy_with_an_outcome(tmp_path):
+    paths = [str(tmp_path / str(n)) for n in range(2)]
+    outcomes = map_units(stamped, paths, "files", workers=1)
+    next(outcomes)
+    deadline = time.monotonic() + 10
+    while not Path(paths[1]).exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert Path(paths[1]).exists()
+    outcomes.close()
+
+
+def take_then_say(path: str) -> None:
+    Path(path).write_text(str(os.getpid()))
+    hoard()
+
+
+def test_memory_is_watched_while_the_caller_is_busy_with_an_outcome(tmp_path):
+    outcomes = map_units(first_fast, [str(tmp_path / "a"), str(tmp_path / "b")], "files", 1, memory_bytes=LIMIT_BYTES)
+    next(outcomes)
+    deadline, most = time.monotonic() + 20, 0
+    while time.monotonic() < deadline:  # the caller does not come back meanwhile
+        if (tmp_path / "b").exists() and (pid := (tmp_path / "b").read_text()):
+            if not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE:
+                break
+            most = max(most, private_memory_bytes(int(pid)))
+        time.sleep(0.01)
+    else:
+        pytest.fail("the hoarder was let go on")
+    assert LIMIT_BYTES / 4 < most < 3 * LIMIT_BYTES
+    outcomes.close()
+
+
+def first_fast(path: str) -> None:
+    if path.endswith("b"):
+        take_then_say(path)
+
+
+def test_file_pages_are_not_a_process_s_own_memory(tmp_path):
+    (tmp_path / "weights").write_bytes(b"w" * (64 << 20))
+    before = private_memory_bytes(os.getpid())
+    with open(tmp_path / "weights", "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert sum(mapped[:: mmap.PAGESIZE]) > 0
+        assert private_memory_bytes(os.getpid()) - before < 16 << 20
+    mine = b"x" * (64 << 20)
+    assert private_memory_bytes(os.getpid()) - before > len(mine) * 0.9
+
+
+def threads(n: int) -> tuple[str | None, str]:
+    return os.environ.get("OMP_NUM_THREADS"), Path("/proc/self/oom_score_adj").read_text().strip()
+
+
+def test_workers_compute_with_one_thread_and_are_the_first_to_go_when_the_machine_is_out_of_memory(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    (outcome,) = map_units(threads, [0], "numbers")
+    assert outcome.value == ("1", "1000")
+    assert "OMP_NUM_THREADS" not in os.environ
+
+
+def test_the_machine_s_memory_is_what_the_kernel_says_or_less():
+    assert 1 << 28 < machine_memory_bytes() <= psutil.virtual_memory().total
+
+
+def test_another_place_to_work_can_be_named():
+    class Here:
+        def run(self, function, units: Sequence[int], workers: int | None, limits: Limits) -> Iterator[Outcome]:
+            for unit in units:
+                yield Outcome(unit, function(unit), None, 0.0)
+
+    assert [o.value for o in map_units(work, [1, 2], "numbers", executor=Here())] == [1, 4]
+
+
+def test_seconds_are_the_unit_s_own_and_not_the_wait_for_the_caller():
+    outcomes = map_units(work, [1, 2], "numbers", workers=1)
+    next(outcomes)
+    time.sleep(1.0)
+    assert next(outcomes).seconds < 0.5

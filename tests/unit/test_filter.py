@@ -1,7 +1,7 @@
 """The filter step on manifests: reasons, splits, byte-identical output, reuse."""
 
 import json
-import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +10,15 @@ import pytest
 from manifest_rows import annotations, clips, videos
 from safetensors.numpy import save
 
+from svdflow.common import manifests
 from svdflow.common.errors import BadInputError
-from svdflow.common.manifests import read_rows, write_manifest
+from svdflow.common.manifests import read_manifest, read_rows, write_manifest
 from svdflow.common.storage import DataRoot
+from svdflow.curation.filter import filter as module
 from svdflow.curation.filter.filter import filter_clips
 from svdflow.curation.filter.settings import FilterSettings
-from svdflow.curation.filter.splits import assign_splits, group_near_duplicates
 from svdflow.curation.validate.settings import ValidateSettings
-from svdflow.curation.validate.validate import check_manifests
+from svdflow.curation.validate.validate import Written, check_manifests
 
 GENTLE = {
     "motion_percent": 25,
@@ -62,7 +63,7 @@ def test_what_is_missing_has_its_own_reason_on_the_axes_that_are_filtered(tmp_pa
     notes[12]["aesthetic"] = None  # not filtered: nothing is missed
     gone = notes.pop(13)
     _, rows = run(tmp_path, root, notes)
-    assert rows[notes[10]["clip_id"]]["reasons"] == ["missing_motion"]
+    assert rows[notes[10]["clip_id"]]["reasons"] == ["nan_motion"]
     assert rows[notes[11]["clip_id"]]["reasons"] == ["missing_text"]
     assert rows[notes[12]["clip_id"]]["keep"]
     assert rows[gone["clip_id"]]["reasons"] == ["missing_motion", "missing_text"]
@@ -98,7 +99,8 @@ def test_a_second_run_computes_nothing_and_a_changed_threshold_does(tmp_path: Pa
 def test_the_selection_is_sound_and_tells_its_thresholds(tmp_path: Path, root: DataRoot) -> None:
     report, rows = run(tmp_path, root, held_out_fraction=0.3)
     names = ("videos", "clips", "annotations", "selection")
-    checked = check_manifests({k: tmp_path / f"{k}.parquet" for k in names}, tmp_path / "page.html", ValidateSettings())
+    out = Written(tmp_path / "page.html", tmp_path / "failing.jsonl")
+    checked = check_manifests({k: tmp_path / f"{k}.parquet" for k in names}, out, ValidateSettings())
     assert checked.summary["validation"]["failed"] == 0
     told = json.loads(next(iter(rows.values()))["thresholds"])
     assert told["asked"]["motion_percent"] == 25 and told["cuts"]["motion"]["realised_percent"] == 25
@@ -110,40 +112,187 @@ def test_the_selection_is_sound_and_tells_its_thresholds(tmp_path: Path, root: D
     assert report.summary["selection"]["videos"] == {side: len(ids) for side, ids in by_side.items()}
 
 
-def test_each_kind_of_source_is_represented_on_both_sides() -> None:
-    sources = {f"f{n}": "footage" for n in range(5)} | {f"g{n}": "generated" for n in range(24)}
-    sides = assign_splits(sources, {}, 0.1, "seed")
-    for kind in ("footage", "generated"):
-        assert {sides[v] for v, source in sources.items() if source == kind} == {"train", "held_out"}
-    assert set(assign_splits({"one": "footage"}, {}, 0.5, "seed").values()) == {"train"}
-    assert set(assign_splits(sources, {}, 0.0, "seed").values()) == {"train"}
+def sharded(directory: Path, kind: str, table, count: int, seed: int) -> list[Path]:
+    """The rows dealt out to shards at random, each in its own order."""
+    rng = np.random.default_rng(seed)
+    (directory / kind).mkdir(parents=True, exist_ok=True)
+    shard = rng.integers(count, size=len(table))
+    paths = []
+    for n in range(count):
+        rows = rng.permutation(np.flatnonzero(shard == n))
+        paths.append(directory / kind / f"{rng.integers(10**9)}-{n}.parquet")
+        pq.write_table(table.take(rows), paths[-1])
+    return [paths[n] for n in rng.permutation(count)]
 
 
-def test_a_video_keeps_its_side_when_others_come() -> None:
-    sources = {f"v{n}": "footage" for n in range(400)}
-    before = assign_splits(sources, {}, 0.2, "seed")
-    after = assign_splits(sources | {f"w{n}": "footage" for n in range(400)}, {}, 0.2, "seed")
-    assert np.mean([before[v] == after[v] for v in sources]) > 0.97
-    assert np.mean([side == "held_out" for side in after.values()]) == pytest.approx(0.2, abs=0.05)
+def random_notes(seed: int, count: int):
+    """Clips with ties, missing values and NaN on every axis."""
+    rng = np.random.default_rng(seed)
+    shots = clips(per_video=5, count=count // 5)
+    notes = annotations(shots)
+    for note in notes:
+        note["motion_score"] = [None, float("nan"), *rng.integers(0, 9, 8).tolist(), rng.normal()][rng.integers(11)]
+        for column in ("text_area", "aesthetic", "watermark", "nsfw", "similarity_image", "similarity_video"):
+            values = rng.choice([0.1, 0.2, 0.5, np.nan, rng.random()], size=3)
+            note[column] = None if rng.random() < 0.1 else [float(v) for v in values]
+        note["similarity_summary"] = None
+    return shots, [note for note in notes if rng.random() > 0.05]
 
 
-def test_near_duplicates_are_not_parted(root: DataRoot) -> None:
-    rng = np.random.default_rng(0)
-    base = rng.normal(size=(12, 64)).astype(np.float16)
-    base[7] = base[3] + 0.01 * rng.normal(size=64)  # v7 repeats v3, and v9 repeats v7
-    base[9] = base[7] + 0.01 * rng.normal(size=64)
-    tiny = rng.normal(size=(12, 256)).astype(np.float16)
-    tiny[5] = tiny[3] + 0.01 * rng.normal(size=256)  # v5 shows what v3 shows, though it embeds otherwise
-    tiny[[10, 11]] = 0  # flat pictures are like nothing
-    stored = [
-        (f"v{n:02d}", root.put_bytes(save({"image": np.stack([vector] * 3), "thumbnail": np.stack([tiny[n]] * 3)})))
-        for n, vector in enumerate(base)
-    ]
-    groups = group_near_duplicates([*stored, ("v99", None)], root, 0.95)
-    assert groups["v03"] == groups["v07"] == groups["v09"] == groups["v05"] == "v03" and len(set(groups.values())) == 9
-    for seed in range(20):
-        sides = assign_splits({name: "footage" for name, _ in stored}, groups, 0.3, str(seed))
-        assert sides["v03"] == sides["v05"] == sides["v07"] == sides["v09"]
+def value(note, column, reduce):
+    """(value, reason when there is none) of a clip, with NumPy."""
+    figures = None if note is None else note[column]
+    if figures is None:
+        return None, "missing"
+    figures = [v for v in np.atleast_1d(figures) if np.isfinite(v)]
+    return (float(reduce(figures)), None) if figures else (None, "nan")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_number_of_shards_in_any_order_decides_as_numpy_does_on_the_whole(
+    seed, tmp_path: Path, root: DataRoot, monkeypatch
+) -> None:
+    monkeypatch.setattr(manifests, "ROW_GROUP", 64)  # several row groups
+    monkeypatch.setattr(module, "ROW_GROUP", 64)
+    shots, notes = random_notes(seed, 400)
+    whole = {
+        "videos": write_manifest("videos", videos(80), tmp_path / "videos.parquet"),
+        "clips": write_manifest("clips", shots, tmp_path / "clips.parquet"),
+        "annotations": write_manifest("annotations", notes, tmp_path / "annotations.parquet"),
+    }
+    axes = {
+        "motion": ("motion_score", np.mean, 25.0, False),
+        "text": ("text_area", np.mean, 12.5, True),
+        "aesthetic": ("aesthetic", np.mean, 25.0, False),
+        "watermark": ("watermark", np.max, 20.0, True),
+        "nsfw": ("nsfw", np.max, 10.0, True),
+        "similarity": ("similarity_image", np.mean, 50.0, False),
+    }
+    asked = {f"{axis}_percent": percent for axis, (_, _, percent, _) in axes.items()}
+    settings = FilterSettings(**asked, text_max_area=0.45, similarity_captions=("image",), shown=0)
+    outputs = set()
+    for count in (1, 3, 7):
+        paths = {kind: sharded(tmp_path / str(count), kind, whole[kind], count, seed) for kind in whole}
+        report = filter_clips(*paths.values(), tmp_path / f"{count}.parquet", root, settings)
+        assert report.done == 400
+        outputs.add((tmp_path / f"{count}.parquet").read_bytes())
+        folders = [tmp_path / str(count) / kind for kind in whole]
+        again = filter_clips(*folders, tmp_path / "again.parquet", root, settings)
+        assert (again.reused, again.summary) == (400, report.summary)
+    table = read_manifest("selection", tmp_path / "1.parquet")
+    write_manifest("selection", table.take(np.random.default_rng(seed).permutation(400)), tmp_path / "plain.parquet")
+    assert outputs == {(tmp_path / "plain.parquet").read_bytes()}  # one canonical form
+
+    rows = {row["clip_id"]: row for row in table.to_pylist()}
+    by_clip = {note["clip_id"]: note for note in notes}
+    expected: dict[str, list[str]] = {clip: [] for clip in rows}
+    told = report.summary["selection"]
+    for axis, (column, reduce, percent, above) in axes.items():
+        found = {clip: value(by_clip.get(clip), column, reduce) for clip in rows}
+        there = np.sort([v for v, _ in found.values() if v is not None])[:: -1 if above else 1]
+        boundary = there[int(len(there) * percent / 100)]
+        # the boundary's equals go when that is closer to what was asked
+        beyond, equal = int(np.argmax(there == boundary)), int((there == boundary).sum())
+        wanted = int(len(there) * percent / 100)
+        cut = there[beyond + equal] if wanted - beyond > beyond + equal - wanted else boundary
+        if axis == "text":
+            cut = min(cut, 0.45)
+        for clip, (v, reason) in found.items():
+            if reason:
+                expected[clip].append(f"{reason}_{axis}")
+            elif v > cut if above else v < cut:
+                expected[clip].append(axis)
+            assert rows[clip][f"{axis}_value"] == v and rows[clip][f"{axis}_cut"] == cut
+        dropped = sum(axis in reasons for reasons in expected.values())
+        assert told["realised_percent"][axis] == pytest.approx(100 * dropped / len(there), abs=1e-4)
+        assert told["missing"][axis] == sum(f"missing_{axis}" in reasons for reasons in expected.values())
+        assert told["nan"][axis] == sum(f"nan_{axis}" in reasons for reasons in expected.values())
+        drawn = next(s for s in report.sections if s["kind"] == "histogram" and s["title"] == axis)
+        counts = np.histogram(there, bins=drawn["edges"])[0]
+        # a value on an edge may fall to either side
+        assert sum(drawn["counts"]) == len(there) and np.abs(np.cumsum(drawn["counts"]) - np.cumsum(counts)).max() < 25
+    for clip, reasons in expected.items():
+        assert sorted(rows[clip]["reasons"]) == sorted(reasons)
+    for one in axes:
+        for two in axes:
+            both = sum(one in reasons and two in reasons for reasons in expected.values())
+            assert told["overlap"][one][two] == both
+        assert told["dropped_by_it_alone"][one] == sum(reasons == [one] for reasons in expected.values())
+    kept = [shot for shot in shots if not expected[shot["clip_id"]]]
+    table1 = told["table1"]["after"]
+    assert table1["clips"] == len(kept) == told["kept"]
+    assert table1["total_h"] == told["hours_kept"] == pytest.approx(len(kept) * 4 / 3600)
+    assert table1["clips_per_video"] == pytest.approx(len(kept) / len({shot["video_id"] for shot in kept}))
+
+
+def embedded(root: DataRoot, notes, alike: dict[int, int], seed: int = 0):
+    """Embeddings unlike one another, but for the clips that repeat another."""
+    rng = np.random.default_rng(seed)
+    images = rng.normal(size=(len(notes), 64)).astype(np.float16)
+    for n, other in alike.items():
+        images[n] = images[other] + 0.01 * rng.normal(size=64)
+    pictures = rng.normal(size=(len(notes), 256)).astype(np.float16)
+    for n, note in enumerate(notes):
+        arrays = {"image": np.stack([images[n]] * 3), "thumbnail": np.stack([pictures[n]] * 3)}
+        note["embedding_uri"] = root.put_bytes(save(arrays))
+    return notes
+
+
+def test_of_near_duplicates_the_best_that_passes_the_other_axes_is_kept(tmp_path: Path, root: DataRoot) -> None:
+    notes = embedded(root, annotations(), {7: 3, 9: 7, 20: 19})
+    notes[3]["aesthetic"] = notes[9]["aesthetic"] = [6.0, 6.0, 6.0]
+    notes[7]["aesthetic"] = [7.0, 7.0, 7.0]  # the best, but its text is too much
+    notes[7]["text_area"] = [0.5, 0.5, 0.5]
+    notes[23]["embedding_uri"] = None
+    ids = [note["clip_id"] for note in notes]
+    asked = {"motion_percent": 0, "held_out_fraction": 0}
+    _, rows = run(tmp_path, root, notes, **asked)
+    assert [rows[ids[n]]["keep"] for n in (3, 7, 9, 19, 20, 23)] == [True, False, True, True, True, True]
+    report, rows = run(tmp_path, root, notes, **asked, drop_duplicates=True)
+    first, second = sorted((ids[3], ids[9]))
+    better = max((19, 20), key=lambda n: notes[n]["aesthetic"][0])
+    places = {ids[7]: 2, first: 0, second: 1, ids[better]: 0, ids[39 - better]: 1, ids[0]: 0, ids[23]: None}
+    assert {clip: rows[clip]["duplicate_value"] for clip in places} == places
+    assert rows[first]["group"] == rows[second]["group"] == rows[ids[7]]["group"] == min(ids[3], ids[7], ids[9])
+    assert rows[ids[0]]["group"] is None
+    assert rows[ids[7]]["reasons"] == ["text", "duplicate"] and rows[first]["keep"]
+    assert rows[second]["reasons"] == rows[ids[39 - better]]["reasons"] == ["duplicate"]
+    assert rows[ids[23]]["reasons"] == ["missing_duplicate"]
+    found = report.summary["selection"]["duplicates"]
+    assert (found["groups"], found["clips"], found["largest"], found["embedded"]) == (2, 5, 3, 23)
+    assert report.summary["selection"]["dropped_by_axis"]["duplicate"] == 3
+
+
+def test_near_duplicates_never_straddle_though_one_comes_that_links_the_two_sides(
+    tmp_path: Path, root: DataRoot
+) -> None:
+    asked = {"motion_percent": 0, "held_out_fraction": 0.3}
+    few = embedded(root, annotations()[:20], {})  # the clips of five videos; the sixth has none yet
+    _, first = run(tmp_path, root, few, **asked)
+    ids = [note["clip_id"] for note in annotations()]
+    held = next(n for n in range(20) if first[ids[n]]["split"] == "held_out")
+    train = next(n for n in range(20) if first[ids[n]]["split"] == "train")
+    report, rows = run(tmp_path, root, embedded(root, annotations(), {20: held, 21: train}), **asked)
+    assert all(rows[clip]["split"] == row["split"] for clip, row in first.items() if row["keep"])
+    sides: dict[str, set[str]] = {}
+    for row in rows.values():
+        if row["keep"] and row["group"]:
+            sides.setdefault(row["group"], set()).add(row["split"])
+    assert sides and all(len(found) == 1 for found in sides.values())
+    assert rows[ids[held]]["split"] == "held_out"
+
+
+def test_two_runs_at_once_end_well_and_leave_nothing_behind(tmp_path: Path, root: DataRoot) -> None:
+    paths = written(tmp_path)
+    scratch = root.scratch("filter")
+
+    def decide(n: int) -> int:
+        return filter_clips(*paths.values(), tmp_path / f"{n}.parquet", root, FilterSettings(**GENTLE)).done
+
+    with ThreadPoolExecutor(3) as pool:
+        assert sorted(pool.map(decide, range(3))) == [0, 0, 24]  # one computes, the others find it
+    assert len({(tmp_path / f"{n}.parquet").read_bytes() for n in range(3)}) == 1
+    assert not [path for path in scratch.iterdir() if path.is_dir()]
 
 
 def test_a_manifest_of_another_kind_or_with_doubled_clips_is_refused_in_one_line(
@@ -157,7 +306,23 @@ def test_a_manifest_of_another_kind_or_with_doubled_clips_is_refused_in_one_line
     doubled = annotations()
     with pytest.raises(BadInputError, match="more than one row"):
         run(tmp_path, root, [*doubled, doubled[0]])
-    shutil.rmtree(tmp_path / "nowhere", ignore_errors=True)
+    twice = clips()
+    write_manifest("clips", [*twice, twice[3]], tmp_path / "twice.parquet")
+    write_manifest("annotations", annotations(), tmp_path / "annotations.parquet")
+    with pytest.raises(BadInputError, match=f"{twice[3]['clip_id']} stands in more than one row"):
+        filter_clips(
+            paths["videos"],
+            tmp_path / "twice.parquet",
+            paths["annotations"],
+            tmp_path / "out.parquet",
+            root,
+            FilterSettings(),
+        )
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadInputError, match="no Parquet file"):
+        filter_clips(
+            paths["videos"], paths["clips"], tmp_path / "empty", tmp_path / "out.parquet", root, FilterSettings()
+        )
     with pytest.raises(BadInputError, match="run the step"):
         filter_clips(
             paths["videos"], paths["clips"], tmp_path / "none.parquet", tmp_path / "out.parquet", root, FilterSettings()

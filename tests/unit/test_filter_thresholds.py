@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 from svdflow.common.config import validate_settings
 from svdflow.common.errors import ConfigError
-from svdflow.common.manifests import AXES
+from svdflow.curation.filter import thresholds
 from svdflow.curation.filter.settings import FilterSettings
-from svdflow.curation.filter.thresholds import DROPS_ABOVE, find_cut, value_sql
+from svdflow.curation.filter.thresholds import find_cut
+from svdflow.curation.filter.values import ANNOTATED, DROPS_ABOVE, value_sql
 
-FEW_VALUES = st.sampled_from([0.0, 0.25, 0.5, 1.0])  # many ties
+NAN = float("nan")
+FEW_VALUES = st.sampled_from([0.0, 0.25, 0.5, 1.0, NAN])  # many ties
 VALUES = st.lists(st.one_of(st.none(), FEW_VALUES, st.floats(-5, 5, width=32)), min_size=1, max_size=60)
 PERCENTS = st.sampled_from([0.0, 5.0, 12.5, 25.0, 50.0, 99.0])
 QUICK = hypothesis_settings(
@@ -32,7 +34,7 @@ def connection():
 
 
 def cut_of(connection, axis: str, values: list, **asked):
-    rows = ", ".join(f"({'NULL' if v is None else f'{v!r}'}::DOUBLE)" for v in values)
+    rows = ", ".join("(NULL::DOUBLE)" if v is None else f"('{v!r}'::DOUBLE)" for v in values)
     connection.execute(f"CREATE OR REPLACE TEMP TABLE scored AS SELECT * FROM (VALUES {rows}) t({axis}_value)")
     return find_cut(connection, axis, FilterSettings(**{**NO_LIMITS, **asked}))
 
@@ -45,12 +47,13 @@ def dropped_by(cut, values: list) -> np.ndarray:
 
 
 @QUICK
-@given(values=VALUES, percent=PERCENTS, axis=st.sampled_from(AXES))
+@given(values=VALUES, percent=PERCENTS, axis=st.sampled_from(ANNOTATED))
 def test_the_cut_comes_as_close_to_what_was_asked_as_values_alone_can(connection, values, percent, axis) -> None:
     cut = cut_of(connection, axis, values, **{f"{axis}_percent": percent})
-    there = np.array([v for v in values if v is not None])
+    there = np.array([v for v in values if v is not None and not math.isnan(v)])
     dropped = int(dropped_by(cut, values).sum())
-    assert (cut.dropped, cut.missing) == (dropped, len(values) - len(there))
+    assert (cut.dropped, cut.missing) == (dropped, values.count(None))
+    assert cut.nan == len(values) - len(there) - cut.missing
     assert cut.realised_percent == pytest.approx(100 * dropped / len(there) if len(there) else 0)
     wanted = math.floor(len(there) * percent / 100 + 1e-9)
     sign = -1 if DROPS_ABOVE[axis] else 1
@@ -78,6 +81,33 @@ def test_the_order_of_the_rows_does_not_matter(connection, values, seed, percent
     )
 
 
+@QUICK
+@given(values=st.lists(st.one_of(FEW_VALUES, st.floats(allow_infinity=False)), min_size=2, max_size=80), data=st.data())
+def test_every_rank_is_numpys_however_the_values_are_spread(connection, values, data) -> None:
+    """The search by bins, on sets too large to sort: here, of more than three."""
+    there = np.sort([v for v in values if not math.isnan(v)])
+    rank = data.draw(st.integers(0, max(len(there) - 1, 0)))
+    cut = cut_of(connection, "motion", values)
+    if len(there):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(thresholds, "_SORTED", 3)
+            patch.setattr(thresholds, "_BINS", 4)
+            found = thresholds._Values(connection, "motion_value", False, len(there), cut.low, cut.high)._at(rank)
+        assert found == there[rank]
+
+
+@QUICK
+@given(values=VALUES, top=st.integers(1, 70), axis=st.sampled_from(ANNOTATED))
+def test_so_many_of_the_best_are_kept_but_for_ties(connection, values, top, axis) -> None:
+    cut = cut_of(connection, axis, values, **{f"{a}_percent": 0 for a in ANNOTATED} | {f"{axis}_top": top})
+    there = np.array([v for v in values if v is not None and not math.isnan(v)])
+    kept = len(there) - int(dropped_by(cut, values).sum())
+    sign = -1 if DROPS_ABOVE[axis] else 1
+    possible = {int((sign * there >= v).sum()) for v in sign * there} or {0}
+    wanted = min(top, len(there))
+    assert abs(kept - wanted) == min(abs(count - wanted) for count in possible)
+
+
 def test_a_limit_and_a_percentage_join_to_the_stricter(connection) -> None:
     areas = [0.0, 0.01, 0.02, 0.03, 0.08, 0.09, 0.10, 0.11]
     assert cut_of(connection, "text", areas, text_percent=25, text_max_area=0.07).value == 0.07
@@ -90,25 +120,49 @@ def test_exactly_seven_percent_of_text_is_kept(connection) -> None:
     assert cut_of(connection, "text", [0.07, math.nextafter(0.07, 1)], text_percent=0, text_max_area=0.07).dropped == 1
 
 
-@pytest.mark.parametrize(
-    ("reduce", "captions", "expected"),
-    [("mean", "mean", (0.2 + 0.5 + 0.6) / 3), ("min", "max", 0.6), ("max", "min", 0.3), ("max", "max", 0.6)],
+REDUCED = {"mean": np.nanmean, "min": np.nanmin, "max": np.nanmax}
+
+
+@QUICK
+@given(
+    frames=st.lists(
+        st.lists(st.one_of(st.just(NAN), st.floats(-1, 1)), min_size=3, max_size=3), min_size=3, max_size=3
+    ),
+    reduce=st.sampled_from(["mean", "min", "max"]),
+    captions=st.sampled_from(["mean", "min", "max"]),
 )
-def test_frames_and_captions_are_reduced_as_asked_and_nan_is_no_value(connection, reduce, captions, expected) -> None:
-    settings = FilterSettings(similarity_reduce=reduce, similarity_caption_reduce=captions)
-    frames = {"image": "0.1, 0.2, 0.3", "video": "'nan'::DOUBLE, 0.5, NULL", "summary": "0.6, 0.6, 0.6"}
-    row = "SELECT " + ", ".join(f"[{values}]::DOUBLE[3] AS similarity_{caption}" for caption, values in frames.items())
-    assert connection.execute(f"SELECT {value_sql('similarity', settings)} FROM ({row})").fetchone()[
-        0
-    ] == pytest.approx(expected)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_frames_and_captions_are_reduced_as_numpy_does_to_the_last_bit(connection, frames, reduce, captions) -> None:
+    settings = FilterSettings(similarity_reduce=reduce, similarity_caption_reduce=captions, text_reduce=reduce)
+    lists = {
+        name: ", ".join(f"'{v!r}'" for v in row)
+        for name, row in zip(("image", "video", "summary"), frames, strict=True)
+    }
+    row = "SELECT " + ", ".join(f"[{values}]::DOUBLE[3] AS similarity_{caption}" for caption, values in lists.items())
+    row += f", [{lists['image']}]::DOUBLE[3] AS text_area"
+    expected = REDUCED[captions]([REDUCED[reduce](f) for f in frames]), REDUCED[reduce](frames[0])
+    for axis, value in zip(("similarity", "text"), expected, strict=True):
+        found = connection.execute(f"SELECT {value_sql(axis, settings)} FROM ({row})").fetchone()[0]
+        assert found == value or (math.isnan(found) and math.isnan(value))
 
 
-def test_a_clip_with_no_finite_value_has_none(connection) -> None:
-    row = (
-        "SELECT ['nan'::DOUBLE, NULL, 'inf'] AS text_area, NULL::DOUBLE[3] AS aesthetic, 'nan'::DOUBLE AS motion_score"
-    )
-    for axis in ("text", "aesthetic", "motion"):
-        assert connection.execute(f"SELECT {value_sql(axis, FilterSettings())} FROM ({row})").fetchone()[0] is None
+@pytest.mark.parametrize("axis", ANNOTATED)
+def test_what_was_not_annotated_is_null_and_what_is_no_number_is_nan(connection, axis) -> None:
+    columns = [
+        "text_area",
+        "aesthetic",
+        "watermark",
+        "nsfw",
+        *(f"similarity_{c}" for c in ("image", "video", "summary")),
+    ]
+
+    def value(motion: str, frames: str):
+        row = f"SELECT {motion}::DOUBLE AS motion_score, " + ", ".join(f"{frames}::DOUBLE[3] AS {c}" for c in columns)
+        return connection.execute(f"SELECT {value_sql(axis, FilterSettings())} FROM ({row})").fetchone()[0]
+
+    assert value("NULL", "NULL") is None and value("NULL", "[NULL, NULL, NULL]") is None
+    assert math.isnan(value("'nan'", "['nan', NULL, 'inf']")) and math.isnan(value("'-inf'", "[NULL, NULL, 'inf']"))
+    assert value("0.5", "['nan', '0.5', NULL]") == 0.5
 
 
 def test_the_defaults_are_the_papers() -> None:
@@ -128,7 +182,7 @@ def test_independent_axes_leave_a_fifth_as_the_papers_shares_multiply(connection
     """0.75 * 0.75 * 0.50 * 0.75 = 21 %: each cut is made on the unfiltered set, the masks are joined."""
     rng = np.random.default_rng(0)
     kept = np.ones(4000, bool)
-    for axis in AXES:
+    for axis in ANNOTATED:
         values = rng.normal(size=4000).tolist()
         kept &= ~dropped_by(cut_of(connection, axis, values), values)
     assert kept.mean() == pytest.approx(0.75 * 0.75 * 0.5 * 0.75, abs=0.02)

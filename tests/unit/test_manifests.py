@@ -1,11 +1,12 @@
 import random
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from svdflow.common.errors import BadInputError
-from svdflow.common.manifests import SCHEMAS, read_manifest, read_rows, write_manifest
+from svdflow.common.manifests import SCHEMA_VERSION, SCHEMAS, current_file, read_manifest, read_rows, write_manifest
 
 
 def clip(number: int, **changes):
@@ -59,3 +60,53 @@ def test_a_file_that_is_no_such_manifest_is_refused_with_its_name(tmp_path):
 def test_an_empty_manifest_keeps_its_schema(tmp_path, kind):
     write_manifest(kind, [], tmp_path / "m")
     assert read_manifest(kind, tmp_path / "m").schema.names == SCHEMAS[kind].names
+
+
+OLD = Path(__file__).parent.parent / "data" / "manifests" / "schema-1"  # written by the code of schema 1
+
+
+@pytest.mark.parametrize("kind", SCHEMAS)
+def test_a_manifest_of_schema_1_is_read_with_the_values_it_has(kind):
+    table = pq.read_table(OLD / f"{kind}.parquet")
+    old = {name: table[name].to_pylist() for name in table.schema.names}
+    new = read_manifest(kind, OLD / f"{kind}.parquet")
+    assert new.schema == SCHEMAS[kind]
+    if kind != "videos":  # whose rows are joined
+        assert {name: new[name].to_pylist() for name in old} == old
+    for name in set(new.schema.names) - set(old) - {"sources"}:
+        assert set(map(str, new[name].to_pylist())) <= {"None", "False"}, name
+
+
+def test_videos_of_schema_1_become_one_row_a_content_with_all_their_places():
+    rows = {row["name"]: row for row in read_rows("videos", OLD / "videos.parquet")}
+    assert sorted(rows) == ["broken.mp4", "locked-a.mp4", "locked-b.mp4", "v00.mp4", "v01.mp4", "v02.mp4"]
+    twice = rows["v00.mp4"]
+    assert (twice["status"], twice["error"], twice["licence"]) == ("ok", None, "CC0-1.0")
+    assert twice["sources"] == [
+        {"name": "v00.mp4", "uri": "v00.mp4", "licence": "CC0-1.0", "metadata": None},
+        {"name": "zz/again.mp4", "uri": "zz/again.mp4", "licence": "CC-BY-4.0", "metadata": None},
+    ]
+    assert all(len(row["sources"]) == 1 for name, row in rows.items() if name != "v00.mp4")
+
+
+@pytest.mark.parametrize("kind", SCHEMAS)
+def test_a_migrated_file_is_written_once_and_a_present_one_is_read_as_it_is(tmp_path, kind):
+    copy = current_file(kind, OLD / f"{kind}.parquet", tmp_path)
+    assert copy.parent == tmp_path and current_file(kind, copy, tmp_path / "elsewhere") == copy
+    assert pq.read_schema(copy).metadata[b"svdflow.schema_version"] == SCHEMA_VERSION.encode()
+    assert sorted(map(str, read_rows(kind, copy))) == sorted(map(str, read_rows(kind, OLD / f"{kind}.parquet")))
+
+
+@pytest.mark.parametrize(("version", "said"), [("99", "knows schemas up to"), ("0", "no way"), ("x", "knows schemas")])
+def test_a_manifest_of_a_schema_that_is_not_known_is_refused(tmp_path, version, said):
+    table = write_manifest("clips", [clip(1)], tmp_path / "clips.parquet")
+    pq.write_table(table.replace_schema_metadata({"svdflow.schema_version": version}), tmp_path / "clips.parquet")
+    with pytest.raises(BadInputError, match=rf"clips.parquet: clips manifest of schema {version}.*{said}"):
+        read_manifest("clips", tmp_path / "clips.parquet")
+
+
+def test_a_manifest_that_lies_about_its_schema_is_refused(tmp_path):
+    table = pa.table({"clip_id": ["a"]}).replace_schema_metadata({"svdflow.schema_version": "1"})
+    pq.write_table(table, tmp_path / "selection.parquet")
+    with pytest.raises(BadInputError, match="not of its own schema 1: .*there is no column split"):
+        read_manifest("selection", tmp_path / "selection.parquet")

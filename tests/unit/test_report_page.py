@@ -6,9 +6,21 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from svdflow.common.report import StepReport, curves, histogram, images, table, text, videos
+from svdflow.common.report import (
+    StepReport,
+    curves,
+    first_rows,
+    funnel,
+    histogram,
+    images,
+    leading,
+    table,
+    text,
+    videos,
+)
 from svdflow.common.video import encode_mp4
-from svdflow.report.compose import summarize
+from svdflow.report.compose import compose_report, summarize
+from svdflow.report.overview import curation_overview
 from svdflow.report.page import render_page
 
 RUN = {
@@ -36,6 +48,7 @@ def full_report() -> StepReport:
             curves("loss", {"train": ([0, 1, 2], [3.0, 2.0, math.nan])}, "step", "loss", log_y=True),
             images("frames", [(picture, EVIL)]),
             videos("clips", [(clip, EVIL)]),
+            funnel("what is left", [("files", 9, None), (EVIL, 4, 2.0), ("kept", 1, 0.5)], EVIL),
         ],
     )  # fmt: skip
 
@@ -110,3 +123,53 @@ def test_histograms_and_curves_of_odd_ranges_are_drawn(values):
         "s", "S", sections=[histogram("h", values, "u", cut=values[0]), curves("c", {"x": (values, values)}, "x", "y")]
     )
     assert "nan" not in render_page([report], RUN).lower().replace("finance", "")
+
+
+def curation_reports() -> list[StepReport]:
+    return [
+        StepReport("ingest", "Ingest", summary={"videos": {"files": 5, "ok": 4, "hours": 40.0}},
+                   slowest=[("a.mp4", 1.5)], largest=[("b.mp4", 3_000_000)], set_aside=[("c.mp4", EVIL)]),
+        StepReport("split", "Split", summary={"clips": {"count": 1200, "hours": 20.0}}, slowest=[("b.mp4", 9.0)]),
+        StepReport("annotate", "Annotate", summary={"annotations": {"clips": 1200, "annotated": 1100, "hours": 15.0}}),
+        StepReport("filter", "Filter", summary={"selection": {"kept": 300, "hours_kept": 5.0}}),
+    ]  # fmt: skip
+
+
+def test_the_overview_tells_what_is_left_after_every_stage_in_count_and_hours():
+    reports = curation_reports()
+    stages, slowest, largest, aside = curation_overview(reports, summarize(reports, RUN))
+    assert stages["stages"] == [
+        ["files", 5, None], ["videos", 4, 40.0], ["clips", 1200, 20.0], ["clips annotated", 1100, 15.0],
+        ["clips kept", 300, 5.0],
+    ]  # fmt: skip
+    assert [row[:2] for row in slowest["rows"]] == [["b.mp4", "Split"], ["a.mp4", "Ingest"]]
+    assert largest["rows"] == [["b.mp4", "Ingest", 3.0]]
+    assert aside["rows"] == [["c.mp4", "Ingest", EVIL]]
+    html = render_page(reports, RUN, curation_overview(reports, summarize(reports, RUN)))
+    assert "script" not in parse(html).tags
+    for said in ("1,200", "40.0 h", "50.0 %", "33.3 %", "width:12.5%"):
+        assert said in html
+
+
+@pytest.mark.parametrize("ended", range(5))
+def test_the_overview_tells_what_the_steps_that_ended_know(ended):
+    reports = curation_reports()[:ended]
+    sections = curation_overview(reports, summarize(reports, RUN))
+    assert ("From footage to dataset" in [s["title"] for s in sections]) == (ended >= 2)
+    assert render_page(reports, RUN, sections)
+
+
+def test_leading_values_come_largest_first_and_no_more_than_asked():
+    assert leading({"b": 2.0, "a": 2.0, "c": 9.0, "d": 1.0}, 3) == [("c", 9.0), ("a", 2.0), ("b", 2.0)]
+    assert first_rows(((str(n), "why") for n in range(10**9)), 2) == [("0", "why"), ("1", "why")]
+
+
+def test_a_page_names_its_pipeline_and_is_written_with_its_summary(tmp_path):
+    folder = tmp_path / "steps" / "r7"
+    folder.mkdir(parents=True)
+    for report in curation_reports():
+        (folder / f"{report.step}.json").write_bytes(report.to_json())
+    html = compose_report(str(tmp_path), "r7", "test", {}, "curation")
+    assert "<title>svdflow · curation · test</title>" in html and "From footage to dataset" in html
+    assert (tmp_path / "report.html").read_text() == html
+    assert json.loads((tmp_path / "summary.json").read_text())["run"]["pipeline"] == "curation"

@@ -1,75 +1,196 @@
-"""Image captions from any image-to-text model that transformers loads, by hub id or from a local directory."""
+"""Captions by models that transformers loads, by hub id or from a local directory; greedy decoding throughout."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from ...common.errors import BadInputError
-from .annotator import Annotator, ClipView, register, weights_identity
+import numpy as np
+
+from ...common.errors import BadInputError, SvdflowError
+from .annotator import ClipView, ModelAnnotator, register
 from .captions_local import described
+from .pretrained import loaded, one_thread, weights
+from .prompts import PROMPTS, summary_question
+from .settings import AnnotateSettings
 
 
-@lru_cache(maxsize=1)
-def _captioner(model: str, revision: str | None, device: str) -> tuple[Any, Any]:
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    if device == "cpu":
-        torch.set_num_threads(1)
-    where: dict[str, Any] = {"revision": revision} if revision else {}
-    try:
-        network = (
-            AutoModelForImageTextToText.from_pretrained(model, use_safetensors=True, **where)
-            .eval()
-            .requires_grad_(False)
-            .to(device)
-        )
-        return AutoProcessor.from_pretrained(model, **where), network
-    except (OSError, ValueError) as error:
-        raise BadInputError(
-            f"captioner {model!r} cannot be loaded: {str(error).splitlines()[0]}; annotate.captioner_model takes "
-            "a hub id or a directory"
-        ) from error
+def middle_frame(clip: ClipView) -> np.ndarray:
+    """The middle frame, uint8 RGB [H, W, 3]; taken along, for captioners that run late."""
+    return clip.once("middle frame", lambda: clip.key_frames[1].rgb)
 
 
-@lru_cache(maxsize=4)
-def _weights(model: str, revision: str | None) -> str:
-    return weights_identity(model, revision)
+def spread_frames(clip: ClipView) -> list[np.ndarray]:
+    """Frames spread over the clip, made small; taken along, for captioners that run late."""
+    return clip.once("spread frames", lambda: clip.spread_frames)
+
+
+def caption_columns(axis: str, caption: str, model: str) -> dict[str, Any] | SvdflowError:
+    """A caption and who wrote it; an error when nothing was written."""
+    words = " ".join(caption.split())
+    return {axis: words, f"{axis}_model": model} if words else BadInputError(f"{model} wrote nothing")
+
+
+class ImageCaptioner(ModelAnnotator):
+    """Base of what captions the middle frame, unless the video brought its own caption and that is preferred."""
+
+    axis, columns, uses_description = "caption_image", ("caption_image", "caption_image_model"), True
+
+    def config(self) -> dict[str, Any]:
+        """The settings its result depends on."""
+        return {"tokens": self.settings.caption_tokens, "describe": self.settings.prefer_description}
+
+    def prepare(self, clip: ClipView) -> None:
+        """Keep the middle frame."""
+        if not described(clip, self.settings.prefer_description):
+            middle_frame(clip)
+
+    def measure(self, clips: Sequence[ClipView]) -> list[dict[str, Any] | SvdflowError]:
+        """Their columns."""
+        own = [described(clip, self.settings.prefer_description) for clip in clips]
+        mute = [clip for clip, words in zip(clips, own, strict=True) if words is None]
+        written = iter(self.captions(mute) if mute else [])
+        return [words or next(written) for words in own]
+
+    def captions(self, clips: Sequence[ClipView]) -> Sequence[dict[str, Any] | SvdflowError]:
+        """Columns of clips without a caption of their own."""
+        raise NotImplementedError
 
 
 @register
-class TransformersCaptioner(Annotator):
-    """Caption of the middle frame, greedy decoding."""
+class TransformersCaptioner(ImageCaptioner):
+    """An image-to-text model that asks for nothing but a picture, as BLIP."""
 
-    name, version, axis = "transformers-captioner", "1", "caption_image"
-    columns = ("caption_image", "caption_image_model")
-    uses_description = True
+    name, version = "transformers-captioner", "2"
 
     def config(self) -> dict[str, Any]:
         """The settings its result depends on."""
         s = self.settings
-        return {
-            "weights": _weights(s.captioner_model, s.captioner_revision),
-            "tokens": s.caption_tokens,
-            "describe": s.prefer_description,
-        }
+        return {**super().config(), "weights": weights(s.captioner_model, s.captioner_revision)}
 
-    def annotate(self, clip: ClipView) -> dict[str, Any]:
-        """Its columns for one clip."""
-        import torch
-
+    def captions(self, clips: Sequence[ClipView]) -> list[dict[str, Any] | SvdflowError]:
+        """See the base class."""
         s = self.settings
-        if own := described(clip, s.prefer_description):
-            return own
-        processor, network = _captioner(s.captioner_model, s.captioner_revision, s.device)
-        inputs = processor(images=clip.key_frames[1].rgb, return_tensors="pt").to(s.device)
-        with torch.inference_mode():
-            tokens = network.generate(**inputs, max_new_tokens=s.caption_tokens, do_sample=False, num_beams=1)
-        caption = processor.batch_decode(tokens, skip_special_tokens=True)[0].strip()
-        if not caption:
-            raise BadInputError(f"captioner {s.captioner_model} wrote nothing")
+        model = f"{s.captioner_model}@{s.captioner_revision or 'main'}"
+        processor, network = _vision_model(s.captioner_model, s.captioner_revision, s.device)
+        pictures = filled([middle_frame(clip) for clip in clips], s.unit_clips)
+        inputs = processor(images=pictures, return_tensors="pt").to(s.device)
+        written = processor.batch_decode(_generate(network, inputs, s.caption_tokens), skip_special_tokens=True)
+        return [caption_columns(self.axis, text, model) for text in written[: len(clips)]]
+
+
+@register
+class TransformersVideoCaptioner(ModelAnnotator):
+    """A vision-language model with a chat template, shown frames spread over the clip."""
+
+    name, version, axis = "transformers-video-captioner", "1", "caption_video"
+    columns = ("caption_video", "caption_video_model")
+
+    def __init__(self, settings: AnnotateSettings) -> None:
+        super().__init__(settings)
+        self.spread = settings.video_caption_frames
+
+    def config(self) -> dict[str, Any]:
+        """The settings its result depends on."""
+        s, prompt = self.settings, PROMPTS[self.axis]
         return {
-            "caption_image": caption,
-            "caption_image_model": f"{s.captioner_model}@{s.captioner_revision or 'main'}",
+            "weights": weights(s.video_captioner_model, s.video_captioner_revision),
+            "tokens": s.caption_tokens,
+            "frames": self.spread,
+            "prompt": [prompt.version, prompt.text],
         }
+
+    def prepare(self, clip: ClipView) -> None:
+        """Keep the frames."""
+        spread_frames(clip)
+
+    def measure(self, clips: Sequence[ClipView]) -> list[dict[str, Any] | SvdflowError]:
+        """Their columns: one clip at a time, as the number of its tokens hangs on the frames' aspect."""
+        s, prompt = self.settings, PROMPTS[self.axis]
+        processor, network = _vision_model(s.video_captioner_model, s.video_captioner_revision, s.device)
+        model = prompt.signed(f"{s.video_captioner_model}@{s.video_captioner_revision or 'main'}")
+        found = []
+        for clip in clips:
+            frames = [{"type": "image", "image": _picture(rgb)} for rgb in spread_frames(clip)]
+            chat = [{"role": "user", "content": [*frames, {"type": "text", "text": prompt.text}]}]
+            inputs = processor.apply_chat_template(
+                chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            ).to(s.device)
+            tokens = _generate(network, inputs, 2 * s.caption_tokens)[:, inputs["input_ids"].shape[1] :]
+            written = processor.batch_decode(tokens, skip_special_tokens=True)[0]
+            found.append(caption_columns(self.axis, written, model))
+        return found
+
+
+@register
+class TransformersSummary(ModelAnnotator):
+    """A language model with a chat template, given the image's and the video's caption."""
+
+    name, version, axis = "transformers-summary", "1", "caption_summary"
+    columns = ("caption_summary", "caption_summary_model")
+    needs = ("caption_image", "caption_video")
+
+    def config(self) -> dict[str, Any]:
+        """The settings its result depends on."""
+        s, prompt = self.settings, PROMPTS[self.axis]
+        return {
+            "weights": weights(s.summary_model, s.summary_revision),
+            "tokens": s.caption_tokens,
+            "prompt": [prompt.version, prompt.text],
+        }
+
+    def measure(self, clips: Sequence[ClipView]) -> list[dict[str, Any] | SvdflowError]:
+        """Their columns: one clip at a time, as padding to a longer neighbour would change sums."""
+        s = self.settings
+        tokenizer, network = _language_model(s.summary_model, s.summary_revision, s.device)
+        model = PROMPTS[self.axis].signed(f"{s.summary_model}@{s.summary_revision or 'main'}")
+        found: list[dict[str, Any] | SvdflowError] = []
+        for clip in clips:
+            captions = [text for name in self.needs if (text := clip.columns.get(name))]
+            if not captions:
+                found.append(dict.fromkeys(self.columns))
+                continue
+            chat = [{"role": "user", "content": summary_question(captions)}]
+            inputs = tokenizer.apply_chat_template(
+                chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            ).to(s.device)
+            tokens = _generate(network, inputs, 2 * s.caption_tokens)[0, inputs["input_ids"].shape[1] :]
+            found.append(caption_columns(self.axis, tokenizer.decode(tokens, skip_special_tokens=True), model))
+        return found
+
+
+def filled(pictures: list[np.ndarray], size: int) -> list[np.ndarray]:
+    """Pictures of a batch that is always of one size (see ``batching``)."""
+    return pictures + [pictures[0]] * (size - len(pictures))
+
+
+def _picture(rgb: np.ndarray) -> Any:
+    from PIL import Image
+
+    return Image.fromarray(rgb)
+
+
+def _generate(network: Any, inputs: Any, tokens: int) -> Any:
+    import torch
+
+    with torch.inference_mode():
+        return network.generate(**inputs, max_new_tokens=tokens, do_sample=False, num_beams=1)
+
+
+@lru_cache(maxsize=2)
+def _vision_model(model: str, revision: str | None, device: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    one_thread(device)
+    network = loaded(AutoModelForImageTextToText, model, revision, use_safetensors=True)
+    return loaded(AutoProcessor, model, revision), network.eval().requires_grad_(False).to(device)
+
+
+@lru_cache(maxsize=1)
+def _language_model(model: str, revision: str | None, device: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    one_thread(device)
+    network = loaded(AutoModelForCausalLM, model, revision, use_safetensors=True)
+    return loaded(AutoTokenizer, model, revision), network.eval().requires_grad_(False).to(device)

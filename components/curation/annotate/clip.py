@@ -1,8 +1,9 @@
-"""CLIP through transformers, by hub id or from a local directory: embeddings, similarity, LAION's aesthetic head."""
+"""CLIP through transformers or open_clip: embeddings, similarity to captions, LAION's aesthetic head."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,166 +12,304 @@ import numpy as np
 
 from ...common.errors import BadInputError, ConfigError
 from ...common.identity import file_sha256
-from .annotator import Annotator, ClipView, register, weights_identity
-from .embeddings import EmbeddingAnnotator
+from .annotator import ClipView, ModelAnnotator, register
+from .batching import in_batches_of
+from .embeddings import embedding_columns, thumbnails
+from .pretrained import loaded, one_thread, weights
 from .settings import AnnotateSettings
 
 SIMILARITY_COLUMNS = ("similarity_image", "similarity_video", "similarity_summary")
 CAPTION_COLUMNS = ("caption_image", "caption_video", "caption_summary")
+OPEN_CLIP = "open_clip:"
 
 
-class ClipEncoder:
-    """A CLIP model and its preprocessing; embeddings are of unit length."""
+class ClipEncoder(ABC):
+    """A CLIP model and its preprocessing. Networks are loaded on first use: to prepare pictures they are not needed."""
+
+    @abstractmethod
+    def pixels(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """Uint8 RGB pictures as the network reads them, float32 [N, 3, S, S]."""
+
+    @abstractmethod
+    def tokens(self, texts: Sequence[str]) -> np.ndarray:
+        """Tokens and their mask [N, 2, L], always as long as the model reads; longer texts are cut."""
+
+    @abstractmethod
+    def image_features(self, pixels_NCHW: np.ndarray) -> Any:
+        """Torch [N, D] in the space that pictures and texts share."""
+
+    @abstractmethod
+    def text_features(self, tokens_N2L: np.ndarray) -> Any:
+        """Torch [N, D] in the space that pictures and texts share."""
+
+    def images(self, pixels_NCHW: np.ndarray, batch: int) -> np.ndarray:
+        """Unit vectors, float32 [N, D]."""
+        return in_batches_of(batch, pixels_NCHW, lambda rows: _unit(self.image_features, rows))
+
+    def texts(self, texts: Sequence[str], batch: int) -> np.ndarray:
+        """Unit vectors, float32 [N, D]."""
+        return in_batches_of(batch, self.tokens(texts), lambda rows: _unit(self.text_features, rows))
+
+
+class TransformersClip(ClipEncoder):
+    """By hub id or from a local directory."""
 
     def __init__(self, model: str, revision: str | None, device: str) -> None:
-        from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+        self.model, self.revision, self.device = model, revision, device
 
-        where: dict[str, Any] = {"revision": revision} if revision else {}
-        try:
-            self.network = (
-                CLIPModel.from_pretrained(model, use_safetensors=True, **where).eval().requires_grad_(False).to(device)
-            )
-            self.processor = AutoImageProcessor.from_pretrained(model, use_fast=False, **where)
-            self.tokenizer = AutoTokenizer.from_pretrained(model, **where)
-        except (OSError, ValueError) as error:
-            raise BadInputError(
-                f"CLIP {model!r} cannot be loaded: {str(error).splitlines()[0]}; annotate.clip_model takes a hub id "
-                "or a directory"
-            ) from error
+    def pixels(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """See the base class."""
+        return _image_processor(self.model, self.revision)(images=list(pictures), return_tensors="np")["pixel_values"]
+
+    def tokens(self, texts: Sequence[str]) -> np.ndarray:
+        """See the base class."""
+        length = self._network.config.text_config.max_position_embeddings
+        made = _tokenizer(self.model, self.revision)(
+            list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="np"
+        )
+        return np.stack([made["input_ids"], made["attention_mask"]], 1)
+
+    def image_features(self, pixels_NCHW: np.ndarray) -> Any:
+        """See the base class."""
+        states = self._network.vision_model(pixel_values=_tensor(pixels_NCHW, self.device)).pooler_output
+        return self._network.visual_projection(states)
+
+    def text_features(self, tokens_N2L: np.ndarray) -> Any:
+        """See the base class."""
+        ids, mask = _tensor(tokens_N2L, self.device).unbind(1)
+        return self._network.text_projection(self._network.text_model(input_ids=ids, attention_mask=mask).pooler_output)
+
+    @property
+    def _network(self) -> Any:
+        return _clip_network(self.model, self.revision, self.device)
+
+
+class OpenClip(ClipEncoder):
+    """By the names of the package open_clip: ``open_clip:ViT-L-14/openai``."""
+
+    def __init__(self, model: str, device: str) -> None:
+        self.architecture, _, self.weights = model.removeprefix(OPEN_CLIP).partition("/")
         self.device = device
 
-    def images(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        """Float32 [N, D] of uint8 RGB pictures."""
-        import torch
+    def pixels(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """See the base class."""
+        from PIL import Image
 
-        pixels = self.processor(images=list(pictures), return_tensors="pt")["pixel_values"].to(self.device)
-        with torch.inference_mode():
-            states = self.network.vision_model(pixel_values=pixels).pooler_output
-            return self._unit(self.network.visual_projection(states))
+        transform = open_clip_model(self.architecture, self.weights, self.device)[1]
+        return np.stack([transform(Image.fromarray(rgb)).numpy() for rgb in pictures])
 
-    def texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Float32 [N, D]; texts longer than the model reads are cut."""
-        import torch
+    def tokens(self, texts: Sequence[str]) -> np.ndarray:
+        """See the base class."""
+        ids = open_clip_module().get_tokenizer(self.architecture)(list(texts)).numpy()
+        return np.stack([ids, np.ones_like(ids)], 1)
 
-        length = self.network.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt").to(
-            self.device
+    def image_features(self, pixels_NCHW: np.ndarray) -> Any:
+        """See the base class."""
+        network = open_clip_model(self.architecture, self.weights, self.device)[0]
+        return network.encode_image(_tensor(pixels_NCHW, self.device))
+
+    def text_features(self, tokens_N2L: np.ndarray) -> Any:
+        """See the base class."""
+        network = open_clip_model(self.architecture, self.weights, self.device)[0]
+        return network.encode_text(_tensor(tokens_N2L[:, 0], self.device))
+
+
+def open_clip_module() -> Any:
+    """The package, which is no dependency of this one.
+
+    Raises:
+        BadInputError: it is not there.
+    """
+    try:
+        import open_clip
+    except ImportError as error:
+        raise BadInputError(
+            f"this model needs the package open_clip_torch ({error}); install it, or choose another"
+        ) from error
+    return open_clip
+
+
+@lru_cache(maxsize=2)
+def open_clip_model(architecture: str, weights_name: str, device: str) -> tuple[Any, Any]:
+    """A network of open_clip and its picture transform."""
+    one_thread(device)
+    try:
+        network, _, transform = open_clip_module().create_model_and_transforms(
+            architecture, pretrained=weights_name or None, device=device
         )
-        with torch.inference_mode():
-            states = self.network.text_model(
-                input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
-            ).pooler_output
-            return self._unit(self.network.text_projection(states))
+    except (RuntimeError, OSError, ValueError) as error:
+        raise BadInputError(f"open_clip cannot load {architecture}/{weights_name}: {error}") from error
+    return network.eval().requires_grad_(False), transform
 
-    def _unit(self, vectors: Any) -> np.ndarray:
+
+def _tensor(rows: np.ndarray, device: str) -> Any:
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(rows)).to(device)
+
+
+def _unit(features: Callable[[np.ndarray], Any], rows: np.ndarray) -> np.ndarray:
+    import torch
+
+    with torch.inference_mode():
+        vectors = features(rows)
         return (vectors / vectors.norm(dim=-1, keepdim=True)).float().cpu().numpy()
 
 
 @lru_cache(maxsize=1)
-def _encoder(model: str, revision: str | None, device: str) -> ClipEncoder:
-    import torch
+def _clip_network(model: str, revision: str | None, device: str) -> Any:
+    from transformers import CLIPModel
 
-    if device == "cpu":
-        torch.set_num_threads(1)
-    return ClipEncoder(model, revision, device)
-
-
-@lru_cache(maxsize=4)
-def _weights(model: str, revision: str | None) -> str:
-    return weights_identity(model, revision)
+    one_thread(device)
+    return loaded(CLIPModel, model, revision, use_safetensors=True).eval().requires_grad_(False).to(device)
 
 
-@lru_cache(maxsize=4)
-def _file(path: str) -> str:
-    return file_sha256(Path(path))
+@lru_cache(maxsize=1)
+def _image_processor(model: str, revision: str | None) -> Any:
+    from transformers import AutoImageProcessor
+
+    return loaded(AutoImageProcessor, model, revision, use_fast=False)
 
 
-def _of(settings: AnnotateSettings) -> ClipEncoder:
-    return _encoder(settings.clip_model, settings.clip_revision, settings.device)
+@lru_cache(maxsize=1)
+def _tokenizer(model: str, revision: str | None) -> Any:
+    from transformers import AutoTokenizer
+
+    return loaded(AutoTokenizer, model, revision)
 
 
-def _image_embeddings(clip: ClipView, settings: AnnotateSettings) -> np.ndarray:
-    return clip.once("clip image embeddings", lambda: _of(settings).images(clip.pictures()))
+def encoder_of(settings: AnnotateSettings) -> ClipEncoder:
+    """The CLIP that the settings name."""
+    if settings.clip_model.startswith(OPEN_CLIP):
+        return OpenClip(settings.clip_model, settings.device)
+    return TransformersClip(settings.clip_model, settings.clip_revision, settings.device)
 
 
-def cosine_columns(images_ND: np.ndarray, captions: Sequence[str | None], embed: Any) -> dict[str, Any]:
+def clip_identity(model: str, revision: str | None) -> str:
+    """What names the weights; a file that open_clip reads, by its content."""
+    file = model.removeprefix(OPEN_CLIP).partition("/")[2]
+    if model.startswith(OPEN_CLIP) and Path(file).is_file():
+        return f"{model}:{_file(file)}"
+    return weights(model, revision)
+
+
+def cosine_columns(images_ND: np.ndarray, captions: Sequence[str | None], texts_ND: np.ndarray) -> dict[str, Any]:
     """Cosines of every caption to every key frame; None for a caption that is not there.
 
     Args:
         images_ND: unit vectors of the frames.
         captions: image, video and summary caption.
-        embed: texts to unit vectors [N, D].
+        texts_ND: unit vectors of those that are there.
     """
-    there = [text for text in captions if text]
-    rows = iter(np.clip(embed(there) @ images_ND.T, -1, 1).tolist() if there else [])
+    rows = iter(np.clip(texts_ND @ images_ND.T, -1, 1).tolist() if len(texts_ND) else [])
     return {column: next(rows) if text else None for column, text in zip(SIMILARITY_COLUMNS, captions, strict=True)}
 
 
+class _Clip(ModelAnnotator):
+    """Base of what sees the key frames through CLIP; their embeddings are computed once for all of them."""
+
+    def config(self) -> dict[str, Any]:
+        """The settings its result depends on."""
+        return {"weights": clip_identity(self.settings.clip_model, self.settings.clip_revision)}
+
+    def prepare(self, clip: ClipView) -> None:
+        """Keep the key frames as CLIP reads them."""
+        self._pixels(clip)
+
+    def embeddings(self, clips: Sequence[ClipView]) -> list[np.ndarray]:
+        """Unit vectors of each clip's key frames, [3, D]."""
+        todo = [clip for clip in clips if _EMBEDDINGS not in clip.taken]
+        if todo:
+            pixels_NCHW = np.concatenate([self._pixels(clip) for clip in todo])
+            rows_ND = encoder_of(self.settings).images(pixels_NCHW, 3 * self.settings.unit_clips)
+            for clip, of_clip in zip(todo, rows_ND.reshape(len(todo), 3, -1), strict=True):
+                clip.taken[_EMBEDDINGS] = of_clip
+        return [clip.taken[_EMBEDDINGS] for clip in clips]
+
+    def _pixels(self, clip: ClipView) -> np.ndarray:
+        return clip.once("CLIP pixels", lambda: encoder_of(self.settings).pixels(clip.pictures()))
+
+
+_EMBEDDINGS = "CLIP image embeddings"
+
+
 @register
-class ClipEmbedding(EmbeddingAnnotator):
+class ClipEmbedding(_Clip):
     """CLIP embeddings of the key frames."""
 
-    name, version, axis = "clip", "1", "embedding"
+    name, version, axis = "clip", "2", "embedding"
+    columns = ("embedding_uri",)
 
-    def config(self) -> dict[str, Any]:
-        """The settings its result depends on."""
-        return {"weights": _weights(self.settings.clip_model, self.settings.clip_revision)}
+    def prepare(self, clip: ClipView) -> None:
+        """Keep the key frames as CLIP reads them, and as thumbnails."""
+        super().prepare(clip)
+        thumbnails(clip)
 
-    def embed(self, clip: ClipView) -> np.ndarray:
-        """Unit vectors of the key frames."""
-        return _image_embeddings(clip, self.settings)
+    def measure(self, clips: Sequence[ClipView]) -> list[dict[str, Any]]:
+        """Their columns."""
+        return [embedding_columns(rows, clip) for rows, clip in zip(self.embeddings(clips), clips, strict=True)]
 
 
 @register
-class ClipSimilarity(Annotator):
+class ClipSimilarity(_Clip):
     """Cosine of CLIP's embeddings of every caption and every key frame (paper, App. C)."""
 
-    name, version, axis = "clip", "1", "similarity"
+    name, version, axis = "clip", "2", "similarity"
     columns, needs = SIMILARITY_COLUMNS, CAPTION_COLUMNS
 
-    def config(self) -> dict[str, Any]:
-        """The settings its result depends on."""
-        return {"weights": _weights(self.settings.clip_model, self.settings.clip_revision)}
-
-    def annotate(self, clip: ClipView) -> dict[str, Any]:
-        """Its columns for one clip."""
-        captions = [clip.columns.get(name) for name in CAPTION_COLUMNS]
-        return cosine_columns(_image_embeddings(clip, self.settings), captions, _of(self.settings).texts)
+    def measure(self, clips: Sequence[ClipView]) -> list[dict[str, Any]]:
+        """Their columns."""
+        captions = [[clip.columns.get(name) for name in CAPTION_COLUMNS] for clip in clips]
+        texts = [text for of_clip in captions for text in of_clip if text]
+        if not texts:
+            return [dict.fromkeys(SIMILARITY_COLUMNS) for _ in clips]
+        rows_ND = encoder_of(self.settings).texts(texts, 3 * self.settings.unit_clips)
+        found = []
+        for images_ND, of_clip in zip(self.embeddings(clips), captions, strict=True):
+            count = sum(1 for text in of_clip if text)
+            found.append(cosine_columns(images_ND, of_clip, rows_ND[:count]))
+            rows_ND = rows_ND[count:]
+        return found
 
 
 @register
-class ClipAestheticHead(Annotator):
+class ClipAestheticHead(_Clip):
     """LAION's predictor: linear layers on the unit CLIP embedding, read from a safetensors file."""
 
-    name, version, axis = "clip-aesthetic-head", "1", "aesthetic"
+    name, version, axis = "clip-aesthetic-head", "2", "aesthetic"
     columns = ("aesthetic",)
 
     def __init__(self, settings: AnnotateSettings) -> None:
         super().__init__(settings)
         if not Path(settings.aesthetic_head).is_file():
             raise ConfigError(
-                f"annotate.aesthetic_head: {settings.aesthetic_head!r} is no file; name the safetensors file with "
-                "LAION's head, or choose annotate.aesthetic=colourfulness-contrast-sharpness"
+                f"annotate.aesthetic_head: {settings.aesthetic_head!r} is no file; make it of LAION's release with "
+                "python -m svdflow.curation.annotate.convert_weights laion-aesthetic, or choose "
+                "annotate.aesthetic=colourfulness-contrast-sharpness"
             )
 
     def config(self) -> dict[str, Any]:
         """The settings its result depends on."""
-        return {
-            "weights": _weights(self.settings.clip_model, self.settings.clip_revision),
-            "head": _file(self.settings.aesthetic_head),
-        }
+        return {**super().config(), "head": _file(self.settings.aesthetic_head)}
 
-    def annotate(self, clip: ClipView) -> dict[str, Any]:
-        """Its columns for one clip."""
-        x_ND = _image_embeddings(clip, self.settings).astype(np.float64)
+    def measure(self, clips: Sequence[ClipView]) -> list[dict[str, Any]]:
+        """Their columns."""
+        return [{"aesthetic": self._score(rows.astype(np.float64))} for rows in self.embeddings(clips)]
+
+    def _score(self, x_ND: np.ndarray) -> list[float]:
         for weight, bias in _layers(self.settings.aesthetic_head):
             if weight.shape[1] != x_ND.shape[1]:
                 raise BadInputError(
                     f"{self.settings.aesthetic_head}: a layer takes {weight.shape[1]} values, not {x_ND.shape[1]}; "
                     "the head was trained on another CLIP model"
                 )
-            x_ND = x_ND @ weight.T + bias
-        return {"aesthetic": x_ND[:, 0].tolist()}
+            x_ND = np.einsum("nd,od->no", x_ND, weight) + bias
+        return x_ND[:, 0].tolist()
+
+
+@lru_cache(maxsize=4)
+def _file(path: str) -> str:
+    return file_sha256(Path(path))
 
 
 @lru_cache(maxsize=1)

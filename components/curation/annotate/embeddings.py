@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from typing import Any
 
 import cv2
 import numpy as np
 
-from .annotator import Annotator, ClipView
+from .annotator import ClipView
 
 THUMBNAIL_PX = 16
 
@@ -28,30 +27,11 @@ def thumbnail(rgb: np.ndarray) -> np.ndarray:
     return grey / length if length > 1 else np.zeros_like(grey)
 
 
-class EmbeddingAnnotator(Annotator):
-    """Base of what embeds the three key frames."""
+def thumbnails(clip: ClipView) -> np.ndarray:
+    """Of the key frames, float [3, 256]."""
+    return clip.once("thumbnails", lambda: np.stack([thumbnail(rgb) for rgb in clip.pictures()]))
 
-    columns = ("embedding_uri",)
 
-    @abstractmethod
-    def embed(self, clip: ClipView) -> np.ndarray:
-        """Float [3, D]: first, middle and last frame."""
-
-    def annotate(self, clip: ClipView) -> dict[str, Any]:
-        """Its columns for one clip."""
-        return {
-            "embedding_uri": {
-                "image": self.embed(clip),
-                "thumbnail": np.stack([thumbnail(rgb) for rgb in clip.pictures()]),
-            }
-        }
-
-    def store(self, columns: dict[str, Any], root: Any) -> dict[str, Any]:
-        """Arrays go into the data root."""
-        from safetensors.numpy import save
-
-        arrays = {
-            name: np.ascontiguousarray(array, dtype=np.float16) for name, array in columns["embedding_uri"].items()
-        }
-        about = {"model": f"{self.name}@{self.version}"}  # one entry: safetensors writes several in a random order
-        return {"embedding_uri": root.put_bytes(save(arrays, metadata=about))}
+def embedding_columns(embeddings_3D: np.ndarray, clip: ClipView) -> dict[str, Any]:
+    """Columns of what embeds the three key frames: its vectors and the thumbnails, in half precision."""
+    return {"embedding_uri": {"image": embeddings_3D.astype(np.float16), "thumbnail": np.float16(thumbnails(clip))}}

@@ -5,24 +5,26 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import random
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ...common.errors import ConfigError, ServiceError
+from ...common.errors import ConfigError, ServiceError, SvdflowError
 from ...common.report import jpeg_data_uri
-from .annotator import Annotator, ClipView, register
+from .annotator import ClipView, ModelAnnotator, register
+from .captioners import caption_columns, middle_frame, spread_frames
 from .captions_local import described
+from .prompts import PROMPTS, summary_question
 from .settings import AnnotateSettings
 
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
 _LARGEST_ANSWER = 1 << 20
-_PROMPTS = {
-    "caption_image": "Describe this picture in one sentence.",
-    "caption_video": "These are frames of one video, in order. Describe in one or two sentences what happens.",
-    "caption_summary": "Two captions of a video follow. Join them into one or two sentences; answer with these alone.",
-}
+_LONGEST_WAIT_S = 30.0
+_PICTURE_PX = 512
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -34,6 +36,9 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 def ask(settings: AnnotateSettings, prompt: str, pictures: list[str]) -> str:
     """One chat completion.
+
+    What may pass (a busy or absent server, a time-out, an answer that is none) is tried again, later each time, or
+    when the server says so; a refusal is not.
 
     Args:
         settings: where and as whom.
@@ -56,30 +61,46 @@ def ask(settings: AnnotateSettings, prompt: str, pictures: list[str]) -> str:
         headers["Authorization"] = f"Bearer {key}"
     url = settings.endpoint_url.rstrip("/") + "/chat/completions"
     opener = urllib.request.build_opener(_NoRedirect)
-    reason = ""
+    reason, asked_wait_s = "", 0.0
     for attempt in range(settings.endpoint_tries):
         if attempt:
-            time.sleep(min(0.2 * 4 ** (attempt - 1), 20))
+            time.sleep(_wait_s(attempt, asked_wait_s))
         request = urllib.request.Request(url, json.dumps(body).encode(), headers, method="POST")
+        asked_wait_s = 0.0
         try:
             with opener.open(request, timeout=settings.endpoint_timeout_s) as answer:
                 words = json.loads(answer.read(_LARGEST_ANSWER))["choices"][0]["message"]["content"]
             if isinstance(words, str) and words.strip():
-                return " ".join(words.split())
+                return words
             reason = "its answer is empty"
         except urllib.error.HTTPError as error:
             reason = f"it answers {error.code} {error.reason}"
+            asked_wait_s = _seconds(error.headers.get("Retry-After"))
+            error.close()
             if error.code not in _RETRIED:
                 break
-        except (KeyError, IndexError, TypeError, json.JSONDecodeError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
             reason = f"its answer is no chat completion ({type(error).__name__})"
         except (OSError, http.client.HTTPException) as error:
             reason = f"{getattr(error, 'reason', error) or type(error).__name__}"
     raise ServiceError(f"{url}: {reason} (tried {attempt + 1} times); check annotate.endpoint_url and endpoint_model")
 
 
-class _Endpoint(Annotator):
-    name, version = "endpoint", "1"
+def _wait_s(attempt: int, asked_s: float) -> float:
+    """Longer each time, and not in step with the other requests; at least what the server asked for, within reason."""
+    backoff_s = 0.2 * 4 ** (attempt - 1) * random.uniform(1, 1.5)
+    return min(max(backoff_s, asked_s), _LONGEST_WAIT_S)
+
+
+def _seconds(retry_after: str | None) -> float:
+    try:
+        return max(float(retry_after or 0), 0.0)
+    except ValueError:  # a date: the usual wait will do
+        return 0.0
+
+
+class _Endpoint(ModelAnnotator):
+    name, version = "endpoint", "2"
 
     def __init__(self, settings: AnnotateSettings) -> None:
         super().__init__(settings)
@@ -89,19 +110,33 @@ class _Endpoint(Annotator):
             )
 
     def config(self) -> dict[str, Any]:
-        """The settings its result depends on."""
-        s = self.settings
+        """The settings its result depends on; a server may move."""
+        prompt = PROMPTS[self.axis]
         return {
-            "url": s.endpoint_url,
-            "model": s.endpoint_model,
-            "prompt": _PROMPTS[self.axis],
-            "tokens": s.caption_tokens,
+            "model": self.settings.endpoint_model,
+            "prompt": [prompt.version, prompt.text],
+            "tokens": self.settings.caption_tokens,
         }
 
-    def answer(self, text: str = "", pictures: list[Any] | None = None) -> dict[str, Any]:
-        """Ask, and name the model that answered."""
-        words = ask(self.settings, _PROMPTS[self.axis] + text, [jpeg_data_uri(p, max_side=512) for p in pictures or []])
-        return {self.axis: words, f"{self.axis}_model": self.settings.endpoint_model}
+    def measure(self, clips: Sequence[ClipView]) -> list[dict[str, Any] | SvdflowError]:
+        """Their columns; several requests are under way at once."""
+        with ThreadPoolExecutor(self.settings.endpoint_requests) as requests:
+            return list(requests.map(self._caption, clips))
+
+    def _caption(self, clip: ClipView) -> dict[str, Any] | SvdflowError:
+        try:
+            return self.caption(clip)
+        except ServiceError as error:
+            return error
+
+    def caption(self, clip: ClipView) -> dict[str, Any] | SvdflowError:
+        """Its columns for one clip."""
+        raise NotImplementedError
+
+    def answer(self, prompt: str, pictures: Sequence[Any] = ()) -> dict[str, Any] | SvdflowError:
+        """Ask, and name the model and the prompt."""
+        words = ask(self.settings, prompt, [jpeg_data_uri(p, max_side=_PICTURE_PX) for p in pictures])
+        return caption_columns(self.axis, words, PROMPTS[self.axis].signed(self.settings.endpoint_model))
 
 
 @register
@@ -114,9 +149,15 @@ class EndpointImageCaption(_Endpoint):
         """The settings its result depends on."""
         return {**super().config(), "prefer_description": self.settings.prefer_description}
 
-    def annotate(self, clip: ClipView) -> dict[str, Any]:
+    def prepare(self, clip: ClipView) -> None:
+        """Keep the middle frame."""
+        if not described(clip, self.settings.prefer_description):
+            middle_frame(clip)
+
+    def caption(self, clip: ClipView) -> dict[str, Any] | SvdflowError:
         """Its columns for one clip."""
-        return described(clip, self.settings.prefer_description) or self.answer(pictures=[clip.key_frames[1].rgb])
+        own = described(clip, self.settings.prefer_description)
+        return own or self.answer(PROMPTS[self.axis].text, [middle_frame(clip)])
 
 
 @register
@@ -133,9 +174,13 @@ class EndpointVideoCaption(_Endpoint):
         """The settings its result depends on."""
         return {**super().config(), "frames": self.spread}
 
-    def annotate(self, clip: ClipView) -> dict[str, Any]:
+    def prepare(self, clip: ClipView) -> None:
+        """Keep the frames."""
+        spread_frames(clip)
+
+    def caption(self, clip: ClipView) -> dict[str, Any] | SvdflowError:
         """Its columns for one clip."""
-        return self.answer(pictures=clip.spread_frames)
+        return self.answer(PROMPTS[self.axis].text, spread_frames(clip))
 
 
 @register
@@ -145,9 +190,7 @@ class EndpointSummary(_Endpoint):
     axis, columns = "caption_summary", ("caption_summary", "caption_summary_model")
     needs = ("caption_image", "caption_video")
 
-    def annotate(self, clip: ClipView) -> dict[str, Any]:
+    def caption(self, clip: ClipView) -> dict[str, Any] | SvdflowError:
         """Its columns for one clip."""
         captions = [text for name in self.needs if (text := clip.columns.get(name))]
-        if not captions:
-            return {"caption_summary": None, "caption_summary_model": None}
-        return self.answer("".join(f"\n- {text}" for text in captions))
+        return self.answer(summary_question(captions)) if captions else dict.fromkeys(self.columns)

@@ -10,7 +10,7 @@ import numpy as np
 from ...common.features import FRAME_FEATURES, image_features
 from ...common.picture import colourfulness, contrast, sharpness, shrink
 from .annotator import Annotator, ClipView, register
-from .embeddings import EmbeddingAnnotator
+from .embeddings import embedding_columns
 
 
 def picture_quality(rgb: np.ndarray) -> float:
@@ -34,17 +34,17 @@ class ColourContrastSharpness(Annotator):
 
 
 @register
-class ClassifierEmbedding(EmbeddingAnnotator):
+class ClassifierEmbedding(Annotator):
     """Pooled features of an ImageNet classifier."""
 
-    name, version, axis = FRAME_FEATURES, "2", "embedding"
+    name, version, axis = FRAME_FEATURES, "3", "embedding"
+    columns = ("embedding_uri",)
     stand_in_for = "CLIP ViT-L/14 image embeddings"
 
-    def embed(self, clip: ClipView) -> np.ndarray:
-        """Unit vectors of the key frames."""
+    def annotate(self, clip: ClipView) -> dict[str, Any]:
+        """Its columns for one clip."""
         import torch
 
         torch.set_num_threads(1)
-        return image_features(
-            np.stack([cv2.resize(rgb, (224, 224), interpolation=cv2.INTER_AREA) for rgb in clip.pictures()])
-        )[0]
+        squares = [cv2.resize(rgb, (224, 224), interpolation=cv2.INTER_AREA) for rgb in clip.pictures()]
+        return embedding_columns(image_features(np.stack(squares))[0], clip)

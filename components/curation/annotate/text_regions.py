@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,8 +29,14 @@ def _detector() -> Any:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def text_area(rgb: np.ndarray, long_side_px: int = 480, box_threshold: float = 0.7) -> float:
-    """Fraction of a frame (uint8 RGB [H, W, 3]) that lies in text boxes; where boxes overlap they count once."""
+def text_boxes(rgb: np.ndarray, long_side_px: int = 480, box_threshold: float = 0.7) -> list[np.ndarray]:
+    """Boxes around lines of text, turned as the text is: corners [4, 2] as fractions of width and height.
+
+    Args:
+        rgb: uint8 [H, W, 3].
+        long_side_px: what the frame is scaled to for the detector.
+        box_threshold: mean likelihood from which on a region counts.
+    """
     from rapidocr_onnxruntime.ch_ppocr_det.utils import DBPostProcess
 
     scale = long_side_px / max(rgb.shape[:2])
@@ -41,17 +48,27 @@ def text_area(rgb: np.ndarray, long_side_px: int = 480, box_threshold: float = 0
     boxes, _ = DBPostProcess(thresh=0.3, box_thresh=box_threshold, unclip_ratio=1.6, use_dilation=True)(
         likelihood, (height, width)
     )
-    mask = np.zeros((height, width), np.uint8)
-    for box in boxes:
-        cv2.fillPoly(mask, [np.asarray(box, np.int32).reshape(-1, 2)], 1)
-    return float(mask.mean())
+    return [np.asarray(box, float).reshape(-1, 2) / (width, height) for box in boxes]
+
+
+def covered(boxes: Sequence[np.ndarray]) -> float:
+    """Area of the union of boxes within the unit square, 0 to 1: where they overlap they count once."""
+    import shapely
+
+    shapes = [shapely.convex_hull(shapely.Polygon(corners)) for corners in boxes]
+    return float(shapely.intersection(shapely.union_all(shapes), shapely.box(0, 0, 1, 1)).area)
+
+
+def text_area(rgb: np.ndarray, long_side_px: int = 480, box_threshold: float = 0.7) -> float:
+    """Fraction of a frame (uint8 RGB [H, W, 3]) that lies in text boxes."""
+    return covered(text_boxes(rgb, long_side_px, box_threshold))
 
 
 @register
 class PPOCRDetector(Annotator):
     """PP-OCR v4's text detector on small key frames; the area is that of the union of its boxes."""
 
-    name, version, axis = "pp-ocr-detector", "1", "text"
+    name, version, axis = "pp-ocr-detector", "2", "text"
     columns = ("text_area",)
 
     def config(self) -> dict[str, Any]:

@@ -18,10 +18,18 @@ class WordSimilarity(Annotator):
     columns, needs = SIMILARITY_COLUMNS, CAPTION_COLUMNS
     stand_in_for = "CLIP ViT-L/14"
 
+    def prepare(self, clip: ClipView) -> None:
+        """Keep the words of the key frames."""
+        self._words(clip)
+
     def annotate(self, clip: ClipView) -> dict[str, Any]:
         """Its columns for one clip."""
         import torch
 
         torch.set_num_threads(1)
-        frames_ND = sentence_embeddings([sentence(rgb) for rgb in clip.pictures()])
-        return cosine_columns(frames_ND, [clip.columns.get(name) for name in CAPTION_COLUMNS], sentence_embeddings)
+        captions = [clip.columns.get(name) for name in CAPTION_COLUMNS]
+        texts_ND = sentence_embeddings([text for text in captions if text])
+        return cosine_columns(sentence_embeddings(self._words(clip)), captions, texts_ND)
+
+    def _words(self, clip: ClipView) -> list[str]:
+        return clip.once("words of the key frames", lambda: [sentence(rgb) for rgb in clip.pictures()])

@@ -1,6 +1,7 @@
 """The cut of one axis: exact, computed on the unfiltered set, decided by values alone.
 
-SQL runs out of core; the ranks are exact, no sketch. Equal values share their fate, whatever the order of the rows.
+SQL runs out of core and in bounded memory: no sketch, and no sort of the whole. Equal values share their fate, whatever
+the order of the rows.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .settings import FilterSettings
+from .values import DROPS_ABOVE
 
-DROPS_ABOVE = {"motion": False, "text": True, "aesthetic": False, "similarity": False}
-_REDUCE = {"mean": "list_avg", "min": "list_min", "max": "list_max"}
+_BINS = 4096
+_SORTED = 1_000_000  # values that are sorted at once
 
 
 @dataclass(frozen=True)
@@ -23,99 +25,142 @@ class Cut:
         axis: its name.
         above: whether values above the cut are dropped, instead of those below; the cut itself is kept.
         asked_percent: of the clips with a value.
+        asked_top: how many of the best to keep, if asked.
         limit: the absolute limit asked for, if any.
-        value: the effective cut, the stricter of the two; None when nothing is asked.
+        value: the effective cut, the strictest of the three; None when nothing is asked, or nothing can be cut.
         from_percent: the cut that the percentage alone gives; None when zero is asked or there is no value.
+        from_top: the cut that the number to keep alone gives.
         realised_percent: what the effective cut drops of the clips with a value.
         dropped: how many that are.
-        missing: clips without a value.
+        there: clips with a value.
+        missing: clips that were not annotated.
+        nan: clips whose annotation is no number.
+        low: the lowest value; None without any.
+        high: the highest value.
     """
 
     axis: str
     above: bool
     asked_percent: float
+    asked_top: int | None
     limit: float | None
     value: float | None
     from_percent: float | None
+    from_top: float | None
     realised_percent: float
     dropped: int
+    there: int
     missing: int
+    nan: int
+    low: float | None
+    high: float | None
 
     @property
     def active(self) -> bool:
         """Whether anything is asked of this axis."""
-        return self.asked_percent > 0 or self.limit is not None
+        return self.asked_percent > 0 or self.asked_top is not None or self.limit is not None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
 
 
-def value_sql(axis: str, settings: FilterSettings) -> str:
-    """SQL for a clip's single value on an axis, out of the annotations' columns; NULL when there is none."""
-    if axis == "motion":
-        return _clean("motion_score")
-    if axis == "similarity":
-        columns = [_over_frames(f"similarity_{c}", settings.similarity_reduce) for c in settings.similarity_captions]
-        return _over(columns, settings.similarity_caption_reduce)
-    return _over_frames({"text": "text_area", "aesthetic": "aesthetic"}[axis], getattr(settings, f"{axis}_reduce"))
-
-
-def _clean(expression: str) -> str:
-    return f"CASE WHEN isfinite({expression}) THEN {expression} END"
-
-
-def _over_frames(column: str, reduce: str) -> str:
-    """Over the frames that have a value; a NaN is no value."""
-    return _over([_clean(f"{column}[{i}]") for i in (1, 2, 3)], reduce)
-
-
-def _over(expressions: list[str], reduce: str) -> str:
-    """Over those that are not NULL; NULL when all are."""
-    return f"{_REDUCE[reduce]}(list_filter([{', '.join(expressions)}], lambda v: v IS NOT NULL))"
-
-
 def find_cut(connection: Any, axis: str, settings: FilterSettings) -> Cut:
     """The cut of an axis over the table ``scored`` (column ``<axis>_value``)."""
-    above = DROPS_ABOVE[axis]
-    percent = getattr(settings, f"{axis}_percent")
-    limit = settings.text_max_area if axis == "text" else getattr(settings, f"{axis}_min")
-    column = f"{axis}_value"
-    there, total = connection.execute(f"SELECT count({column}), count(*) FROM scored").fetchone()
-    by_percent = _percent_cut(connection, column, there, percent, above) if percent and there else None
-    asked = [v for v in (by_percent, limit) if v is not None]
+    column, above = f"{axis}_value", DROPS_ABOVE[axis]
+    percent, top = getattr(settings, f"{axis}_percent"), getattr(settings, f"{axis}_top")
+    limit = settings.limit(axis)
+    there, missing, nan, low, high = connection.execute(
+        f"""SELECT count(*) FILTER ({_is_number(column)}), count(*) - count({column}),
+                   count(*) FILTER (isnan({column})),
+                   min({column}) FILTER ({_is_number(column)}), max({column}) FILTER ({_is_number(column)})
+            FROM scored"""
+    ).fetchall()[0]
+    axis_values = _Values(connection, column, above, there, low, high)
+    from_percent = from_top = None
+    if there and percent:
+        from_percent = axis_values.cut(math.floor(there * percent / 100 + 1e-9))
+    if there and top is not None:
+        from_top = axis_values.cut(max(there - top, 0))
+    asked = [v for v in (from_percent, from_top, limit) if v is not None]
     value = (min(asked) if above else max(asked)) if asked else None
-    beyond = ">" if above else "<"
-    dropped = (
-        connection.execute(f"SELECT count(*) FROM scored WHERE {column} {beyond} ?", [value]).fetchone()[0]
-        if asked
-        else 0
-    )
+    dropped = axis_values.beyond(value)[0] if value is not None else 0
     realised = 100 * dropped / there if there else 0.0
-    return Cut(axis, above, percent, limit, value, by_percent, realised, dropped, total - there)
+    joined = (limit, value, from_percent, from_top)
+    return Cut(axis, above, percent, top, *joined, realised, dropped, there, missing, nan, low, high)
 
 
-def _percent_cut(connection: Any, column: str, there: int, percent: float, above: bool) -> float:
-    """The value at which the wanted share lies beyond.
+def number(value: float | None) -> str:
+    """A double, to the last bit, in SQL."""
+    return "NULL::DOUBLE" if value is None else f"CAST('{value!r}' AS DOUBLE)"
 
-    The boundary may fall among equal values. They go together or stay together, whichever comes closer to what was
-    asked (staying, when both are as close); they never go when nothing else is left.
-    """
-    wanted = math.floor(there * percent / 100 + 1e-9)
-    order = "DESC" if above else "ASC"
-    beyond = ">" if above else "<"
 
-    def count(sql: str, *values: float) -> Any:
-        return connection.execute(sql, list(values)).fetchone()[0]
+def bin_sql(column: str, low: float, high: float, bins: int) -> str:
+    """SQL for the number of the equal-width bin, 0 to ``bins - 1``; it never falls as the value grows."""
+    half = "" if math.isfinite(high - low) else " * 0.5"  # the width of the widest ranges is no double
+    low_sql, high_sql = f"{number(low)}{half}", f"{number(high)}{half}"
+    share = f"({column}{half} - {low_sql}) / ({high_sql} - {low_sql})"
+    return f"least(floor({share} * {bins}), {bins - 1})::INTEGER"
 
-    boundary = count(
-        f"SELECT {column} FROM scored WHERE {column} IS NOT NULL ORDER BY {column} {order} LIMIT 1 OFFSET {wanted}"
-    )
-    if_stay = count(f"SELECT count(*) FROM scored WHERE {column} {beyond} ?", boundary)
-    if if_stay == wanted:
-        return boundary
-    if_go = count(f"SELECT count(*) FROM scored WHERE {column} {beyond}= ?", boundary)
-    if if_go == there or wanted - if_stay <= if_go - wanted:
-        return boundary
-    inward = "max" if above else "min"
-    return count(f"SELECT {inward}({column}) FROM scored WHERE {column} {'<' if above else '>'} ?", boundary)
+
+def _is_number(column: str) -> str:
+    return f"{column} IS NOT NULL AND NOT isnan({column})"
+
+
+@dataclass(frozen=True)
+class _Values:
+    """The numbers of one column of ``scored``."""
+
+    connection: Any
+    column: str
+    above: bool
+    there: int
+    low: float
+    high: float
+
+    def cut(self, wanted: int) -> float:
+        """The value beyond which lie ``wanted`` of the values, or as near to that as values alone can decide.
+
+        The boundary may fall among equal values. They go together or stay together, whichever comes closer to what was
+        asked (staying, when both are as close); they never go when nothing else is left.
+        """
+        boundary = self._at(self.there - 1 - wanted if self.above else wanted)
+        if_stay, equal = self.beyond(boundary)
+        if_go = if_stay + equal
+        if if_stay == wanted or if_go == self.there or wanted - if_stay <= if_go - wanted:
+            return boundary
+        inward = f"max({self.column})" if self.above else f"min({self.column})"
+        inside = f"{self.column} {'<' if self.above else '>'} {number(boundary)} AND NOT isnan({self.column})"
+        return self.connection.execute(f"SELECT {inward} FROM scored WHERE {inside}").fetchall()[0][0]
+
+    def beyond(self, value: float) -> tuple[int, int]:
+        """How many lie beyond a value, on the side that is dropped, and how many are equal to it."""
+        beyond, equal = (f"count(*) FILTER ({self.column} {sign} {number(value)})" for sign in ("<>"[self.above], "="))
+        return self.connection.execute(
+            f"SELECT {beyond}, {equal} FROM scored WHERE NOT isnan({self.column})"
+        ).fetchall()[0]
+
+    def _at(self, rank: int) -> float:
+        """The value of a rank, the lowest being 0.
+
+        Counts in equal-width bins tell which bin holds the rank; that bin is looked at alone, and so on, until it is
+        small enough to sort. No step holds more than that, however many values there are or however they are spread.
+        """
+        low, high, count = self.low, self.high, self.there
+        while low < high and count > _SORTED:
+            bins = self.connection.execute(
+                f"""SELECT min({self.column}), max({self.column}), count(*) FROM scored WHERE {self._between(low, high)}
+                    GROUP BY {bin_sql(self.column, low, high, _BINS)} ORDER BY 1"""
+            ).fetchall()
+            for low, high, count in bins:  # noqa: B007 - the bin that holds the rank is what the loop leaves
+                if rank < count:
+                    break
+                rank -= count
+        if low == high:
+            return low
+        return self.connection.execute(
+            f"SELECT {self.column} FROM scored WHERE {self._between(low, high)} ORDER BY 1 LIMIT 1 OFFSET {rank}"
+        ).fetchall()[0][0]
+
+    def _between(self, low: float, high: float) -> str:
+        return f"{self.column} BETWEEN {number(low)} AND {number(high)}"

@@ -8,11 +8,9 @@ that a frame needs is missing.
 
 from __future__ import annotations
 
-import io
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +18,7 @@ import av
 
 from ...common.errors import BadInputError
 from ...common.video import open_video
-from .cuts import frame_checksum
-
-
-@dataclass(frozen=True)
-class Packet:
-    """A packet of the video stream: what it takes to plan, without its bytes."""
-
-    pts: int
-    duration: int
-    key: bool
-    shown: int  # index of its frame in display order; -1 when no frame of that time comes out of the decoder
+from .scan import Packets, Scan, frame_checksum
 
 
 @dataclass(frozen=True)
@@ -61,20 +49,8 @@ class Plan:
     dropped: dict[str, int]
 
 
-def read_packets(path: Path, shown_pts: Sequence[int]) -> list[Packet]:
-    """The packets of a video in stream order, with the display index of the frame that each one holds."""
-    index_of = {pts: index for index, pts in enumerate(shown_pts)}
-    packets = []
-    with open_video(path) as container:
-        for packet in _video_packets(container):
-            hidden = packet.pts is None or packet.is_discard
-            shown = -1 if hidden else index_of.get(packet.pts, -1)
-            packets.append(Packet(packet.pts or 0, packet.duration or 0, packet.is_keyframe, shown))
-    return packets
-
-
 def plan_spans(
-    packets: Sequence[Packet],
+    packets: Packets,
     times_s: Sequence[float],
     shots: Sequence[tuple[int, int]],
     end: str,
@@ -92,8 +68,8 @@ def plan_spans(
         min_s: shorter clips are dropped.
         max_s: a shot goes on in another clip when one would be longer.
     """
-    keys = [(packet.shown, number) for number, packet in enumerate(packets) if packet.key and packet.shown >= 0]
-    keys.sort()
+    keys = [(shown, n) for n, (key, shown) in enumerate(zip(packets.keys, packets.shown, strict=True)) if key]
+    keys = sorted((shown, number) for shown, number in keys if shown >= 0)
     shown_keys = [shown for shown, _ in keys]
     spans: list[Span] = []
     lost = {
@@ -135,7 +111,7 @@ def plan_spans(
     return Plan(spans, lost, dropped)
 
 
-def _whole_until(packets: Sequence[Packet], begin: int, first: int, wanted: int) -> tuple[int, int]:
+def _whole_until(packets: Packets, begin: int, first: int, wanted: int) -> tuple[int, int]:
     """The last frame up to ``wanted`` with which a clip can end, and the index after its last packet.
 
     A packet refers only to packets before it in the stream, so any run of packets from a key frame decodes; it makes a
@@ -143,75 +119,191 @@ def _whole_until(packets: Sequence[Packet], begin: int, first: int, wanted: int)
     """
     best, behind, count, highest = first - 1, begin, 0, first - 1
     for number in range(begin, len(packets)):
-        packet = packets[number]
-        if 0 <= packet.shown < first:
+        shown = packets.shown[number]
+        if 0 <= shown < first:
             continue  # a leading frame of an open GOP: left out
-        if packet.shown < 0 or packet.shown > wanted:
+        if shown < 0 or shown > wanted:
             break
-        count, highest = count + 1, max(highest, packet.shown)
+        count, highest = count + 1, max(highest, shown)
         if count == highest - first + 1:
             best, behind = highest, number + 1
     return best, behind
 
 
-def cut_clips(path: Path, packets: Sequence[Packet], spans: Sequence[Span]) -> Iterator[tuple[Span, bytes]]:
-    """The clips, one after the other, as MP4 files; one pass over the source.
+def cut_clips(
+    path: Path, scan: Scan, spans: Sequence[Span], directory: Path, audio: bool = False
+) -> Iterator[tuple[Span, Path]]:
+    """The clips, one after the other, as MP4 files in ``directory``; one pass over the source, packet by packet.
+
+    Args:
+        path: the source.
+        scan: of the source.
+        spans: what to cut, not overlapping.
+        directory: the file of the clip that was yielded before is removed.
+        audio: keep the first audio stream, as far as a clip's pictures last.
 
     Raises:
         BadInputError: MP4 cannot hold the codec.
     """
-    waiting = sorted(spans, key=lambda span: span.begin)
-    kept: list[Any] = []
-    with open_video(path) as source:
+    waiting = sorted(spans, key=lambda span: span.begin, reverse=True)
+    with open_video(path) as source, _Sound(path if audio else None) as sound:
         stream = source.streams.video[0]
-        number = -1
-        for packet in _video_packets(source):
-            number += 1
-            while waiting and number >= waiting[0].end:
-                yield waiting[0], _write_mp4(path, stream, kept)
-                waiting, kept = waiting[1:], []
-            if not waiting:
+        writer: _Mp4Writer | None = None
+        for number, packet in enumerate(_video_packets(source)):
+            if writer is None and waiting and number >= waiting[-1].begin:
+                writer = _Mp4Writer(path, stream, scan, waiting.pop(), directory / "clip.mp4", sound)
+            if writer is not None:
+                writer.take(number, packet)
+                if number + 1 >= writer.span.end:
+                    yield writer.span, writer.close()
+                    writer = None
+            if writer is None and not waiting:
                 return
-            span = waiting[0]
-            if number >= span.begin and span.first <= packets[number].shown <= span.last:
-                kept.append(packet)
-        if waiting:
-            yield waiting[0], _write_mp4(path, stream, kept)
 
 
-def _write_mp4(path: Path, stream: Any, packets: list[Any]) -> bytes:
+class _Mp4Writer:
     """An MP4 of packets in stream order, with times from zero. Decoding times are made anew from the order alone."""
-    pts = [packet.pts for packet in packets]
-    in_order = sorted(pts)
-    delay = max(early - shown for early, shown in zip(in_order, pts, strict=True))
-    buffer = io.BytesIO()
-    try:
-        with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as target:
-            copy = target.add_stream_from_template(stream)
-            copy.time_base = stream.time_base
-            for packet, early in zip(packets, in_order, strict=True):
-                packet.pts -= in_order[0]
-                packet.dts = early - in_order[0] - delay
-                packet.stream = copy
-                target.mux(packet)
-    except (av.error.FFmpegError, ValueError) as error:
-        raise BadInputError(
-            f"{path}: MP4 cannot hold its stream ({stream.codec_context.name}: {str(error).splitlines()[0]})"
-        ) from error
-    return buffer.getvalue()
 
-
-def decoded_checksums(clip: bytes) -> tuple[list[int], list[float]]:
-    """Checksums and times in s of a clip's frames; short when decoding breaks off."""
-    checksums, times = [], []
-    with open_video(clip) as container:
+    def __init__(self, source: Path, stream: Any, scan: Scan, span: Span, path: Path, sound: _Sound) -> None:
+        self.source, self.span, self.path, self.scan = source, span, path, scan
+        shown = (scan.packets.shown[n] for n in range(span.begin, span.end))
+        order = [scan.pts[n] for n in shown if n >= span.first]
+        self.early = sorted(order)
+        self.start = self.early[0]
+        self.delay = max(early - pts for early, pts in zip(self.early, order, strict=True))
+        self.written = 0
+        self.codec = stream.codec_context.name
         try:
-            for frame in container.decode(container.streams.video[0]):
-                checksums.append(frame_checksum(frame))
-                times.append(float(frame.time if frame.time is not None else Fraction(-1)))
-        except av.error.FFmpegError:
-            pass
-    return checksums, times
+            self.target = av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"})
+            self.copy = self.target.add_stream_from_template(stream)
+            self.copy.time_base = stream.time_base
+            self.seconds = float(stream.time_base)
+            length_s = scan.times_s[span.last + 1] - scan.times_s[span.first]
+            self.sound = sound.of_clip(self.target, self.start * self.seconds, length_s)
+        except (av.error.FFmpegError, ValueError) as error:
+            raise self._refused(error) from error
+
+    def take(self, number: int, packet: Any) -> None:
+        shown = self.scan.packets.shown[number]
+        if shown < self.span.first:  # a leading frame of an open GOP
+            return
+        packet.pts = self.scan.pts[shown] - self.start
+        packet.dts = self.early[self.written] - self.start - self.delay
+        packet.stream = self.copy
+        self.written += 1
+        try:
+            self._write_sound(packet.dts * self.seconds)
+            self.target.mux(packet)
+        except (av.error.FFmpegError, ValueError) as error:
+            raise self._refused(error) from error
+
+    def close(self) -> Path:
+        try:
+            self._write_sound(float("inf"))
+            self.target.close()
+        except (av.error.FFmpegError, ValueError) as error:
+            raise self._refused(error) from error
+        return self.path
+
+    def _write_sound(self, until_s: float) -> None:
+        while self.sound and float(self.sound[0].pts * self.sound[0].time_base) <= until_s:
+            self.target.mux(self.sound.pop(0))
+
+    def _refused(self, error: BaseException) -> BadInputError:
+        return BadInputError(f"{self.source}: MP4 cannot hold its stream ({self.codec}: {str(error).splitlines()[0]})")
+
+
+class _Sound:
+    """The first audio stream of a source, read alongside the pictures: a second reader that keeps pace with the clips.
+
+    None to have no sound. A source without an audio stream has none either.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.container = open_video(path) if path is not None else None
+        streams = self.container.streams.audio if self.container else []
+        self.stream = streams[0] if streams else None
+        self.packets = iter(self.container.demux(self.stream)) if self.container and self.stream else iter(())
+        self.held: Any = None
+
+    def __enter__(self) -> _Sound:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.container:
+            self.container.close()
+
+    def of_clip(self, target: Any, start_s: float, length_s: float) -> list[Any]:
+        """The packets that begin within a clip, their times moved to the clip's, ready to be written."""
+        if self.stream is None:
+            return []
+        copy = target.add_stream_from_template(self.stream)
+        start = round(start_s / self.stream.time_base)
+        kept = []
+        while (packet := self._next()) is not None:
+            at_s = float(packet.pts * packet.time_base) - start_s
+            if at_s >= length_s:
+                self.held = packet
+                break
+            if at_s >= 0:
+                packet.pts = packet.dts = packet.pts - start
+                packet.stream = copy
+                kept.append(packet)
+        return kept
+
+    def _next(self) -> Any:
+        packet, self.held = self.held, None
+        try:
+            while packet is None or not packet.size or packet.pts is None:
+                packet = next(self.packets)
+        except (StopIteration, av.error.FFmpegError):
+            return None
+        return packet
+
+
+def same_frames(clip: Path, scan: Scan, span: Span, every_frame: bool) -> bool:
+    """Whether a clip decodes to the source's frames, bit for bit.
+
+    Args:
+        clip: the MP4.
+        scan: of the source, with checksums.
+        span: what the clip holds.
+        every_frame: decode all of it; else its first and its last GOP, the only ones that lost their neighbours.
+    """
+    numbers = [n for n in range(span.begin, span.end) if scan.packets.shown[n] >= span.first]
+    shown = [scan.packets.shown[n] for n in numbers]
+    key_places = [place for place, n in enumerate(numbers) if scan.packets.keys[n]]
+    if every_frame or len(key_places) < 3:
+        parts = [(0, len(numbers))]
+    else:
+        parts = [(0, key_places[1]), (key_places[-1], len(numbers))]
+    with open_video(clip) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.flags |= av.codec.context.Flags.copy_opaque
+        packets = [packet for packet in _video_packets(container)]
+        if len(packets) != len(numbers) or packets[0].pts != 0:
+            return False
+        for begin, end in parts:
+            # frames shown before the key frame that a part begins with need the GOP before it
+            wanted = {shown[n]: scan.checksums[shown[n]] for n in range(begin, end) if shown[n] >= shown[begin]}
+            for packet, frame_index in zip(packets[begin:end], shown[begin:end], strict=True):
+                packet.opaque = frame_index
+            if not _decodes_to(stream.codec_context, packets[begin:end], wanted):
+                return False
+    return True
+
+
+def _decodes_to(decoder: Any, packets: Sequence[Any], wanted: dict[int, int]) -> bool:
+    """Whether exactly the wanted frames (display index to checksum) come out of packets, and others only before."""
+    decoder.flush_buffers()
+    try:
+        for packet in (*packets, None):
+            for frame in decoder.decode(packet):
+                if frame.opaque in wanted and wanted.pop(frame.opaque) != frame_checksum(frame):
+                    return False
+    except av.error.FFmpegError:
+        return False
+    return not wanted
 
 
 def _video_packets(container: Any) -> Iterator[Any]:

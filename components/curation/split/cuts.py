@@ -1,35 +1,43 @@
-"""Where one shot ends and the next begins: a cascade of PySceneDetect's detectors over one decode of the video."""
+"""Where one shot ends and the next begins: finds of detectors, what a detector must offer, and how finds are merged."""
 
 from __future__ import annotations
 
-import math
-import zlib
-from array import array
-from collections.abc import Iterable
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from itertools import accumulate, groupby
+from typing import Any, Protocol
 
-import av
-import numpy as np
-
-from ...common.errors import BadInputError
-from ...common.video import open_video
-from .settings import CutLevel
-
-_EVERY_FRAME_FPS = 1000.0  # stands for "every frame" where levels are put in order
+_EVERY_FRAME_FPS = 1000.0  # stands for "every frame" where finds are put in order
+# ours: a longer dissolve is rare, and a weak score that goes on is motion
+_WEAK_REACH_S, _LONGEST_S = 2.0, 4.0  # from a strong find; of weak finds alone
+_WIDENING = 0.25  # of a look, on either side of a gradual transition; ours, chosen on the tuning set of the benchmark
 
 
 @dataclass(frozen=True)
 class Detection:
-    """One detector's find: the change lies after frame ``first - 1`` and not after frame ``last``."""
+    """One find: the change lies after frame ``first - 1`` and not after frame ``last``.
 
+    Attributes:
+        detector: what found it; "damage" and "timestamps" are no detectors but end a shot too.
+        first: display index.
+        last: display index.
+        score: in the detector's unit.
+        threshold: from which score on it finds.
+        fps: how often the detector looks; None for every frame.
+    """
+
+    detector: str
     first: int
     last: int
-    level: int
-    fps: float | None
-    threshold: float
-    score: float
+    score: float | None = None
+    threshold: float | None = None
+    fps: float | None = None
+
+    @property
+    def weak(self) -> bool:
+        """Whether it counts only beside a strong one."""
+        return self.score is not None and self.threshold is not None and self.score < self.threshold
 
 
 @dataclass(frozen=True)
@@ -41,141 +49,132 @@ class Transition:
     evidence: list[Detection] = field(default_factory=list)
 
 
-@dataclass
-class Decoded:
-    """What one decode of a video leaves behind.
+class CutFinder(Protocol):
+    """A backend of cut detection: it is shown every frame of a video once, in display order."""
 
-    Attributes:
-        pts: of every frame, in display order, in the stream's time base.
-        checksums: of every frame's pixels as the decoder gave them.
-        detections: of all levels.
-        fault: why decoding broke off, if it did.
+    gap_s: float  # finds closer than this are one transition
+
+    def look(self, index: int, time_s: float, frame: Any) -> list[Detection]:
+        """Take a decoded frame (PyAV) in; finds may come later than their frames."""
+        ...
+
+    def finish(self) -> list[Detection]:
+        """The finds that are left when the video is over."""
+        ...
+
+
+def merge_detections(detections: Iterable[Detection], times_s: Sequence[float], gap_s: float) -> list[Transition]:
+    """The union of all finds, merged when closer than ``gap_s``.
+
+    The rule is ours: the paper is silent. A find of a coarse level that spans a hard cut says nothing new and only adds
+    evidence to it. Any other find of a coarse level is a gradual transition, with the weak finds that follow one
+    another up to it; its faint beginning and end score nothing at all, so it is widened by a quarter of a look on
+    either side. Frames inside a transition belong to no shot, so that neither a merger nor a dissolve lets a clip cross
+    a cut.
+
+    Args:
+        detections: of all levels, in any order.
+        times_s: when each frame is shown, ascending, and as one more value when the last one ends.
+        gap_s: distance from the end of one transition to the beginning of the next.
     """
-
-    pts: array = field(default_factory=lambda: array("q"))
-    checksums: array = field(default_factory=lambda: array("L"))
-    detections: list[Detection] = field(default_factory=list)
-    fault: str | None = None
-
-
-def decode_and_detect(path: Path, levels: Iterable[CutLevel], width_px: int) -> Decoded:
-    """Decode a video once and run all detectors on it.
-
-    A level with a frame rate looks at a frame whenever its period has passed, by the frames' own times, so that a
-    variable frame rate does no harm.
-
-    Raises:
-        BadInputError: no frame decodes.
-    """
-    detectors = [_Level(number, level) for number, level in enumerate(levels)]
-    decoded = Decoded()
-    with open_video(path) as container:
-        stream = container.streams.video[0]
-        seconds = float(stream.time_base)
-        size: tuple[int, int] | None = None
-        try:
-            for frame in container.decode(stream):
-                if frame.pts is None or (decoded.pts and frame.pts <= decoded.pts[-1]):
-                    decoded.fault = f"after frame {len(decoded.pts)} the times of its frames do not increase"
-                    break
-                index = len(decoded.pts)
-                size = size or (frame.width, frame.height)
-                if (frame.width, frame.height) != size:
-                    decoded.fault = f"after frame {index} the picture has another size"
-                    break
-                decoded.pts.append(frame.pts)
-                decoded.checksums.append(frame_checksum(frame))
-                time_s = (frame.pts - decoded.pts[0]) * seconds
-                due = [d for d in detectors if d.due(time_s)]
-                if due:
-                    height = max(2, round(frame.height * width_px / frame.width))
-                    small = frame.reformat(
-                        width=width_px, height=height, format="bgr24", interpolation="AREA"
-                    ).to_ndarray()
-                    for detector in due:
-                        decoded.detections += detector.look(index, time_s, small)
-        except av.error.FFmpegError as error:
-            reason = str(error).splitlines()[0].replace(str(path), "the file")
-            decoded.fault = f"decoding breaks off after frame {len(decoded.pts)} ({reason})"
-    if not decoded.pts:
-        raise BadInputError(f"{path}: {decoded.fault or 'no frame of it decodes'}")
-    return decoded
-
-
-def merge_detections(
-    detections: Iterable[Detection], pts: array, time_base: float, levels: Iterable[CutLevel]
-) -> list[Transition]:
-    """The union of all levels' finds, merged when closer than one frame at the coarsest level.
-
-    The rule is ours: the paper is silent. A find of a coarse level that spans a find of a finer one says nothing new
-    and only adds evidence to it. Of merged finds the frames between the first and the last belong to no shot, so that a
-    merger never lets a clip cross a cut.
-    """
-    rates = [level.fps for level in levels if level.fps]
-    distance_s = 1 / min(rates) if rates else 0.0
-    sharp: list[Transition] = []
-    for found in sorted(detections, key=lambda d: (-(d.fps or _EVERY_FRAME_FPS), d.level, d.first)):
-        explained = [t for t in sharp if t.first <= found.last and t.last >= found.first]
-        for transition in explained:
-            transition.evidence.append(found)
-        if not explained:
-            sharp.append(Transition(found.first, found.last, [found]))
+    spans: list[Transition] = []
+    for level in _levels(detections):
+        finer = _Spans(spans)
+        if level[0].fps is None:
+            spans += [Transition(found.first, found.last, [found]) for found in level]
+            continue
+        for run in _runs(level):
+            around = [finer.overlapping(found) for found in run]
+            cut = [any(span.first == span.last for span in over) for over in around]
+            for found, over, gradual in zip(run, around, _gradual(run, around, cut, times_s), strict=True):
+                if found.weak and not gradual:
+                    continue  # mere motion
+                for span in over:
+                    span.evidence.append(found)
+                if gradual:
+                    spans.append(Transition(*_widened(found, times_s), [] if over else [found]))
     merged: list[Transition] = []
-    for transition in sorted(sharp, key=lambda t: (t.first, t.last)):
+    evidence: list[dict[Detection, None]] = []  # of each, in order and without repeats
+    for span in sorted(spans, key=lambda t: (t.first, t.last)):
         before = merged[-1] if merged else None
-        if before and (pts[transition.first] - pts[before.last]) * time_base < distance_s:
-            merged[-1] = Transition(
-                before.first, max(before.last, transition.last), before.evidence + transition.evidence
-            )
+        if before and (span.first <= before.last or times_s[span.first] - times_s[before.last] < gap_s):
+            merged[-1] = Transition(before.first, max(before.last, span.last))
+            evidence[-1].update(dict.fromkeys(span.evidence))
         else:
-            merged.append(transition)
-    return merged
+            merged.append(span)
+            evidence.append(dict.fromkeys(span.evidence))
+    return [Transition(t.first, t.last, list(finds)) for t, finds in zip(merged, evidence, strict=True)]
 
 
-def frame_checksum(frame: Any) -> int:
-    """CRC-32 of a decoded frame's planes: tells whether two decodes gave the same picture."""
-    checksum = zlib.crc32(f"{frame.format.name} {frame.width} {frame.height}".encode())
-    planar = frame.format.is_planar
-    pixel_bytes = (frame.format.components[0].bits if planar else frame.format.padded_bits_per_pixel) + 7 >> 3
-    for plane in frame.planes:
-        rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height]
-        checksum = zlib.crc32(
-            np.ascontiguousarray(rows[:, : plane.width * pixel_bytes]).data, checksum
-        )  # past it: padding
-    return checksum
+def _gradual(
+    run: Sequence[Detection], around: Sequence[Sequence[Transition]], cut: Sequence[bool], times_s: Sequence[float]
+) -> list[bool]:
+    """Which finds of a run are of a gradual transition.
+
+    Strong ones that no hard cut explains are, and weak ones that overlap a gradual transition of a finer level. So are
+    weak ones not far from those. Of weak ones alone all are, when there are not too many: they add up to a change.
+    """
+    if not any(cut) and times_s[run[-1].last] - times_s[run[0].first] <= _LONGEST_S:
+        return [True] * len(run)
+    anchors = [
+        any(span.first < span.last for span in over) if found.weak else not is_cut
+        for found, over, is_cut in zip(run, around, cut, strict=True)
+    ]
+    near = list(anchors)
+    for step in (1, -1):
+        reached: float | None = None
+        for number in range(len(run))[::step]:
+            began, ended = times_s[run[number].first], times_s[run[number].last]
+            if anchors[number]:
+                reached = ended if step == 1 else began
+            elif reached is not None and run[number].weak and not cut[number]:
+                near[number] |= (began - reached if step == 1 else reached - ended) <= _WEAK_REACH_S
+    return near
 
 
-class _Level:
-    """One detector and the frames it has seen."""
+def _widened(found: Detection, times_s: Sequence[float]) -> tuple[int, int]:
+    margin_s = _WIDENING / (found.fps or _EVERY_FRAME_FPS)
+    first = bisect_right(times_s, times_s[max(found.first - 1, 0)] - margin_s)
+    return max(0, first), min(len(times_s) - 1, bisect_left(times_s, times_s[found.last] + margin_s))
 
-    def __init__(self, number: int, level: CutLevel) -> None:
-        from scenedetect.detectors import ContentDetector
 
-        class ScoringDetector(ContentDetector):
-            """ContentDetector that hands out the score of the last frame."""
+class _Spans:
+    """Transitions, to be asked which of them overlap a find."""
 
-            @property
-            def score(self) -> float:
-                return self._frame_score or 0.0
+    def __init__(self, spans: Sequence[Transition]) -> None:
+        self.spans = sorted(spans, key=lambda span: (span.first, span.last))
+        self.firsts = [span.first for span in self.spans]
+        self.furthest = list(accumulate((span.last for span in self.spans), max))  # end of any span up to each
 
-        self.number, self.level = number, level
-        self.period_s = 1 / level.fps if level.fps else 0.0
-        self.detector = ScoringDetector(threshold=level.threshold, min_scene_len=0)
-        self.next_s, self.seen = 0.0, -1
+    def overlapping(self, found: Detection) -> list[Transition]:
+        over = []
+        for number in range(bisect_right(self.firsts, found.last) - 1, -1, -1):
+            if self.furthest[number] < found.first:
+                break
+            if self.spans[number].last >= found.first:
+                over.append(self.spans[number])
+        return over[::-1]
 
-    def due(self, time_s: float) -> bool:
-        return time_s >= self.next_s - 1e-6
 
-    def look(self, index: int, time_s: float, bgr: Any) -> list[Detection]:
-        from scenedetect import FrameTimecode
+def _levels(detections: Iterable[Detection]) -> list[list[Detection]]:
+    """The finds of each detector and rate in order, the one that looks most often first."""
+    ordered = sorted(detections, key=lambda d: (-(d.fps or _EVERY_FRAME_FPS), d.detector, d.first, d.last))
+    return [list(level) for _, level in groupby(ordered, key=lambda d: (d.fps, d.detector))]
 
-        self.next_s = (math.floor(time_s / self.period_s + 1e-6) + 1) * self.period_s if self.period_s else 0.0
-        found = self.detector.process_frame(FrameTimecode(index, _EVERY_FRAME_FPS), bgr)
-        before, self.seen = self.seen, index
-        if not found or before < 0:
-            return []
-        return [
-            Detection(
-                before + 1, index, self.number, self.level.fps, self.level.threshold, round(self.detector.score, 3)
-            )
-        ]
+
+def _runs(level: Sequence[Detection]) -> list[list[Detection]]:
+    """Finds of one level that follow one another without a gap."""
+    runs: list[list[Detection]] = []
+    for found in level:
+        if runs and found.first == runs[-1][-1].last + 1:
+            runs[-1].append(found)
+        else:
+            runs.append([found])
+    return runs
+
+
+def shots_between(cuts: Sequence[Transition], frames: int) -> list[tuple[int, int]]:
+    """First and last frame of every shot; the frames inside a gradual transition are in none."""
+    starts = [0] + [cut.last for cut in cuts]
+    stops = [cut.first - 1 for cut in cuts] + [frames - 1]
+    return [(start, stop) for start, stop in zip(starts, stops, strict=True) if start <= stop]

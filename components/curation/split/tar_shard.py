@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tarfile
 from pathlib import Path
 from types import TracebackType
@@ -25,10 +24,11 @@ class TarShard:
         self._tar.close()
         self._stream.close()
 
-    def add(self, member: str, data: bytes) -> int:
-        """Append a member; returns the offset of its bytes in the file."""
+    def add(self, member: str, path: Path) -> int:
+        """Append a file as a member; returns the offset of its bytes in the tar."""
         header = tarfile.TarInfo(member)  # no time, no owner: TarInfo's defaults are zero
-        header.size, header.mode = len(data), 0o644
+        header.size, header.mode = path.stat().st_size, 0o644
         offset = self._stream.tell() + tarfile.BLOCKSIZE  # a short name has one header block
-        self._tar.addfile(header, io.BytesIO(data))
+        with open(path, "rb") as stream:
+            self._tar.addfile(header, stream)
         return offset

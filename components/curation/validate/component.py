@@ -1,4 +1,4 @@
-"""KFP interfaces of the validation: before anything is filtered, and before a selection becomes a dataset version."""
+"""KFP interfaces of the validation: of each manifest where the pipeline makes it, before anything is built on it."""
 
 from kfp import dsl
 
@@ -9,6 +9,7 @@ def validate(
     clips: dsl.Input[dsl.Dataset],
     annotations: dsl.Input[dsl.Dataset],
     page: dsl.Output[dsl.HTML],
+    failing_rows: dsl.Output[dsl.Artifact],
     workdir: str,
     run_id: str,
     profile: str,
@@ -21,22 +22,16 @@ def validate(
         clips: manifest of the clips.
         annotations: manifest of the annotations.
         page: what was checked, and the rows that broke it.
+        failing_rows: the rows that broke something, as JSON lines.
         workdir: the run's work directory.
         run_id: names the run.
         profile: a shipped profile or a YAML file.
         overrides: dotted setting to value.
     """
-    from pathlib import Path
+    from svdflow.curation.validate.step import validate_step
 
-    from svdflow.common.steps import run_step
-    from svdflow.curation.validate.settings import ValidateSettings
-    from svdflow.curation.validate.validate import check_once, require_valid
-
-    with run_step("validate", workdir, run_id, profile, overrides) as step:
-        manifests = {"videos": Path(videos.path), "clips": Path(clips.path), "annotations": Path(annotations.path)}
-        report = step.finish(check_once(manifests, Path(page.path), step.root, step.settings(ValidateSettings)))
-        step.keep("validation.html", Path(page.path))
-        require_valid(report)
+    manifests = {"videos": videos.path, "clips": clips.path, "annotations": annotations.path}
+    validate_step("validate", manifests, page.path, failing_rows.path, workdir, run_id, profile, overrides)
 
 
 @dsl.component(base_image="svdflow/curation:0.1.0", install_kfp_package=False)
@@ -46,6 +41,7 @@ def validate_selection(
     annotations: dsl.Input[dsl.Dataset],
     selection: dsl.Input[dsl.Dataset],
     page: dsl.Output[dsl.HTML],
+    failing_rows: dsl.Output[dsl.Artifact],
     workdir: str,
     run_id: str,
     profile: str,
@@ -59,25 +55,76 @@ def validate_selection(
         annotations: manifest of the annotations.
         selection: manifest of what is kept and in which split.
         page: what was checked, and the rows that broke it.
+        failing_rows: the rows that broke something, as JSON lines.
         workdir: the run's work directory.
         run_id: names the run.
         profile: a shipped profile or a YAML file.
         overrides: dotted setting to value.
     """
-    from pathlib import Path
+    from svdflow.curation.validate.step import validate_step
 
-    from svdflow.common.steps import run_step
-    from svdflow.curation.validate.settings import ValidateSettings
-    from svdflow.curation.validate.validate import check_once, require_valid
+    manifests = {
+        "videos": videos.path,
+        "clips": clips.path,
+        "annotations": annotations.path,
+        "selection": selection.path,
+    }
+    validate_step("validate_selection", manifests, page.path, failing_rows.path, workdir, run_id, profile, overrides)
 
-    with run_step("validate_selection", workdir, run_id, profile, overrides) as step:
-        manifests = {
-            "videos": Path(videos.path),
-            "clips": Path(clips.path),
-            "annotations": Path(annotations.path),
-            "selection": Path(selection.path),
-        }
-        settings = step.settings(ValidateSettings, "validate")
-        report = step.finish(check_once(manifests, Path(page.path), step.root, settings))
-        step.keep("validation_selection.html", Path(page.path))
-        require_valid(report)
+
+@dsl.component(base_image="svdflow/curation:0.1.0", install_kfp_package=False)
+def validate_samples(
+    selection: dsl.Input[dsl.Dataset],
+    samples: dsl.Input[dsl.Dataset],
+    page: dsl.Output[dsl.HTML],
+    failing_rows: dsl.Output[dsl.Artifact],
+    workdir: str,
+    run_id: str,
+    profile: str,
+    overrides: dict,
+):
+    """Hold encoded samples of clips against their expectations; a broken one stops the run.
+
+    Args:
+        selection: manifest of what is kept and in which split.
+        samples: manifest of the training samples.
+        page: what was checked, and the rows that broke it.
+        failing_rows: the rows that broke something, as JSON lines.
+        workdir: the run's work directory.
+        run_id: names the run.
+        profile: a shipped profile or a YAML file.
+        overrides: dotted setting to value.
+    """
+    from svdflow.curation.validate.step import validate_step
+
+    manifests = {"selection": selection.path, "samples": samples.path}
+    validate_step("validate_samples", manifests, page.path, failing_rows.path, workdir, run_id, profile, overrides)
+
+
+@dsl.component(base_image="svdflow/curation:0.1.0", install_kfp_package=False)
+def validate_orbits(
+    orbits: dsl.Input[dsl.Dataset],
+    samples: dsl.Input[dsl.Dataset],
+    page: dsl.Output[dsl.HTML],
+    failing_rows: dsl.Output[dsl.Artifact],
+    workdir: str,
+    run_id: str,
+    profile: str,
+    overrides: dict,
+):
+    """Hold rendered orbits and the samples encoded from them against their expectations; a broken one stops the run.
+
+    Args:
+        orbits: manifest of the rendered orbits.
+        samples: manifest of the training samples made of them.
+        page: what was checked, and the rows that broke it.
+        failing_rows: the rows that broke something, as JSON lines.
+        workdir: the run's work directory.
+        run_id: names the run.
+        profile: a shipped profile or a YAML file.
+        overrides: dotted setting to value.
+    """
+    from svdflow.curation.validate.step import validate_step
+
+    manifests = {"orbits": orbits.path, "samples": samples.path}
+    validate_step("validate_orbits", manifests, page.path, failing_rows.path, workdir, run_id, profile, overrides)

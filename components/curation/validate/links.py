@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from ...common.manifests import AXES, SCHEMAS
-from .suites import KEYS
+from .suites import NAMED_BY
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,17 @@ class Link:
     severity: str = "critical"
 
 
-def unique(name: str, manifest: str, column: str, where: str = "true") -> Link:
+def unique(name: str, manifest: str, column: str, where: str = "true", severity: str = "critical") -> Link:
     """No two rows share a value."""
     sql = f"SELECT {column}, count(*) AS rows FROM {manifest} WHERE {where} GROUP BY {column} HAVING count(*) > 1"
-    return Link(name, manifest, (manifest,), sql)
+    return Link(name, manifest, (manifest,), sql, severity)
+
+
+def held_by(name: str, manifest: str, other: str, column: str, shown: str, where: str = "true") -> Link:
+    """Each row's value is found in another manifest. NOT EXISTS: with NOT IN one null there would hide every fault."""
+    sql = f"""SELECT {shown} FROM {manifest} a
+        WHERE NOT EXISTS (SELECT 1 FROM {other} b WHERE b.{column} = a.{column} AND {where})"""
+    return Link(name, manifest, (manifest, other), sql)
 
 
 def _required(kind: str) -> Link:
@@ -42,18 +49,33 @@ def _required(kind: str) -> Link:
         "required values are there",
         kind,
         (kind,),
-        f"SELECT {KEYS[kind]}, {', '.join(columns[:4])} FROM {kind} WHERE {nulls}",
+        f"SELECT {', '.join(columns[:5])} FROM {kind} WHERE {nulls}",
     )
 
 
 def _finite(kind: str) -> Link:
     plain = [f.name for f in SCHEMAS[kind] if f.type == pa.float64()]
-    lists = [f.name for f in SCHEMAS[kind] if pa.types.is_fixed_size_list(f.type)]
-    parts = [f"NOT coalesce(isfinite({c}), true)" for c in plain]
+    lists = [f.name for f in SCHEMAS[kind] if f.type == pa.list_(pa.float64(), 3)]
+    parts = [f"(NOT coalesce(isfinite({c}), true){_told_nan(c) if kind == 'selection' else ''})" for c in plain]
     parts += [f"NOT coalesce(isfinite({c}[{i}]), true)" for c in lists for i in (1, 2, 3)]
-    shown = ", ".join(plain + lists)
+    shown = ", ".join([NAMED_BY[kind][0], *plain, *lists])
+    return Link("figures are finite", kind, (kind,), f"SELECT {shown} FROM {kind} WHERE {' OR '.join(parts)}")
+
+
+def _told_nan(column: str) -> str:
+    """The filter keeps an axis that is NaN as it is, and says so among the reasons."""
+    axis, _, part = column.rpartition("_")
+    return f" AND NOT (isnan({column}) AND list_contains(reasons, 'nan_{axis}'))" if part == "value" else ""
+
+
+def _measured_throughout(axis: str, column: str) -> Link:
     return Link(
-        "figures are finite", kind, (kind,), f"SELECT {KEYS[kind]}, {shown} FROM {kind} WHERE {' OR '.join(parts)}"
+        f"{axis}, once measured, is measured on every clip",
+        "annotations",
+        ("annotations",),
+        f"""SELECT clip_id, {column}, annotators FROM annotations WHERE {column} IS NULL
+            AND EXISTS (SELECT 1 FROM annotations WHERE {column} IS NOT NULL)""",
+        "warning",
     )
 
 
@@ -61,11 +83,14 @@ def _not_empty(kind: str) -> Link:
     return Link("the manifest has rows", kind, (kind,), f"SELECT 0 AS rows WHERE NOT EXISTS (SELECT 1 FROM {kind})")
 
 
-_LOWER = ("motion", "aesthetic", "similarity")  # fail below the cut; text fails above
+_LOWER = ("motion", "aesthetic", "similarity")  # fail below the cut, the others above it
 _WRONG_SIDE = " OR ".join(
-    f"{a}_failed <> coalesce({a}_value {'<' if a in _LOWER else '>'} {a}_cut, false)" for a in AXES
+    f"{a}_failed <> coalesce({a}_value {'<' if a in _LOWER else '>'} {a}_cut AND NOT isnan({a}_value), false)"
+    for a in AXES
 )
 _AXIS_COLUMNS = ", ".join(f"{a}_value, {a}_cut, {a}_failed" for a in AXES)
+_NOT_MISSING = " OR ".join(f"({a}_value IS NOT NULL AND list_contains(reasons, 'missing_{a}'))" for a in AXES)
+_AXIS_VALUES = ", ".join(f"{a}_value" for a in AXES)
 _UNTOLD = " OR ".join(f"{a}_failed <> list_contains(reasons, '{a}')" for a in AXES)
 
 LINKS: list[Link] = [
@@ -73,8 +98,30 @@ LINKS: list[Link] = [
     *[_required(kind) for kind in SCHEMAS],
     *[_finite(kind) for kind in SCHEMAS if any("double" in str(f.type) for f in SCHEMAS[kind])],
     # videos
-    unique("video names are unique", "videos", "name"),
-    unique("usable videos are unique", "videos", "video_id", "status = 'ok'"),
+    unique("video ids are unique", "videos", "video_id", "video_id <> ''"),  # "" is that of bytes never read
+    unique("video names are unique", "videos", "name", severity="warning"),
+    Link(
+        "a video has its sources, the first of them names it",
+        "videos",
+        ("videos",),
+        """SELECT video_id, name, sources FROM videos
+            WHERE coalesce(len(sources), 0) = 0 OR sources[1].name IS DISTINCT FROM name""",
+    ),
+    Link(
+        "sources have a name and a place, sorted by name",
+        "videos",
+        ("videos",),
+        """SELECT video_id, name, sources FROM videos
+            WHERE list_contains([coalesce(s.name, '') = '' OR coalesce(s.uri, '') = '' for s in sources], true)
+               OR [s.name for s in sources] <> list_sort([s.name for s in sources])""",
+    ),
+    Link(
+        "what a list told about a source is JSON",
+        "videos",
+        ("videos",),
+        """SELECT video_id, name, sources FROM videos
+            WHERE list_contains([s.metadata IS NOT NULL AND NOT json_valid(s.metadata) for s in sources], true)""",
+    ),
     Link(
         "status is ok or set_aside",
         "videos",
@@ -95,11 +142,8 @@ LINKS: list[Link] = [
     ),
     # clips
     unique("clip ids are unique", "clips", "clip_id"),
-    Link(
-        "a clip's video is in the videos manifest",
-        "clips",
-        ("clips", "videos"),
-        "SELECT clip_id, video_id FROM clips WHERE video_id NOT IN (SELECT video_id FROM videos WHERE status = 'ok')",
+    held_by(
+        "a clip's video is in the videos manifest", "clips", "videos", "video_id", "clip_id, video_id", "status = 'ok'"
     ),
     Link(
         "a clip ends within its video",
@@ -145,43 +189,58 @@ LINKS: list[Link] = [
     ),
     # annotations
     unique("annotated clips are unique", "annotations", "clip_id"),
-    Link(
-        "an annotation's clip is in the clips manifest",
-        "annotations",
-        ("annotations", "clips"),
-        "SELECT clip_id FROM annotations WHERE clip_id NOT IN (SELECT clip_id FROM clips)",
-    ),
+    held_by("an annotation's clip is in the clips manifest", "annotations", "clips", "clip_id", "clip_id"),
     Link(
         "every clip has a row of annotations",
         "annotations",
         ("annotations", "clips"),
-        "SELECT clip_id FROM clips WHERE clip_id NOT IN (SELECT clip_id FROM annotations)",
+        "SELECT clip_id, video_id FROM clips c WHERE NOT EXISTS (FROM annotations a WHERE a.clip_id = c.clip_id)",
     ),
     Link(
         "motion scores share one unit",
         "annotations",
         ("annotations",),
         """SELECT motion_unit, count(*) AS rows FROM annotations WHERE motion_score IS NOT NULL GROUP BY motion_unit
-            QUALIFY count(*) OVER () > 1 OR motion_unit IS NULL""",
+            QUALIFY count(*) OVER () > 1""",
     ),
     Link(
         "a caption names its model",
         "annotations",
         ("annotations",),
-        "SELECT clip_id FROM annotations WHERE "
+        "SELECT clip_id, caption_image_model, caption_video_model, caption_summary_model FROM annotations WHERE "
         + " OR ".join(
             f"(caption_{c} IS NOT NULL AND coalesce(caption_{c}_model, '') = '')" for c in ("image", "video", "summary")
         ),
     ),
+    Link(
+        "a motion score has a unit, and flow maps a score",
+        "annotations",
+        ("annotations",),
+        """SELECT clip_id, motion_score, motion_unit, flow_uri FROM annotations
+            WHERE (motion_score IS NOT NULL AND coalesce(motion_unit, '') = '')
+               OR (flow_uri IS NOT NULL AND motion_score IS NULL)""",
+    ),
+    _measured_throughout("watermark", "watermark"),
+    _measured_throughout("nsfw", "nsfw"),
+    _measured_throughout("an embedding", "embedding_uri"),
+    _measured_throughout("flow", "flow_uri"),
     # selection
+    Link(
+        "thresholds are JSON",
+        "selection",
+        ("selection",),
+        "SELECT DISTINCT thresholds FROM selection WHERE NOT json_valid(thresholds)",  # one long text for all rows
+    ),
     unique("a clip is decided on once", "selection", "clip_id"),
     Link(
         "selection and clips hold the same clips",
         "selection",
         ("selection", "clips"),
-        """(SELECT clip_id, 'not in clips' AS fault FROM selection WHERE clip_id NOT IN (SELECT clip_id FROM clips))
+        """(SELECT clip_id, 'not in clips' AS fault FROM selection s
+             WHERE NOT EXISTS (FROM clips c WHERE c.clip_id = s.clip_id))
             UNION ALL
-            (SELECT clip_id, 'not in selection' FROM clips WHERE clip_id NOT IN (SELECT clip_id FROM selection))""",
+            (SELECT clip_id, 'not in selection' FROM clips c
+             WHERE NOT EXISTS (FROM selection s WHERE s.clip_id = c.clip_id))""",
     ),
     Link(
         "selection and clips name the same video",
@@ -209,6 +268,22 @@ LINKS: list[Link] = [
         f"SELECT clip_id, {_AXIS_COLUMNS} FROM selection WHERE {_WRONG_SIDE}",
     ),
     Link(
+        "a missing axis has no value",
+        "selection",
+        ("selection",),
+        f"SELECT clip_id, reasons, {_AXIS_VALUES} FROM selection WHERE {_NOT_MISSING}",
+    ),
+    Link(
+        "the cut of an axis is one for all clips",
+        "selection",
+        ("selection",),
+        " UNION ALL ".join(
+            f"SELECT '{a}' AS axis, min({a}_cut) AS lowest, max({a}_cut) AS highest FROM selection "
+            f"HAVING min({a}_cut) <> max({a}_cut) OR count({a}_cut) NOT IN (0, count(*))"
+            for a in AXES
+        ),
+    ),
+    Link(
         "a failed axis is among the reasons",
         "selection",
         ("selection",),
@@ -220,6 +295,20 @@ LINKS: list[Link] = [
         ("selection",),
         """SELECT video_id, count(*) AS clips FROM selection WHERE split IS NOT NULL GROUP BY video_id
             HAVING count(DISTINCT split) > 1""",
+    ),
+    Link(
+        "near-duplicates are in one split",
+        "selection",
+        ("selection",),
+        """SELECT "group", count(*) AS clips FROM selection WHERE split IS NOT NULL AND "group" IS NOT NULL
+            GROUP BY "group" HAVING count(DISTINCT split) > 1""",
+    ),
+    Link(
+        "a place among duplicates is a whole number within a group",
+        "selection",
+        ("selection",),
+        """SELECT clip_id, "group", duplicate_value FROM selection
+            WHERE duplicate_value > 0 AND ("group" IS NULL OR duplicate_value <> floor(duplicate_value))""",
     ),
     Link(
         "there are clips to train on",

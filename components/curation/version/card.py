@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 from ...common.errors import BadInputError
 from ...common.identity import identity
 from ...common.manifests import AXES, SCHEMA_VERSION, read_manifest
-from ...common.storage import uri_md5
 
 CARD_VERSION = "1"
 MANIFESTS = ("videos", "clips", "annotations", "selection")
@@ -45,16 +44,16 @@ class Members:
         return identity(members=list(zip(*[self.kept[name].to_pylist() for name in columns], strict=True)))
 
 
-def read_members(manifests: Mapping[str, Path]) -> Members:
+def read_members(manifests: Mapping[str, Path], may_be_empty: bool = False) -> Members:
     """Join the selection with the clips it keeps.
 
     Raises:
-        BadInputError: it keeps no clip, or one that the clips manifest lacks, or one without a split.
+        BadInputError: it keeps no clip (unless it may), or one that the clips manifest lacks, or one without a split.
     """
     tables = {kind: read_manifest(kind, manifests[kind]) for kind in MANIFESTS}
     selection = tables["selection"].filter(pc.field("keep")).select(["clip_id", "split"])
     where = manifests["selection"]
-    if not len(selection):
+    if not len(selection) and not may_be_empty:
         raise BadInputError(
             f"{where}: the selection keeps no clip, so there is no dataset to register; lower the filter's cuts"
         )
@@ -67,24 +66,20 @@ def read_members(manifests: Mapping[str, Path]) -> Members:
             f"{where}: keeps {len(lost)} clips that {manifests['clips']} lacks, such as {lost[0]}; they are of two runs"
         )
     shards = sorted(pc.unique(kept["shard_uri"]).to_pylist())
-    for uri in shards:
-        uri_md5(uri)  # refuses what is no object of a data root
     return Members(tables["videos"], tables["annotations"], tables["selection"], kept, shards)
 
 
-def make_card(
-    name: str, members: Members, shards: Mapping[str, tuple[str, int]], content: str, svdflow: str
-) -> dict[str, Any]:
+def make_card(name: str, members: Members, files: Mapping[str, tuple[str, int]], svdflow: str) -> dict[str, Any]:
     """The card.
 
     Args:
         name: the dataset's.
         members: its clips.
-        shards: path in the dataset to (md5, bytes).
-        content: identity of the files that the card describes.
+        files: shards and manifests, path in the dataset to (md5, bytes).
         svdflow: version of the code that registered it.
     """
     kept, selection = members.kept, members.selection
+    shards = {path: entry for path, entry in files.items() if path.startswith("shards/")}
     splits = Counter(kept["split"].to_pylist())
     videos = members.videos.filter(pc.is_in(members.videos["video_id"], kept["video_id"]))
     annotations = members.annotations.filter(pc.is_in(members.annotations["clip_id"], kept["clip_id"]))
@@ -95,7 +90,7 @@ def make_card(
     return {
         "card_version": CARD_VERSION,
         "name": name,
-        "content": content,
+        "content": identity(name=name, files=sorted((path, md5) for path, (md5, _) in files.items())),
         "members": members.identity,
         "manifest_schema": SCHEMA_VERSION,
         "counts": {
@@ -103,14 +98,14 @@ def make_card(
             "clips": len(kept),
             "train": splits["train"],
             "held_out": splits["held_out"],
-            "frames": int(pc.sum(kept["frames"]).as_py()),
+            "frames": int(pc.sum(kept["frames"]).as_py() or 0),
             "seconds": round(float(seconds.sum()), 3),
             "considered": len(selection),
             "dropped": len(selection) - len(kept),
             "dropped_by_reason": dict(sorted(dropped.items())),
             "shards": len(shards),
             "shard_bytes": sum(size for _, size in shards.values()),
-            "member_bytes": int(pc.sum(kept["bytes"]).as_py()),
+            "member_bytes": int(pc.sum(kept["bytes"]).as_py() or 0),
         },
         "thresholds": _one_or_all(selection["thresholds"]),
         "statistics": {

@@ -39,4 +39,5 @@ def version(
         manifests = [Path(each.path) for each in (videos, clips, annotations, selection)]
         registry = Path(settings.registry or f"{workdir}/registry")
         store = Path(settings.store or f"{workdir}/store")
-        step.finish(register_dataset(*manifests, Path(dataset.path), step.root, registry, store, settings))
+        source = f"run {step.run_id}"
+        step.finish(register_dataset(*manifests, Path(dataset.path), step.root, registry, store, settings, source))

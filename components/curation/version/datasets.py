@@ -1,13 +1,15 @@
-"""Registered datasets, as the command line shows, compares and pulls them."""
+"""Registered datasets, as the command line lists, shows and pulls them."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,14 @@ from urllib.parse import urlsplit
 
 from ...common.errors import BadInputError, ServiceError, StorageError
 from ...common.object_store import EmbeddedStore, StoreEndpoint
-from ...common.storage import object_uri
 from ...common.storage_s3 import S3Root
 from . import dvc_files
 from .git import Git
-from .register import read_card
 from .registry import BRANCH, Registry, VersionTag
 from .settings import NAME_PATTERN
+from .version_files import croissant_path, read_card, read_listing
+
+_TRAILER = re.compile(r"[A-Z][a-z-]+: .")
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def list_datasets(registry: Path, name: str | None = None) -> list[DatasetVersio
 
 
 def show_dataset(registry: Path, tag: str) -> dict[str, Any]:
-    """A version's card, with ``tag``, ``revision``, ``created`` and ``remote``.
+    """A version's card, with ``tag``, ``revision``, ``created``, ``remote``, and who registered it from what.
 
     Args:
         registry: the registry's directory.
@@ -76,16 +79,27 @@ def show_dataset(registry: Path, tag: str) -> dict[str, Any]:
     opened = Registry.existing(registry)
     found = resolve(opened, tag)
     location, endpoint_url = dvc_files.configured_remote(opened.read(BRANCH, dvc_files.CONFIG))
-    about = {"tag": str(found), "revision": opened.revision(str(found)), "created": opened.date(str(found))}
+    revision, created = opened.revision(str(found)), opened.date(str(found))
+    about: dict[str, Any] = {"tag": str(found), "revision": revision, "created": created}
+    registered = dict(line.split(": ", 1) for line in opened.message(found).splitlines() if _TRAILER.match(line))
+    if registered:
+        about["registered"] = registered
     return {**read_card(opened, found), **about, "remote": location, "endpoint_url": endpoint_url}
 
 
-def diff_datasets(registry: Path, old: str, new: str) -> dict[str, Any]:
-    """What changed between two versions, from their cards: dotted field to (old, new), for fields that differ."""
-    before, after = _flat(show_dataset(registry, old)), _flat(show_dataset(registry, new))
-    skipped = ("revision", "created", "content", "members")
-    fields = [key for key in sorted({*before, *after}) if key not in skipped and before.get(key) != after.get(key)]
-    return {key: (before.get(key), after.get(key)) for key in fields}
+def show_croissant(registry: Path, tag: str) -> str:
+    """A version's Croissant description, JSON-LD, with the date at which it was registered.
+
+    Raises:
+        BadInputError: as ``show_dataset``, or the version is from before there was such a description.
+    """
+    opened = Registry.existing(registry)
+    found = resolve(opened, tag)
+    data = opened.read(str(found), croissant_path(found.name))
+    if not data:
+        raise BadInputError(f"{found}: was registered without a Croissant description; register its manifests again")
+    described = {**json.loads(data), "datePublished": opened.date(str(found))[:10]}
+    return json.dumps(described, indent=1, ensure_ascii=False) + "\n"
 
 
 def pull_dataset(registry: Path, tag: str, destination: Path, store: Path) -> Path:
@@ -115,10 +129,9 @@ def pull_dataset(registry: Path, tag: str, destination: Path, store: Path) -> Pa
         _check_out(opened, found, destination)
     except OSError as error:
         raise BadInputError(f"{destination}: cannot be written ({error.strerror}); name another destination") from error
-    location, endpoint_url = dvc_files.configured_remote(opened.read(BRANCH, dvc_files.CONFIG))
-    with ExitStack() as stack:
-        endpoint = _endpoint(location, endpoint_url, store, stack)
-        _require_listing(opened, found, S3Root(location, endpoint))
+    with open_version_store(opened, store) as remote:
+        location, endpoint = remote.location, remote.endpoint
+        read_listing(opened.read(str(found), f"{found.name}.dvc"), str(found), remote)
         local = destination / ".dvc" / "config.local"  # wins over the configuration that the tag carries
         local.write_bytes(dvc_files.configuration(b"", location, endpoint.endpoint_url))
         environment = {**os.environ, **endpoint.environment(), "DVC_NO_ANALYTICS": "true"}
@@ -181,8 +194,23 @@ def _check_out(registry: Registry, tag: VersionTag, destination: Path) -> None:
         raise BadInputError(
             f"{destination}: is not empty and no clone of {registry.directory}; name another destination"
         )
-    git("fetch", "--quiet", "origin", "refs/tags/*:refs/tags/*")
+    git("fetch", "--quiet", "--force", "origin", "refs/tags/*:refs/tags/*")  # a takedown moves tags
     git("checkout", "--quiet", "--detach", f"refs/tags/{tag}")
+
+
+@contextmanager
+def open_version_store(registry: Registry, store: Path) -> Iterator[S3Root]:
+    """The store that a registry's versions lie in; the embedded one is started when it is that.
+
+    Raises:
+        BadInputError: the registry names none.
+        StorageError, ServiceError: it does not answer or start.
+    """
+    location, endpoint_url = dvc_files.configured_remote(registry.read(BRANCH, dvc_files.CONFIG))
+    if not location:
+        raise BadInputError(f"{registry.directory}: names no store; register a dataset first")
+    with ExitStack() as stack:
+        yield S3Root(location, _endpoint(location, endpoint_url, store, stack))
 
 
 def _endpoint(location: str, endpoint_url: str, store: Path, stack: ExitStack) -> StoreEndpoint:
@@ -199,20 +227,3 @@ def _endpoint(location: str, endpoint_url: str, store: Path, stack: ExitStack) -
     return StoreEndpoint(
         endpoint_url, os.environ.get("AWS_ACCESS_KEY_ID", ""), os.environ.get("AWS_SECRET_ACCESS_KEY", "")
     )
-
-
-def _require_listing(registry: Registry, tag: VersionTag, remote: S3Root) -> None:
-    digest = dvc_files.listed_digest(registry.read(str(tag), f"{tag.name}.dvc"))
-    if not remote.exists(object_uri(digest)):
-        raise StorageError(
-            f"{remote.location}: does not hold {tag} (no {object_uri(digest)}); it is another store than the one "
-            "it was registered in, or the objects were removed: register the dataset again"
-        )
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {
-        key: leaf for name, inner in value.items() for key, leaf in _flat(inner, f"{prefix}.{name}".lstrip(".")).items()
-    }

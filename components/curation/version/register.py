@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
@@ -11,16 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import BadInputError, StorageError
-from ...common.identity import identity
+from ...common.manifests import current_file
 from ...common.object_store import EmbeddedStore, StoreEndpoint, open_store
 from ...common.progress import track
 from ...common.report import StepReport, table
 from ...common.storage import DataRoot, uri_md5, write_atomic
 from ...common.storage_s3 import S3Root
-from . import dvc_files
-from .card import MANIFESTS, Members, card_bytes, make_card, next_number, read_members
+from . import claims, dvc_files
+from .card import MANIFESTS, Members, make_card, next_number, read_members
+from .denied import refuse_forgotten
+from .provenance import own_version, trailers
+from .references import mark_registry
 from .registry import BRANCH, Registry, VersionTag
 from .settings import VersionSettings
+from .version_files import Files, read_card, store_again, store_version
 
 _TRIES = 8
 
@@ -35,6 +40,7 @@ def register_dataset(
     registry: Path,
     store: Path,
     settings: VersionSettings,
+    source: str = "",
 ) -> StepReport:
     """Register the dataset that the four manifests describe; equal content finds its existing version.
 
@@ -48,27 +54,30 @@ def register_dataset(
         registry: directory of the git repository of versions; made when it is not there.
         store: directory of the embedded object store; not used when the environment names a store.
         settings: names, remote, origin.
+        source: what the manifests come from, as ``run 20260102-…``; recorded with the version.
 
     Raises:
-        BadInputError: the manifests do not belong together, or nothing is kept.
+        BadInputError: the manifests do not belong together, nothing is kept, or a video in them was taken down.
         StorageError: a shard is missing, the store does not answer, git or the origin refuses.
     """
-    manifests = dict(zip(MANIFESTS, (videos, clips, annotations, selection), strict=True))
-    members = read_members(manifests)
+    given = dict(zip(MANIFESTS, (videos, clips, annotations, selection), strict=True))
+    members = read_members(given)
+    opened = Registry(registry, settings.origin)
+    refuse_forgotten(opened, given)
     with ExitStack() as stack:
-        remote = _remote(root, store, settings, stack)
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        manifests = {kind: current_file(kind, path, scratch) for kind, path in given.items()}
+        remote = open_remote(root, store, settings, stack)
+        stack.enter_context(claims.adding(remote, f"registering {settings.name}"))
         files, shards_written = _store_shards(members, root, remote, settings.uploads)
         before = remote.writes
         files |= {f"manifests/{kind}.parquet": _stored(remote.put_file(path), path) for kind, path in manifests.items()}
-        content = identity(name=settings.name, files=sorted((path, md5) for path, (md5, _) in files.items()))
-        shards = {path: entry for path, entry in files.items() if path.startswith("shards/")}
-        card = make_card(settings.name, members, shards, content, _own_version())
+        card = make_card(settings.name, members, files, own_version())
         if remote.endpoint.endpoint_url.startswith("http://127.0.0.1:") and (store / "ports.json").is_file():
             EmbeddedStore(store).pin(str(registry.resolve()))
-        tag, revision, listing, reused = _publish(
-            Registry(registry, settings.origin), remote, files, card, settings.name
-        )
+        tag, revision, listing, reused = _publish(opened, remote, files, card, manifests, source)
         written = shards_written + remote.writes - before
+        mark_registry(opened, remote)
     dataset: dict[str, Any] = {
         "name": settings.name, "tag": str(tag), "revision": revision, "remote": remote.location,
         "clips": len(members.kept), "shards": len(members.shards), "bytes": listing.bytes,
@@ -77,7 +86,7 @@ def register_dataset(
     about = {
         "endpoint_url": remote.endpoint.endpoint_url,
         "origin": settings.origin,
-        "content": content,
+        "content": card["content"],
         "counts": card["counts"],
     }
     stable = {key: value for key, value in dataset.items() if not key.startswith("objects_")}
@@ -85,7 +94,7 @@ def register_dataset(
     return _report(dataset, card, reused)
 
 
-def _remote(root: DataRoot, store: Path, settings: VersionSettings, stack: ExitStack) -> S3Root:
+def open_remote(root: DataRoot, store: Path, settings: VersionSettings, stack: ExitStack) -> S3Root:
     """Where the bytes go: the data root itself when it is on S3 and nothing else is asked for."""
     if isinstance(root, S3Root) and settings.remote.rstrip("/") in ("", root.location):
         return root
@@ -93,10 +102,9 @@ def _remote(root: DataRoot, store: Path, settings: VersionSettings, stack: ExitS
     return S3Root(settings.remote or f"s3://{endpoint.bucket}/datasets", endpoint)
 
 
-def _store_shards(
-    members: Members, root: DataRoot, remote: S3Root, workers: int
-) -> tuple[dict[str, tuple[str, int]], int]:
+def _store_shards(members: Members, root: DataRoot, remote: S3Root, workers: int) -> tuple[Files, int]:
     """Bring the shards to the remote. Returns path in the dataset to (md5, bytes), and how many had to be written."""
+    digests = {uri: uri_md5(uri) for uri in members.shards}  # refuses what is no object of a data root
     missing = [uri for uri in members.shards if not root.exists(uri)]
     if missing:
         raise BadInputError(
@@ -106,7 +114,7 @@ def _store_shards(
     with ThreadPoolExecutor(max_workers=workers) as pool:
         copies = pool.map(lambda uri: remote.copy_from(root, uri), members.shards)
         written = sum(track(copies, "shards stored", total=len(members.shards)))
-    return {f"shards/{uri_md5(uri)}.tar": (uri_md5(uri), root.size(uri)) for uri in members.shards}, written
+    return {f"shards/{md5}.tar": (md5, root.size(uri)) for uri, md5 in digests.items()}, written
 
 
 def _stored(uri: str, path: Path) -> tuple[str, int]:
@@ -114,21 +122,21 @@ def _stored(uri: str, path: Path) -> tuple[str, int]:
 
 
 def _publish(
-    registry: Registry, remote: S3Root, files: dict[str, tuple[str, int]], card: dict[str, Any], name: str
+    registry: Registry, remote: S3Root, files: Files, card: dict[str, Any], manifests: Mapping[str, Path], source: str
 ) -> tuple[VersionTag, str, dvc_files.Listing, bool]:
     """Find the version with this content, or make it. Returns its tag, commit and listing, and whether it was found."""
+    name = card["name"]
     for _ in range(_TRIES):
         with registry.locked():
+            refuse_forgotten(registry, manifests)
             base = registry.revision(BRANCH)
-            common = _common_files(registry, remote, name)
+            common = common_files(registry, remote, name)
             tags = registry.tags(name)
             found = next(
                 (tag for tag in reversed(tags) if read_card(registry, tag).get("content") == card["content"]), None
             )
-            if found:
-                listing = _store_listing(
-                    remote, files, registry.read(str(found), card_path(name))
-                )  # if the remote is a new one
+            if found:  # its files are stored again where the remote is a new one, or lost some
+                listing = store_again(registry, remote, found, files)
                 changed = {path: data for path, data in common.items() if registry.read(base, path) != data}
                 if not changed or registry.publish(changed, "Point the remote at where the store is now"):
                     return found, registry.revision(str(found)), listing, True
@@ -136,15 +144,19 @@ def _publish(
             latest = tags[-1] if tags else None
             previous = read_card(registry, latest) if latest else {}
             tag = VersionTag(name, next_number(latest.number if latest else None, previous, card["members"]))
-            data = card_bytes(card)
-            listing = _store_listing(remote, files, data)
-            own = {f"{name}.dvc": dvc_files.dvc_file(listing, name), card_path(name): data}
-            if revision := registry.publish({**common, **own}, _message(tag, card), tag):
-                return tag, revision, listing, False
-    raise StorageError(f"{registry.directory}: the origin {registry.origin} moved {_TRIES} times meanwhile; run again")
+            stored = store_version(remote, tag, files, card, manifests)
+            message = version_message(tag, card, trailers(registry.git, source))
+            if revision := registry.publish({**common, **stored.committed}, message, tag):
+                return tag, revision, stored.listing, False
+    raise moved_meanwhile(registry, _TRIES)
 
 
-def _common_files(registry: Registry, remote: S3Root, name: str) -> dict[str, bytes]:
+def moved_meanwhile(registry: Registry, tries: int) -> StorageError:
+    """The error of one who lost to others that published, each time."""
+    return StorageError(f"{registry.directory}: the origin {registry.origin} moved {tries} times meanwhile; run again")
+
+
+def common_files(registry: Registry, remote: S3Root, name: str) -> dict[str, bytes]:
     """What the repository needs beside the version itself, merged into what is committed."""
 
     def committed(path: str) -> bytes:
@@ -161,39 +173,17 @@ def _common_files(registry: Registry, remote: S3Root, name: str) -> dict[str, by
     }
 
 
-def _store_listing(remote: S3Root, files: dict[str, tuple[str, int]], card: bytes) -> dvc_files.Listing:
-    """Store card and listing: all files it lists lie in the remote already."""
-    listing = dvc_files.make_listing({**files, "dataset.json": (uri_md5(remote.put_bytes(card)), len(card))})
-    remote.put_bytes(listing.data, ".dir")
-    return listing
-
-
-def card_path(name: str) -> str:
-    """Where a dataset's card lies in the registry."""
-    return f"cards/{name}.json"
-
-
-def read_card(registry: Registry, tag: VersionTag) -> dict[str, Any]:
-    """A version's card; empty when the version was not made by this step."""
-    data = registry.read(str(tag), card_path(tag.name))
-    return json.loads(data) if data else {}
-
-
-def _message(tag: VersionTag, card: dict[str, Any]) -> str:
+def version_message(tag: VersionTag, card: Mapping[str, Any], about: Iterable[str], said: str = "") -> str:
+    """The message of a version's commit and tag: what it holds, and the trailers ``about``."""
     counts = card["counts"]
     lines = [
-        f"{tag}: {counts['clips']} clips of {counts['videos']} videos",
+        f"{tag}: " + (said or f"{counts['clips']} clips of {counts['videos']} videos"),
         "",
         f"train {counts['train']}, held out {counts['held_out']}, {counts['seconds']:g} s in {counts['shards']} shards",
+        "",
+        *about,
     ]
     return "\n".join(lines)
-
-
-def _own_version() -> str:
-    try:
-        return version("svdflow")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _report(dataset: dict[str, Any], card: dict[str, Any], reused: bool) -> StepReport:

@@ -21,6 +21,8 @@ from .settings import NAME_PATTERN
 
 BRANCH = "refs/heads/main"
 _UPSTREAM = "refs/remotes/origin/main"
+_ORIGIN_TAGS = "refs/svdflow/origin/tags"
+_NONE = "0" * 40
 _TAG = re.compile(rf"({NAME_PATTERN})@v(\d+)\.(\d+)\.(\d+)")
 _MOVED = ("[rejected]", "[remote rejected]", "cannot lock ref", "failed to update ref", "incorrect old value")
 
@@ -69,7 +71,7 @@ class Registry:
 
     @staticmethod
     def existing(directory: Path) -> Registry:
-        """A registry that must be there.
+        """A registry that must be there, with the origin that it is known to have.
 
         Raises:
             BadInputError: it is not.
@@ -78,7 +80,12 @@ class Registry:
             raise BadInputError(
                 f"{directory}: there is no dataset registry here; run the version step, or clone one to this place"
             )
-        return Registry(directory)
+        registry = Registry(directory)
+        try:
+            registry.origin = registry.git.line("config", "remote.origin.url")
+        except GitRefused:
+            pass  # it has none
+        return registry
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -105,9 +112,13 @@ class Registry:
         except GitRefused:
             return ""
 
+    def root_commit(self) -> str:
+        """The registry's first commit: the same in all its clones, and in no other registry."""
+        return self.git.line("rev-list", "--max-parents=0", BRANCH).splitlines()[-1]
+
     def date(self, ref: str) -> str:
-        """When the commit was made, ISO 8601."""
-        return self.git.line("log", "-1", "--format=%cI", ref)
+        """When the version was made, ISO 8601; a takedown keeps it."""
+        return self.git.line("log", "-1", "--format=%aI", ref)
 
     def read(self, ref: str, path: str) -> bytes:
         """A file at a revision; b"" when it is not there."""
@@ -129,40 +140,76 @@ class Registry:
                 self.git("update-ref", BRANCH, theirs)
         self._check_out()
 
-    def publish(self, files: Mapping[str, bytes], message: str, tag: VersionTag | None = None) -> str | None:
-        """Commit files on top of the branch, tag the commit, and push both at once to the origin if there is one.
+    def publish(
+        self,
+        files: Mapping[str, bytes],
+        message: str,
+        tag: VersionTag | None = None,
+        moved: Mapping[VersionTag, tuple[str, str]] | None = None,
+    ) -> str | None:
+        """Commit files on top of the branch, tag the commit, and push all at once to the origin if there is one.
+
+        Args:
+            files: path to content.
+            message: of the commit and the tag.
+            tag: a new version.
+            moved: versions that get another commit (a takedown): tag to (commit, message of the tag).
 
         Returns:
             The commit, or None when the origin has moved meanwhile: refresh and decide anew.
         """
         base = self.revision(BRANCH)
-        commit = self._commit(base, files, message)
-        references = [(BRANCH, commit)]
+        commit = self.commit(base, files, message)
+        changes = [(BRANCH, commit, base or _NONE)]
         if tag:
-            tagger = self.git.line("var", "GIT_COMMITTER_IDENT")
-            body = f"object {commit}\ntype commit\ntag {tag}\ntagger {tagger}\n\n{message}\n"
-            references.append((f"refs/tags/{tag}", self.git.line("mktag", stdin=body.encode())))
+            changes.append((f"refs/tags/{tag}", self._tag(tag, commit, message), _NONE))
+        for each, (to, why) in (moved or {}).items():
+            ref = f"refs/tags/{each}"
+            changes.append((ref, self._tag(each, to, why), self.git.line("rev-parse", "--verify", ref)))
         if self.origin:
+            # a lease is what makes the move of a tag safe: the origin's must be the one that was read
+            leases = [f"--force-with-lease={ref}:{old if old != _NONE else ''}" for ref, _, old in changes[1:]]
+            refs = [f"{'+' if old != _NONE and ref != BRANCH else ''}{sha}:{ref}" for ref, sha, old in changes]
             try:
-                self.git("push", "--quiet", "--atomic", "origin", *[f"{sha}:{ref}" for ref, sha in references])
+                self.git("push", "--quiet", "--atomic", *leases, "origin", *refs)
             except GitRefused as error:
-                if any(sign in str(error) for sign in _MOVED):
+                if any(sign in error.said for sign in _MOVED):
                     return None
                 raise
-        changes = [
-            f"update {BRANCH} {commit} {base or '0' * 40}",
-            *[f"create {ref} {sha}" for ref, sha in references[1:]],
-        ]
+        lines = [f"update {ref} {sha} {old}" for ref, sha, old in changes]
         try:
-            self.git("update-ref", "--stdin", stdin=("start\n" + "\n".join(changes) + "\ncommit\n").encode())
+            self.git("update-ref", "--stdin", stdin=("start\n" + "\n".join(lines) + "\ncommit\n").encode())
         except GitRefused as error:
-            if not self.origin and any(sign in str(error) for sign in _MOVED):
+            if not self.origin and any(sign in error.said for sign in _MOVED):
                 return None
             raise
         self._check_out()
         return commit
 
-    def _commit(self, base: str, files: Mapping[str, bytes], message: str) -> str:
+    def message(self, tag: VersionTag) -> str:
+        """What the tag says of its version."""
+        return self.git("for-each-ref", "--format=%(contents)", f"refs/tags/{tag}").decode(errors="replace").strip()
+
+    def names(self, ref: str, folder: str = "") -> list[str]:
+        """The files below a folder, or all of them, at a revision."""
+        if not self.revision(ref):
+            return []
+        return self.git("ls-tree", "-r", "--name-only", ref, *([f"{folder}/"] if folder else [])).decode().splitlines()
+
+    def _tag(self, tag: VersionTag, commit: str, message: str) -> str:
+        tagger = self.git.line("var", "GIT_COMMITTER_IDENT")
+        body = f"object {commit}\ntype commit\ntag {tag}\ntagger {tagger}\n\n{message}\n"
+        return self.git.line("mktag", stdin=body.encode())
+
+    def commit(self, base: str, files: Mapping[str, bytes], message: str, written_at: str = "") -> str:
+        """A commit of these files on top of another, which no branch or tag names yet.
+
+        Args:
+            base: the commit below; "" for none.
+            files: path to content.
+            message: of the commit.
+            written_at: the author's date, ISO 8601; now by default.
+        """
         index = self.directory / ".git" / f"svdflow-index-{os.getpid()}"
         try:
             self.git("read-tree", base or "--empty", index=index)
@@ -173,7 +220,8 @@ class Registry:
         finally:
             index.unlink(missing_ok=True)
         parent = ["-p", base] if base else []
-        return self.git.line("commit-tree", tree, *parent, "-F", "-", stdin=f"{message}\n".encode())
+        text = f"{message}\n".encode()
+        return self.git.line("commit-tree", tree, *parent, "-F", "-", stdin=text, written_at=written_at)
 
     def _fetch(self) -> None:
         path = Path(self.origin)
@@ -185,8 +233,11 @@ class Registry:
         url = str(path) if path.exists() else self.origin
         self.git("config", "remote.origin.url", url)
         self.git("config", "remote.origin.fetch", "+refs/heads/*:refs/remotes/origin/*")
-        self.git("fetch", "--quiet", "origin", "refs/tags/*:refs/tags/*", "+refs/heads/*:refs/remotes/origin/*")
+        refspecs = [f"+refs/tags/*:{_ORIGIN_TAGS}/*", "+refs/heads/*:refs/remotes/origin/*"]
+        self.git("fetch", "--quiet", "--no-tags", "origin", *refspecs)
         ours, theirs = self.revision(BRANCH), self.revision(_UPSTREAM)
+        if not ours or not theirs or self._is_ancestor(ours, theirs) or self._is_ancestor(theirs, ours):
+            self._follow_tags()
         if ours == theirs:
             return
         if not ours or (theirs and self._is_ancestor(ours, theirs)):
@@ -199,6 +250,18 @@ class Registry:
                 f"{self.directory}: this registry and its origin {self.origin} hold different versions; clone the "
                 "origin to a new registry directory and run again there: objects already stored are found"
             )
+
+    def _follow_tags(self) -> None:
+        """Have the origin's tags here, also where a takedown has moved them."""
+        listed = self.git("for-each-ref", "--format=%(refname) %(objectname)", _ORIGIN_TAGS, "refs/tags").decode()
+        known = dict(line.split() for line in listed.splitlines())
+        lines = []
+        for ref, sha in known.items():
+            local = ref.replace(_ORIGIN_TAGS, "refs/tags", 1)
+            if ref != local and known.get(local) != sha:
+                lines.append(f"update {local} {sha}")
+        if lines:
+            self.git("update-ref", "--stdin", stdin=("\n".join(lines) + "\n").encode())
 
     def _check_out(self) -> None:
         """Bring the files in line with the branch, unless a user has another revision checked out.

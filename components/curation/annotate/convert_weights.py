@@ -1,0 +1,97 @@
+"""Weights published as pickles, made into safetensors once: ``python -m svdflow.curation.annotate.convert_weights``.
+
+Each file is known by the sha256 of its bytes, and read with torch's restricted unpickler, which builds tensors and
+nothing else. Nothing else in svdflow reads a pickle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...common.errors import BadInputError, SvdflowError
+from ...common.identity import file_sha256
+
+
+@dataclass(frozen=True)
+class Release:
+    """A published file: its digest, its usual name, and what its weights must hold (name to shape)."""
+
+    sha256: str
+    file: str
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+_LAION_SIZES = {0: (1024, 768), 2: (128, 1024), 4: (64, 128), 6: (16, 64), 7: (1, 16)}
+RELEASES = {
+    "laion-aesthetic": Release(
+        "21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0",
+        "sac+logos+ava1-l14-linearMSE.pth",
+        {
+            f"layers.{layer}.{part}": shape if part == "weight" else shape[:1]
+            for layer, shape in _LAION_SIZES.items()
+            for part in ("weight", "bias")
+        },
+    ),
+    "raft-large": Release(
+        "ff5fadd56d26b40647388883af1547351ea17868b765c05b27231e72dd16a322",
+        "raft_large_C_T_SKHT_V2-ff5fadd5.pth",
+        {
+            "feature_encoder.conv.weight": (256, 128, 1, 1),
+            "update_block.flow_head.conv2.weight": (2, 256, 3, 3),
+            "mask_predictor.conv.weight": (576, 256, 1, 1),
+        },
+    ),
+}
+
+
+def convert(release: Release, source: Path, target: Path) -> None:
+    """Write a release's weights as safetensors.
+
+    Raises:
+        BadInputError: the file is not the release's, or does not hold its weights.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    if not source.is_file():
+        raise BadInputError(f"{source}: no such file; it is published as {release.file}")
+    if (digest := file_sha256(source)) != release.sha256:
+        raise BadInputError(f"{source}: its sha256 is {digest}, not {release.sha256} of {release.file}: not read")
+    try:
+        state: Any = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler's refusals are of many kinds
+        raise BadInputError(f"{source}: cannot be read as weights: {str(error).splitlines()[0]}") from None
+    tensors = {name: value.contiguous() for name, value in dict(state).items() if isinstance(value, torch.Tensor)}
+    for name, shape in release.shapes.items():
+        if name not in tensors or tuple(tensors[name].shape) != shape:
+            raise BadInputError(f"{source}: has no {name} of shape {list(shape)}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    save_file(tensors, partial, metadata={"source_sha256": release.sha256})
+    partial.replace(target)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="convert_weights", description="Make safetensors of weights in a pickle.")
+    parser.add_argument("release", choices=sorted(RELEASES))
+    parser.add_argument("source", type=Path, help="the published file")
+    parser.add_argument("target", type=Path, help="the safetensors file to write")
+    chosen = parser.parse_args(arguments)
+    try:
+        convert(RELEASES[chosen.release], chosen.source, chosen.target)
+    except SvdflowError as error:
+        print(f"convert_weights: {error}", file=sys.stderr)
+        return 1
+    print(f"{chosen.target}: written")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,163 @@
+"""The filter's tables in DuckDB, out of manifests of any number of shards; what does not fit in memory is on disk."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from ...common.errors import BadInputError, StorageError
+from ...common.identity import file_sha256
+from ...common.manifests import SCHEMAS, current_file, read_manifest
+from .settings import FilterSettings
+from .values import ANNOTATED, value_sql
+
+Manifest = Path | Sequence[Path]  # a Parquet file, a folder of them, or a list
+
+
+def shards_of(kind: str, manifest: Manifest) -> list[Path]:
+    """The Parquet files of a manifest, in no order that means anything.
+
+    Raises:
+        BadInputError: there is none.
+    """
+    if isinstance(manifest, Path):
+        shards = sorted(manifest.rglob("*.parquet")) if manifest.is_dir() else [manifest]
+    else:
+        shards = list(manifest)
+    if not shards:
+        raise BadInputError(
+            f"{manifest}: there is no Parquet file of the {kind} manifest here; run the step that writes it"
+        )
+    for path in shards:
+        if not path.is_file():
+            read_manifest(kind, path)  # says what is wrong
+    return shards
+
+
+def content_of(shards: Sequence[Path]) -> list[str]:
+    """Identity of the shards' bytes, whatever their names and their order."""
+    with ThreadPoolExecutor(2) as pool:  # hashing releases the interpreter
+        return sorted(pool.map(file_sha256, shards))
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[Path]:
+    """A folder for what spills, empty, and ours alone until the block ends: a second one for it waits.
+
+    What a killed process left there goes first.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def open_tables(shards: Mapping[str, Sequence[Path]], scratch: Path, settings: FilterSettings) -> Iterator[Any]:
+    """A connection with the views ``clips`` and ``annotations``, and the tables ``sources`` and ``scored``.
+
+    ``sources``: video (its number, from 0 in the order of the ids), video_id, source. ``scored``: a row per clip, in
+    the order of the ids, with video, span_us, frames, embedded (whether it has an embedding) and <axis>_value: a
+    finite number, NaN for what is no number, NULL for what was not annotated.
+
+    Args:
+        shards: of "videos", "clips" and "annotations".
+        scratch: an empty folder for what spills.
+        settings: of the step.
+
+    Raises:
+        BadInputError: a manifest cannot be used.
+        StorageError: memory or disk do not suffice.
+    """
+    import duckdb
+
+    try:
+        with duckdb.connect() as connection:
+            connection.execute("SET memory_limit = ?", [settings.memory_limit])
+            connection.execute("SET temp_directory = ?", [str(scratch / "spilled")])
+            connection.execute("SET threads = ?", [settings.threads])
+            rows = {kind: _view(connection, kind, paths, scratch) for kind, paths in shards.items()}
+            _score(connection, settings)
+            _refuse_doubles(connection, rows["clips"], shards)
+            yield connection
+    except duckdb.OutOfMemoryException as error:
+        raise StorageError(
+            f"filter: {_first_line(error)}; free disk space below {scratch}, or raise filter.memory_limit"
+        ) from error
+    except duckdb.IOException as error:
+        raise StorageError(f"filter: {_first_line(error)}") from error
+    except duckdb.Error as error:
+        names = ", ".join(str(paths[0]) for paths in shards.values())
+        raise BadInputError(
+            f"filter: the manifests {names} cannot be read: {_first_line(error)}; run validate to see what is wrong"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _view(connection: Any, kind: str, shards: Sequence[Path], scratch: Path) -> int:
+    """Make the view ``kind`` of the shards; returns how many rows they have."""
+    files, rows = [], 0
+    for number, shard in enumerate(shards):
+        path = current_file(kind, shard, scratch / f"shard-{number}")
+        try:
+            parquet = pq.ParquetFile(path)
+        except (OSError, ValueError):
+            read_manifest(kind, path)
+            raise
+        if parquet.schema_arrow.names != SCHEMAS[kind].names:
+            read_manifest(kind, path)  # says which columns are odd
+        rows += parquet.metadata.num_rows
+        files.append(str(path))
+    quoted = ", ".join("'" + file.replace("'", "''") + "'" for file in sorted(files))
+    connection.execute(f"CREATE VIEW {kind} AS SELECT * FROM read_parquet([{quoted}])")
+    return rows
+
+
+def _score(connection: Any, settings: FilterSettings) -> None:
+    connection.execute(
+        """CREATE TABLE sources AS
+           SELECT row_number() OVER (ORDER BY video_id) - 1 AS video, video_id, coalesce(source, 'footage') AS source
+           FROM (SELECT DISTINCT video_id FROM clips)
+           LEFT JOIN (SELECT video_id, min(source) AS source FROM videos WHERE status = 'ok' GROUP BY video_id)
+           USING (video_id)"""
+    )
+    values = ", ".join(f"{value_sql(axis, settings)} AS {axis}_value" for axis in ANNOTATED)
+    # a mean of the largest doubles can overflow: then it is no number either
+    sound = ", ".join(
+        f"CASE WHEN isinf({a}_value) THEN 'nan'::DOUBLE ELSE {a}_value END AS {a}_value" for a in ANNOTATED
+    )
+    connection.execute(
+        f"""CREATE TABLE scored AS
+            SELECT clip_id, video, span_us, frames, coalesce(embedded, false) AS embedded, {sound}
+            FROM (SELECT clip_id, video_id, round((end_s - start_s) * 1e6)::BIGINT AS span_us, frames FROM clips)
+            LEFT JOIN (SELECT clip_id, embedding_uri IS NOT NULL AS embedded, {values} FROM annotations) USING (clip_id)
+            JOIN (SELECT video, video_id FROM sources) USING (video_id)
+            ORDER BY clip_id"""
+    )
+
+
+def _refuse_doubles(connection: Any, clips: int, shards: Mapping[str, Sequence[Path]]) -> None:
+    """A clip with two annotations would be decided on twice; clips that stand twice are found when they are written."""
+    if connection.execute("SELECT count(*) FROM scored").fetchall()[0][0] == clips:
+        return
+    repeated = connection.execute(
+        "SELECT clip_id FROM annotations GROUP BY clip_id HAVING count(*) > 1 ORDER BY clip_id LIMIT 1"
+    ).fetchall()[0]
+    raise BadInputError(
+        f"{shards['annotations'][0]}: clip {repeated[0]} has more than one row; run validate to see all such faults"
+    )

@@ -1,0 +1,198 @@
+"""One pass over a video: every packet noted, every frame decoded once, shown to the cut finder and checksummed.
+
+What does not decode is passed over, not the end of the video: frames from a damaged packet to the next key frame belong
+to no shot, and what follows is used.
+"""
+
+from __future__ import annotations
+
+import zlib
+from array import array
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from ...common.errors import BadInputError
+from ...common.video import open_video
+from .cuts import CutFinder, Detection
+
+_NO_FRAME = -1
+
+
+@dataclass
+class Packets:
+    """The packets of the video stream in stream order: whether each is a key frame, and the frame that it shows.
+
+    ``shown`` is the display index; -1 when no frame comes of it (hidden by an edit list, damaged).
+    """
+
+    keys: array = field(default_factory=lambda: array("b"))
+    shown: array = field(default_factory=lambda: array("q"))
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass
+class Scan:
+    """What one pass over a video leaves behind: some 30 bytes a frame.
+
+    Attributes:
+        pts: of every frame in display order, in the stream's time base.
+        times_s: when each frame is shown, from zero, and as one more value when the last one ends. Ascending, also
+            where the video's own times jump back.
+        checksums: of every frame's pixels as the decoder gave them.
+        packets: in stream order.
+        detections: the cut finder's, and "damage" and "timestamps" where a shot must end whatever the picture.
+        gap_s: the cut finder's.
+        fault: what is wrong with the video, if anything is.
+    """
+
+    pts: array = field(default_factory=lambda: array("q"))
+    times_s: array = field(default_factory=lambda: array("d"))
+    checksums: array = field(default_factory=lambda: array("L"))
+    packets: Packets = field(default_factory=Packets)
+    detections: list[Detection] = field(default_factory=list)
+    gap_s: float = 0.0
+    fault: str | None = None
+
+
+def scan_video(path: Path, finder: CutFinder, fps: float, checksums: bool = True) -> Scan:
+    """Decode a video once.
+
+    Args:
+        path: the video.
+        finder: is shown every frame.
+        fps: to assume for frames without a time.
+        checksums: whether to take checksums of the frames; left zero when not.
+
+    Raises:
+        BadInputError: no frame decodes.
+    """
+    scan = Scan(gap_s=finder.gap_s)
+    with open_video(path) as container:
+        stream = container.streams.video[0]
+        decoder = stream.codec_context
+        decoder.flags |= av.codec.context.Flags.copy_opaque  # frames then say which packet they came out of
+        decoder.options = {"err_detect": "explode"}  # a picture that was mended is no frame of the source
+        reader = _Reader(scan, finder, float(stream.time_base), fps, checksums)
+        try:
+            for packet in container.demux(stream):
+                reader.take(packet)
+        except av.error.FFmpegError as error:
+            reader.note_fault(f"reading breaks off after frame {len(scan.pts)} ({_reason(error, path)})")
+    if not scan.pts:
+        raise BadInputError(f"{path}: {scan.fault or 'no frame of it decodes'}")
+    reader.finish()
+    return scan
+
+
+class _Reader:
+    """Takes packets in and fills a Scan."""
+
+    def __init__(self, scan: Scan, finder: CutFinder, seconds: float, fps: float, checksums: bool) -> None:
+        self.scan, self.finder, self.seconds, self.checksums = scan, finder, seconds, checksums
+        self.frame_pts = max(1, round(1 / fps / seconds))  # how long a frame is shown when nothing says so
+        self.shown_pts = self.frame_pts  # how long the last one is
+        self.size: tuple[int, int] | None = None
+        self.packet_pts = array("q")
+        self.damaged: set[int] = set()
+
+    def take(self, packet: Any) -> None:
+        number = len(self.scan.packets)
+        if packet.size:
+            hidden = packet.pts is None and packet.dts is None
+            self.scan.packets.keys.append(bool(packet.is_keyframe and not packet.is_discard and not hidden))
+            self.scan.packets.shown.append(_NO_FRAME)
+            self.packet_pts.append(packet.pts if packet.pts is not None else packet.dts or 0)
+            packet.opaque = number
+            if packet.is_corrupt:
+                self.damaged.add(number)
+        try:
+            for frame in packet.decode():  # the last packet of all is empty: it flushes the decoder
+                self.show(frame)
+        except av.error.FFmpegError as error:
+            if packet.size:
+                self.damaged.add(number)
+            self.note_fault(f"damaged near frame {len(self.scan.pts)} ({_reason(error)})")
+
+    def show(self, frame: Any) -> None:
+        scan, index, origin = self.scan, len(self.scan.pts), frame.opaque
+        if isinstance(origin, int) and scan.packets.shown[origin] == _NO_FRAME:
+            scan.packets.shown[origin] = index
+        else:
+            origin = len(scan.packets) - 1  # for damage; the packet that shows this frame is not known
+        self.size = self.size or (frame.width, frame.height)
+        if (frame.width, frame.height) != self.size:
+            self.damaged.add(origin)
+            self.note_fault(f"from frame {index} on the picture has another size")
+        if frame.is_corrupt:
+            self.damaged.add(origin)
+            self.note_fault(f"frame {index} is damaged")
+        pts = frame.pts if frame.pts is not None else (scan.pts[-1] + self.shown_pts if scan.pts else 0)
+        step = pts - scan.pts[-1] if scan.pts else 0
+        if scan.pts and step <= 0:
+            scan.detections.append(Detection("timestamps", index, index))
+            self.note_fault(f"at frame {index} its times jump back")
+            step = self.shown_pts
+        scan.times_s.append(scan.times_s[-1] + step * self.seconds if scan.pts else 0.0)
+        self.shown_pts = frame.duration or self.frame_pts
+        scan.pts.append(pts)
+        scan.checksums.append(frame_checksum(frame) if self.checksums else 0)
+        scan.detections += self.finder.look(index, scan.times_s[-1], frame)
+
+    def finish(self) -> None:
+        self.scan.detections += self.finder.finish()
+        self.scan.times_s.append(self.scan.times_s[-1] + self.shown_pts * self.seconds)
+        self.scan.detections += self.damage()
+
+    def damage(self) -> list[Detection]:
+        """The frames that are not to be trusted: from each damaged packet to the next key frame that decodes."""
+        packets, finds = self.scan.packets, []
+        done, last_key = -1, 0
+        for number, key in enumerate(packets.keys):
+            if number in self.damaged and number >= done:
+                shown: list[int] = []
+                leading = number > last_key and self.packet_pts[number] < self.packet_pts[last_key]
+                done = number
+                while done < len(packets) and not self._starts_anew(done, number, last_key if leading else None):
+                    shown += [packets.shown[done]] if packets.shown[done] >= 0 else []
+                    done += 1
+                if leading:  # pictures shown before their key frame: nothing but one another refers to them
+                    end = packets.shown[last_key]
+                else:
+                    end = packets.shown[done] if done < len(packets) else len(self.scan.pts)
+                finds.append(Detection("damage", min([*shown, end]), end))
+            if key and packets.shown[number] >= 0:
+                last_key = number
+        return finds
+
+    def _starts_anew(self, number: int, damaged: int, key: int | None) -> bool:
+        if key is not None:
+            return self.packet_pts[number] > self.packet_pts[key]
+        good = self.scan.packets.keys[number] and self.scan.packets.shown[number] >= 0
+        return bool(number > damaged and good and number not in self.damaged)
+
+    def note_fault(self, fault: str) -> None:
+        self.scan.fault = self.scan.fault or fault
+
+
+def frame_checksum(frame: Any) -> int:
+    """CRC-32 of a decoded frame's planes: tells whether two decodes gave the same picture."""
+    checksum = zlib.crc32(f"{frame.format.name} {frame.width} {frame.height}".encode())
+    planar = frame.format.is_planar
+    pixel_bytes = (frame.format.components[0].bits if planar else frame.format.padded_bits_per_pixel) + 7 >> 3
+    for plane in frame.planes:
+        rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height]
+        checksum = zlib.crc32(
+            np.ascontiguousarray(rows[:, : plane.width * pixel_bytes]).data, checksum
+        )  # past it: padding
+    return checksum
+
+
+def _reason(error: BaseException, path: Path | None = None) -> str:
+    line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return line.replace(str(path), "the file") if path else line

@@ -1,0 +1,54 @@
+"""Videos that were taken down: their receipts lie in the registry, and no version may hold them again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+
+from ...common.errors import BadInputError
+from ...common.manifests import read_manifest
+from .registry import BRANCH, Registry
+
+FOLDER = "forgotten"
+
+
+def receipt_path(video_id: str) -> str:
+    """Where a takedown's receipt lies in the registry."""
+    return f"{FOLDER}/{video_id}.json"
+
+
+def forgotten_videos(registry: Registry) -> set[str]:
+    """The videos that were taken down."""
+    return {Path(path).stem for path in registry.names(BRANCH, FOLDER)}
+
+
+def read_receipt(registry: Registry, video_id: str) -> dict[str, Any] | None:
+    """The receipt of a takedown, or None when there was none."""
+    data = registry.read(BRANCH, receipt_path(video_id))
+    return json.loads(data) if data else None
+
+
+def refuse_forgotten(registry: Registry, manifests: Mapping[str, Path]) -> None:
+    """Refuse manifests with clips of a video that was taken down, or with such a video as a usable one.
+
+    Raises:
+        BadInputError: names the video, when it was taken down, and the remedy.
+    """
+    denied = forgotten_videos(registry)
+    if not denied:
+        return
+    videos = read_manifest("videos", manifests["videos"])
+    usable = videos.filter(pc.equal(videos["status"], "ok"))["video_id"]
+    present = set(read_manifest("clips", manifests["clips"])["video_id"].to_pylist()) | set(usable.to_pylist())
+    if taken := sorted(denied & present):
+        receipt = read_receipt(registry, taken[0]) or {}
+        names = videos.filter(pc.equal(videos["video_id"], taken[0]))["name"].to_pylist()
+        raise BadInputError(
+            f"{manifests['videos']}: {len(taken)} of its videos were taken down, such as {taken[0]} "
+            f"({', '.join(names) or 'not named'}; forgotten {receipt.get('forgotten_at', 'before')}, receipt "
+            f"{receipt_path(taken[0])} in {registry.directory}); remove the file from the source and run again"
+        )

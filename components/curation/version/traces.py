@@ -1,0 +1,185 @@
+"""Where one video shows beyond the versions: cached results of a data root, scratch files, files of a work directory.
+
+A cached result can always be computed again, so what may tell of the video goes, rather than being looked into. A
+result is known to tell of it by the objects, ids or captions among its values, by what its key begins with (the sha256
+of a clip's bytes or the identity of a clip's place), or by its kind.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...common.identity import file_sha256, identity
+from ...common.progress import track
+from ...common.storage import DataRoot
+from .references import RESULTS, named_objects
+from .subject import Subject
+
+_SHOW_CLIPS = ("filter", "validate", "serve", "evaluation_video")  # pictures or rows of clips, and do not say of which
+_PASSING = ("artifacts", "steps", "logs")  # what runs leave in a work directory; the newest run writes it again
+_TEXTS = ("", ".json", ".html", ".log", ".events", ".txt", ".md", ".yaml", ".csv")
+_MAX_TEXT_BYTES = 256 << 20
+_TOP = ("report.html", "summary.json")
+
+
+@dataclass
+class Traces:
+    """What a data root holds of a video.
+
+    Attributes:
+        results: records to drop.
+        objects: what they name.
+        elsewhere: what records that stay name.
+        updated: records that stay, with the new place of members that are not the video's.
+    """
+
+    results: set[str] = field(default_factory=set)
+    objects: set[str] = field(default_factory=set)
+    elsewhere: set[str] = field(default_factory=set)
+    updated: dict[str, bytes] = field(default_factory=dict)
+
+
+def clips_in_results(video_id: str, root: DataRoot) -> Iterator[dict[str, Any]]:
+    """Rows of its clips that records hold, as ``split`` writes them."""
+    for uri in root.list(RESULTS):
+        data = root.read(uri)
+        if video_id.encode() in data:
+            yield from _clip_rows(json.loads(data), video_id)
+
+
+def _clip_rows(value: Any, video_id: str) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        if value.get("video_id") == video_id and {"clip_id", "shard_uri", "member", "offset", "bytes"} <= value.keys():
+            yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for inner in value:
+            yield from _clip_rows(inner, video_id)
+
+
+def find_traces(
+    subject: Subject,
+    root: DataRoot,
+    gone: set[str],
+    digests: set[str],
+    moved: Mapping[str, tuple[str, dict[str, int]]],
+) -> Traces:
+    """Look through the cached results of a data root.
+
+    Args:
+        subject: the video.
+        root: the data root.
+        gone: objects that are to be removed.
+        digests: first 32 hex digits of the sha256 of each of its clips.
+        moved: as ``ShardRewriter.moved``.
+    """
+    traces = Traces()
+    told = {subject.video_id, *subject.clips, *subject.captions} | (gone - moved.keys())
+    begins = digests | {identity(shard=shard, offset=at, bytes=size) for shard, at, size in subject.places}
+    for uri in track(list(root.list(RESULTS)), "cached results looked through"):
+        data = root.read(uri)
+        kind, key = uri.split("/")[1], uri.rsplit("/", 1)[1]
+        if kind in _SHOW_CLIPS or key[:32] in begins or told & set(_texts(json.loads(data))):
+            traces.results.add(uri)
+            traces.objects |= named_objects(data) - moved.keys()
+            continue
+        if named_objects(data) & moved.keys():
+            data = json.dumps(_moved(json.loads(data), moved), sort_keys=True).encode()
+            traces.updated[uri] = data
+        traces.elsewhere |= named_objects(data)
+    return traces
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts among the values of a JSON value; the names of fields say nothing of whom it is about."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
+
+
+def _moved(value: Any, moved: Mapping[str, tuple[str, dict[str, int]]]) -> Any:
+    """A record with the rows of clips whose shard was written anew pointing into the new one."""
+    if isinstance(value, list):
+        return [_moved(inner, moved) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    new, offsets = moved.get(value.get("shard_uri", ""), ("", {}))
+    if new and value.get("member") in offsets:
+        return {**value, "shard_uri": new, "offset": offsets[value["member"]]}
+    return {key: _moved(inner, moved) for key, inner in value.items()}
+
+
+def forget_scratch(subject: Subject, root: DataRoot) -> list[str]:
+    """Remove copies of the video that work in progress left on this machine."""
+    removed = []
+    for path in [path for path in root.scratch().rglob("*") if path.is_file() and not path.is_symlink()]:
+        if path.stat().st_size in subject.bytes and file_sha256(path) == subject.video_id:
+            path.unlink()
+            removed.append(path.name)
+    return removed
+
+
+def forget_in_workdir(workdir: Path, subject: Subject, remove: bool) -> list[str]:
+    """Manifests lose its rows; reports, logs and passing artifacts that tell of it go.
+
+    Args:
+        workdir: the work directory.
+        subject: the video.
+        remove: do it; otherwise only tell.
+
+    Returns:
+        The files concerned, relative to the work directory.
+    """
+    tokens = [text.encode() for text in (subject.video_id, *subject.clips, *subject.names)]
+    concerned = []
+    for path in _left_by_runs(workdir):
+        is_manifest = path.suffix == ".parquet" and path.parent.name == "manifests"
+        if not _tells_of(path, subject, tokens):
+            continue
+        concerned.append(path.relative_to(workdir).as_posix())
+        if remove and is_manifest:
+            subject.write_without(path.stem, path, path)
+        elif remove:
+            path.unlink()
+    return concerned
+
+
+def _left_by_runs(workdir: Path) -> Iterator[Path]:
+    for place in ("manifests", *_PASSING):
+        yield from sorted(path for path in (workdir / place).rglob("*") if path.is_file() and not path.is_symlink())
+    yield from (path for name in _TOP if (path := workdir / name).is_file())
+
+
+def _tells_of(path: Path, subject: Subject, tokens: Iterable[bytes]) -> bool:
+    if manifest_kind(path):
+        table = pq.read_table(path)
+        return len(subject.without(table)) < len(table)
+    if path.suffix not in _TEXTS or path.stat().st_size > _MAX_TEXT_BYTES:
+        return False
+    content = path.read_bytes()
+    return any(token in content for token in tokens)
+
+
+def manifest_kind(path: Path) -> str:
+    """Which manifest a file is, whatever its name; "" when it is none."""
+    try:
+        with open(path, "rb") as stream:
+            if stream.read(4) != b"PAR1":
+                return ""
+        return (pq.read_schema(path).metadata or {}).get(b"svdflow.kind", b"").decode()
+    except (pa.ArrowInvalid, OSError):
+        return ""
+
+
+def manifests_of_runs(workdir: Path) -> list[dict[str, Path]]:
+    """The manifests that runs left in a work directory, kind to file, each by itself."""
+    return [{kind: path} for path in _left_by_runs(workdir) if (kind := manifest_kind(path))]

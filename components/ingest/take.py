@@ -1,0 +1,332 @@
+"""One place taken in: its bytes brought, named by their content, probed and stored. Runs in worker processes.
+
+Three things are kept, and found again: under a place and its state (ETag, size, times) which content it has; under the
+content what it is; and under the place what of it was fetched before the work broke off.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import resource
+import shutil
+import signal
+import stat
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..common.errors import BadInputError, StorageError
+from ..common.identity import CHUNK_BYTES, identity
+from ..common.storage import DataRoot, write_atomic
+from . import examine
+from .examine import ProbeSettings
+from .fetch import FetchSettings, Unfetchable, connect_patiently, download
+from .fetch_http import connect_http
+from .fetch_s3 import connect_s3
+from .sources import is_remote
+from .uris import same_place, scheme_of, split_s3
+
+VERSION = "1"
+_SETTLED_S = 2.0  # a file changed this recently may change again without its time showing it
+_ABANDONED_S = 7 * 86_400.0  # what was fetched of a place that nobody asked for since
+
+
+@dataclass(frozen=True)
+class Errand:
+    """A place for a worker to take in; ``usable`` is whether a licence lets its bytes be kept."""
+
+    place: str = field(repr=False)
+    usable: bool
+    root: str
+    fetch: FetchSettings
+    probe: ProbeSettings
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class Content:
+    """Bytes by name and size."""
+
+    sha256: str
+    md5: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What became of a place: a fault (``<short name>: <why>``), or a content and, if it is usable, the verdict on it.
+
+    ``fetched`` is the number of bytes that were brought over the network's or the folder's border in this run.
+    """
+
+    fault: str | None = None
+    content: Content | None = None
+    verdict: dict[str, Any] | None = None
+    fetched: int = 0
+    examined: bool = False
+
+
+def take(errand: Errand) -> Taken:
+    """Take one place in.
+
+    Raises:
+        StorageError: the data root cannot be written. BadInputError: a fault of ours, told without the place.
+    """
+    root = DataRoot.open(errand.root)
+    try:
+        if not is_remote(errand.place):
+            return _take_file(Path(errand.place), root, errand)
+        with _locked_scratch(root, errand.place) as scratch:
+            return _take_remote(scratch, root, errand)
+    except Unfetchable as error:
+        return Taken(fault=str(error))
+    except (StorageError, BadInputError):
+        raise
+    except Exception as error:  # the message of a library may hold the URL and what signs it
+        if is_remote(errand.place):
+            raise BadInputError(f"{type(error).__name__} while it was taken in") from None
+        raise
+
+
+def find_known_file(path: str, root: DataRoot, probe: ProbeSettings, usable: bool = True) -> Taken | None:
+    """What is known of a local file that has not changed since, without reading it."""
+    state = _file_state(Path(path))
+    found = state and root.find("fetch", _place_key(path, state))
+    if not found:
+        return None
+    content = Content(**found)
+    verdict = find_verdict(root, content, probe) if usable else None
+    return None if usable and verdict is None else Taken(content=content, verdict=verdict)
+
+
+def find_verdict(root: DataRoot, content: Content, probe: ProbeSettings) -> dict[str, Any] | None:
+    """What is known about a content, None when nothing is or its bytes were lost from the root."""
+    found = root.find("ingest", _verdict_key(content, probe))
+    return found if found is not None and (not found.get("uri") or root.exists(found["uri"])) else None
+
+
+def content_after_crash(place: str, root: DataRoot) -> Content | None:
+    """The content of a place whose worker died while it probed it."""
+    try:
+        if not is_remote(place):
+            return _content_of(Path(place))
+        return Content(**json.loads((_scratch(root, place) / "content.json").read_bytes()))
+    except (OSError, ValueError, TypeError, Unfetchable):
+        return None
+
+
+def sweep_abandoned(root: DataRoot) -> None:
+    """Remove what was fetched in part long ago, of places that were not asked for since."""
+    for path in root.scratch("ingest").iterdir():
+        try:
+            if time.time() - path.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        except OSError:
+            continue  # another run was faster
+
+
+# local files
+
+
+def _take_file(path: Path, root: DataRoot, errand: Errand) -> Taken:
+    state = _file_state(path)
+    found = state and root.find("fetch", _place_key(str(path), state))
+    content = Content(**found) if found else _content_of(path, errand.fetch.max_bytes)
+    if state and not found and time.time() - path.stat().st_mtime > _SETTLED_S and state == _file_state(path):
+        root.record("fetch", _place_key(str(path), state), asdict(content))
+    verdict = find_verdict(root, content, errand.probe)
+    if verdict or not errand.usable:
+        return Taken(content=content, verdict=verdict if errand.usable else None, fetched=0 if found else content.bytes)
+    found_out = _examine(path, errand)
+    copy = None
+    if "error" not in found_out:
+        copy = root.scratch("ingest") / f"copy-{uuid.uuid4().hex}"
+    try:
+        if copy and _copy(path, copy) != content:
+            raise Unfetchable("changed: the file became another while it was read")
+        verdict = _keep(found_out, content, copy, root, errand)
+    finally:
+        if copy:
+            copy.unlink(missing_ok=True)
+    return Taken(content=content, verdict=verdict, fetched=content.bytes, examined=True)
+
+
+def _file_state(path: Path) -> dict[str, Any] | None:
+    """What says that a file is unchanged; None when it cannot be read at all."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return {
+        "bytes": status.st_size,
+        "changed": [status.st_mtime_ns, status.st_ctime_ns],
+        "file": [status.st_dev, status.st_ino],
+    }
+
+
+def _content_of(path: Path, max_bytes: int | None = None) -> Content:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device has no end
+            raise Unfetchable("unreadable: no regular file")
+        if max_bytes is not None and status.st_size > max_bytes:
+            raise Unfetchable(f"too large: {status.st_size} bytes, and {max_bytes} are allowed")
+        return _read(path, None)
+    except OSError as error:
+        raise Unfetchable(f"unreadable: {error.strerror or error}") from None
+
+
+def _copy(path: Path, copy: Path) -> Content:
+    try:
+        sink = open(copy, "xb")
+    except OSError as error:
+        raise StorageError(f"{copy}: {error.strerror or error}") from error
+    with sink:
+        try:
+            return _read(path, sink)
+        except _WriteError as error:
+            raise StorageError(f"{copy}: {error}; free some space and run again, work already done is kept") from error
+        except OSError as error:
+            raise Unfetchable(f"unreadable: {error.strerror or error}") from None
+
+
+class _WriteError(Exception):
+    pass
+
+
+def _read(path: Path, sink: Any) -> Content:
+    """Read a file once: its hashes, and a copy of it if there is a sink."""
+    sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
+    with open(path, "rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            sha256.update(chunk)
+            md5.update(chunk)
+            size += len(chunk)
+            if sink is not None:
+                try:
+                    sink.write(chunk)
+                except OSError as error:
+                    raise _WriteError(error.strerror or str(error)) from error
+    return Content(sha256.hexdigest(), md5.hexdigest(), size)
+
+
+# places afar
+
+
+def _take_remote(scratch: Path, root: DataRoot, errand: Errand) -> Taken:
+    deadline = time.monotonic() + errand.fetch.total_s
+    located = split_s3(errand.place) if scheme_of(errand.place) == "s3" else None
+    connect = connect_s3(*located, errand.fetch) if located else connect_http(errand.place, errand.fetch)
+    part = scratch / "part"
+    first = connect_patiently(part, connect, errand.fetch, deadline)
+    try:
+        found = first.state and root.find("fetch", _place_key(errand.place, first.state))
+        content = Content(**found) if found else None
+        verdict = content and find_verdict(root, content, errand.probe)
+    except BaseException:
+        first.close()
+        raise
+    if verdict:
+        first.close()
+        shutil.rmtree(scratch)
+        return Taken(content=content, verdict=verdict)
+    before = part.stat().st_size if part.is_file() else 0
+    state = download(part, connect, first, errand.fetch, deadline)
+    content = _read(part, None)
+    if state:
+        root.record("fetch", _place_key(errand.place, state), asdict(content))
+    write_atomic(scratch / "content.json", json.dumps(asdict(content)).encode())
+    verdict = find_verdict(root, content, errand.probe)
+    examined = verdict is None
+    if verdict is None:
+        verdict = _keep(_examine(part, errand), content, part, root, errand)
+    shutil.rmtree(scratch)
+    return Taken(content=content, verdict=verdict, fetched=max(content.bytes - before, 0), examined=examined)
+
+
+def _scratch(root: DataRoot, place: str) -> Path:
+    return root.scratch("ingest", identity(place=same_place(place)))
+
+
+@contextmanager
+def _locked_scratch(root: DataRoot, place: str) -> Iterator[Path]:
+    """The folder of a place, held by this process alone: two runs may share a data root."""
+    while True:
+        scratch = _scratch(root, place)
+        handle = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if scratch.is_dir() and os.fstat(handle).st_ino == scratch.stat().st_ino:  # else its last holder removed it
+                os.utime(scratch)
+                yield scratch
+                return
+        finally:
+            os.close(handle)
+
+
+# any content
+
+
+def _place_key(place: str, state: dict[str, Any]) -> str:
+    return identity(place=same_place(place), state=state, version=VERSION)
+
+
+def _verdict_key(content: Content, probe: ProbeSettings) -> str:
+    return identity(sha256=content.sha256, version=examine.VERSION, probe=probe)
+
+
+def _keep(found_out: dict[str, Any], content: Content, own: Path | None, root: DataRoot, errand: Errand) -> dict:
+    """Store what was found out, and the bytes of what is a video; ``own`` is a file of ours with them."""
+    if "error" in found_out:
+        verdict = {"error": found_out["error"]}
+    else:
+        assert own is not None
+        verdict = {"info": found_out["info"], "faults": found_out["faults"]}
+        verdict["thumbnail"] = root.put_bytes(found_out["thumbnail"])
+        verdict["uri"] = root.adopt_file(own, content.md5)
+    root.record("ingest", _verdict_key(content, errand.probe), verdict)
+    return verdict
+
+
+def _examine(path: Path, errand: Errand) -> dict[str, Any]:
+    """Probe a file with bounded memory and time: its headers may claim anything, a decoder may hang."""
+    with _memory_limit(errand.probe.memory_mb << 20), _time_limit(errand.timeout_s):
+        return examine.examine(str(path), errand.probe)
+
+
+@contextmanager
+def _memory_limit(more_bytes: int) -> Iterator[None]:
+    """At most so much address space more than now; above it an allocation fails, which is a verdict and no crash."""
+    try:
+        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except OSError:  # no Linux: the fan-out's own limit holds
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = now + more_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if soft == resource.RLIM_INFINITY else min(soft, wanted), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """The kernel ends this process after so long, wherever it hangs; the fan-out replaces it."""
+    previous = signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)

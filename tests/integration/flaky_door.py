@@ -1,0 +1,78 @@
+"""A door before a server that can be shut: connections through it break, and new ones are refused."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+
+class FlakyDoor:
+    """A TCP relay on 127.0.0.1 to ``target_port``. Use as a context manager; ``shut`` and ``open`` at will."""
+
+    def __init__(self, target_port: int) -> None:
+        self.target_port = target_port
+        self._lock = threading.Lock()
+        self._streams: set[socket.socket] = set()
+        self._listener: socket.socket | None = None
+        self.port = 0
+        self.connections = 0
+
+    def __enter__(self) -> FlakyDoor:
+        self.open()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.shut()
+
+    def open(self) -> None:
+        """Take connections, on the same port as before."""
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", self.port))
+        listener.listen(64)
+        self.port = listener.getsockname()[1]
+        self._listener = listener
+        threading.Thread(target=self._take, args=(listener,), daemon=True).start()
+
+    def shut(self) -> None:
+        """Break every connection with a reset and refuse new ones."""
+        with self._lock:
+            listener, self._listener = self._listener, None
+            if listener:
+                listener.shutdown(socket.SHUT_RDWR)
+                listener.close()
+            for stream in self._streams:
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                stream.shutdown(socket.SHUT_RDWR)
+            self._streams.clear()
+
+    def _take(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                near, _ = listener.accept()
+                far = socket.create_connection(("127.0.0.1", self.target_port))
+            except OSError:
+                return
+            with self._lock:
+                if self._listener is not listener:
+                    near.close()
+                    far.close()
+                    return
+                self.connections += 1
+                self._streams |= {near, far}
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._relay, args=(source, sink), daemon=True).start()
+
+    def _relay(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(1 << 16):
+                sink.sendall(data)
+        except OSError:
+            pass
+        with self._lock:
+            for stream in (source, sink):
+                self._streams.discard(stream)
+                try:
+                    stream.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass

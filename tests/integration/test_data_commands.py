@@ -1,0 +1,90 @@
+"""`svdflow data …` as a data owner types it, on an embedded store."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from svdflow.common.errors import BadInputError
+from svdflow.common.object_store import EmbeddedStore
+from svdflow.common.storage import DataRoot
+from svdflow.pipelines.cli import app
+from svdflow.pipelines.local.run import _locked
+from tests.dataset_bench import in_one_shard
+from tests.dataset_manifests import make_manifests
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def work(tmp_path, store, monkeypatch):
+    """A work directory after a run, its embedded store held open, as by another process."""
+    for name in [name for name in os.environ if name.startswith(("SVDFLOW_S3", "AWS_"))]:
+        monkeypatch.delenv(name)
+    work = tmp_path / "run"
+    root = DataRoot.open(work / "data")
+    make_manifests(root, work / "manifests", keep=4)
+    (work / "settings.yaml").write_text("version: {name: demo}\n")
+    with EmbeddedStore(work / "store"):
+        yield work
+
+
+def data(work: Path, *arguments: str) -> str:
+    done = CliRunner().invoke(app, ["data", *arguments, "-w", str(work)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_the_whole_round(work, tmp_path):
+    assert data(work, "register", "--note", "the first cut").startswith("demo@v1.0.0 is new: 4 clips in 2 shards")
+    assert data(work, "register").startswith("demo@v1.0.0 has this content already")
+    more = make_manifests(DataRoot.open(work / "data"), tmp_path / "more", keep=6)
+    in_one_shard(DataRoot.open(work / "data"), more)
+    assert "demo@v1.1.0 is new" in data(work, "register", "--manifests", str(tmp_path / "more"))
+    listed = data(work, "list").splitlines()
+    assert [line.split()[:4] for line in listed[1:]] == [["demo@v1.0.0", "4", "2", "2"], ["demo@v1.1.0", "6", "4", "2"]]
+    shown = data(work, "show", "demo@v1.0.0")
+    assert "From: the first cut" in shown and "Registered-by: " in shown and "Code: svdflow 0." in shown
+    assert json.loads(data(work, "show", "demo", "--croissant"))["version"] == "1.1.0"
+
+    told = data(work, "diff", "demo@v1.0.0", "demo")
+    assert told.startswith("demo@v1.0.0 → demo@v1.1.0: 4 clips in both, 2 added, 0 dropped")
+    assert "dropped from the old one for motion" in told and "clip020 clip021" in told
+    shift = next(line for line in told.splitlines() if " shift " in line)
+    assert shift.split()[:3] == ["shift", "+1", "+0.1"]  # the mean of 1 to 4 against that of 1 to 6; the 5th percentile
+    assert json.loads(data(work, "diff", "demo@v1.0.0", "demo", "--json"))["added"] == {"motion": 2}
+
+    assert data(work, "rollback", "demo@v1.0.0") == "demo@v1.2.0 has the content of demo@v1.0.0\n"
+    out = tmp_path / "out"
+    assert "4 clips of demo@v1.2.0 in 2 shards" in data(work, "export", "demo", str(out))
+    assert subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=out, check=False).returncode == 0
+
+    with pytest.raises(BadInputError, match="cannot be undone; run it again with --yes"):
+        data(work, "forget", "video1")
+    told = data(work, "forget", "video1", "--yes", "--reason", "asked for")
+    assert "video1 left 3 versions" in told and "forgotten/video1.json" in told
+    assert [line.split()[1] for line in data(work, "list").splitlines()[1:]] == ["2", "4", "2"]
+
+    root = DataRoot.open(work / "data")
+    stray = root.put_bytes(b"stray")
+    told = data(work, "gc", "--grace-days", "0")
+    assert stray in told and "nothing was removed; run it again with --remove" in told and root.exists(stray)
+    with _locked(work):
+        assert stray not in data(work, "gc", "--grace-days", "0", "--remove") and root.exists(stray)
+    data(work, "gc", "--grace-days", "0", "--remove")
+    assert not root.exists(stray)
+    pulled = data(work, "pull", "demo@v1.1.0", str(tmp_path / "pulled"))
+    assert pulled.startswith(f"{tmp_path}/pulled/demo: 1 shards")
+
+
+def test_every_command_explains_itself():
+    for command in ("register", "list", "show", "diff", "pull", "rollback", "export", "forget", "gc", "store"):
+        told = subprocess.run(
+            [sys.executable, "-m", "svdflow.pipelines.cli", "data", command, "--help"],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        assert "--workdir" in told and len(told.splitlines()) > 8
