@@ -339,6 +339,16 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
+def link_tree(tree: Path, out: Path) -> None:
+    """Make ``out`` a directory with the files of ``tree``, hard links where that is possible."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    for path in sorted(p for p in tree.rglob("*") if p.is_file()):
+        target = out / path.relative_to(tree)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        link_or_copy(path, target)
+
+
 def _result_uri(kind: str, key: str) -> str:
     return f"results/{kind}/{key[:2]}/{key}.json"
 

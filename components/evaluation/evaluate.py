@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from ..common.errors import BadInputError
-from ..common.identity import identity, tree_sha256
+from ..common.finished import find_finished, record_finished
+from ..common.identity import file_sha256, identity, tree_sha256
 from ..common.orbit_views import pack_views, read_views
 from ..common.progress import track
 from ..common.report import StepReport, images, table, videos
@@ -75,6 +76,16 @@ def evaluate_model(
         raise BadInputError(
             f"{model}: a model of kind {card['kind']}; evaluation generates from first frames and needs image_to_video"
         )
+    outputs = {"metrics": metrics, "generated": generated}
+    key = identity(
+        version=VERSION,
+        model=tree_sha256(model),
+        inputs=[file_sha256(path) for path in (samples, clips, annotations, selection)],
+        settings=settings.model_dump(mode="json"),
+        torch=version("torch"),
+    )
+    if (finished := find_finished(root, "evaluate", key, outputs)) is not None:
+        return finished
     chosen = choose_metrics(settings.metrics)
     rows = choose_samples(samples, settings.samples)
     check_held_out(rows, selection)
@@ -105,7 +116,9 @@ def evaluate_model(
     write_atomic(metrics, json.dumps(result, indent=2, sort_keys=True).encode())
     _write_videos(held_out, columns[MODEL], generated)
     total = len(held_out) * (len(columns) - (STILL in columns))
-    return _report(chosen, held_out, columns, figures, refused, result, settings, done, total - done)
+    report = _report(chosen, held_out, columns, figures, refused, result, settings, done, total - done)
+    record_finished(root, "evaluate", key, outputs, report)
+    return report
 
 
 def _sources(model: Path, model_sha256: str, card: dict[str, Any], settings: EvaluateSettings) -> list[Source]:

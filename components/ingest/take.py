@@ -108,6 +108,8 @@ def find_known_file(path: str, root: DataRoot, probe: ProbeSettings, usable: boo
 
 def find_verdict(root: DataRoot, content: Content, probe: ProbeSettings) -> dict[str, Any] | None:
     """What is known about a content, None when nothing is or its bytes were lost from the root."""
+    if root.find("forgotten", content.sha256) is not None:
+        return {"error": "forgotten: it was taken down, see the receipt in the dataset registry"}
     found = root.find("ingest", _verdict_key(content, probe))
     return found if found is not None and (not found.get("uri") or root.exists(found["uri"])) else None
 

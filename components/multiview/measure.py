@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..common.errors import BadInputError
-from ..common.identity import identity, tree_sha256
+from ..common.finished import find_finished, record_finished
+from ..common.identity import file_sha256, identity, tree_sha256
 from ..common.manifests import read_rows
 from ..common.orbit_views import pack_views, read_views
 from ..common.progress import track
@@ -53,6 +54,15 @@ def measure_orbits(model: Path, before: Path, orbits: Path, root: DataRoot, sett
         raise BadInputError(f"{model}: a model of kind {kinds[model]}; orbits need multi_view")
     if kinds[before] not in ("multi_view", "image_to_video"):
         raise BadInputError(f"{before}: a model of kind {kinds[before]} cannot start from a picture")
+    key = identity(
+        version=VERSION,
+        models=[tree_sha256(path) for path in (model, before)],
+        orbits=file_sha256(orbits),
+        settings=settings.model_dump(mode="json"),
+        torch=version("torch"),
+    )
+    if (finished := find_finished(root, "measure_multiview", key, {})) is not None:
+        return finished
     rows = choose_orbits(orbits, settings.orbits)
     told = wrong_elevations([row["elevation_deg"] for row in rows])
     truth = [read_views(root, row["shard_uri"]) for row in rows]
@@ -73,7 +83,9 @@ def measure_orbits(model: Path, before: Path, orbits: Path, root: DataRoot, sett
         name: [float(psnr_db(t[1:], m[1:]).mean()) for t, m in zip(truth, made, strict=True)]
         for name, made in columns.items()
     }
-    return _report(rows, truth, columns, scores, settings, done)
+    report = _report(rows, truth, columns, scores, settings, done)
+    record_finished(root, "measure_multiview", key, {}, report)
+    return report
 
 
 def choose_orbits(orbits: Path, count: int) -> list[dict[str, Any]]:

@@ -202,6 +202,21 @@ def test_bytes_lost_from_the_root_are_stored_again(tmp_path):
 
 
 @pytest.mark.parametrize("source", ["missing", "void", ""])
+def test_what_was_taken_down_is_set_aside_and_not_stored_again(tmp_path):
+    source, root = tmp_path / "in", DataRoot.open(tmp_path / "root")
+    source.mkdir()
+    unwanted = movie(7)
+    (source / "unwanted.mp4").write_bytes(unwanted)
+    (source / "wanted.mp4").write_bytes(movie(8))
+    root.record("forgotten", hashlib.sha256(unwanted).hexdigest(), {"reason": "asked for by its owner"})
+    ingest_videos(str(source), tmp_path / "videos.parquet", root, IngestSettings())
+    rows = {row["name"]: row for row in read_rows("videos", tmp_path / "videos.parquet")}
+    assert rows["wanted.mp4"]["status"] == "ok"
+    assert rows["unwanted.mp4"]["status"] == "set_aside" and "forgotten" in rows["unwanted.mp4"]["error"]
+    stored = (path.read_bytes() for path in (tmp_path / "root" / "files").rglob("*") if path.is_file())
+    assert not any(unwanted in data for data in stored)
+
+
 def test_no_input_is_one_clear_error(tmp_path, root, source):
     (tmp_path / "void").mkdir()
     place = str(tmp_path / source) if source else ""

@@ -22,7 +22,7 @@ from ...common.storage import DataRoot
 from .references import RESULTS, named_objects
 from .subject import Subject
 
-_SHOW_CLIPS = ("filter", "validate", "serve", "evaluation_video")  # pictures or rows of clips, and do not say of which
+_SHOW_CLIPS = ("filter", "validate", "serve", "evaluate", "evaluation_video")  # show clips, and do not say which
 _PASSING = ("artifacts", "steps", "logs")  # what runs leave in a work directory; the newest run writes it again
 _TEXTS = ("", ".json", ".html", ".log", ".events", ".txt", ".md", ".yaml", ".csv")
 _MAX_TEXT_BYTES = 256 << 20

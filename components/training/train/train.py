@@ -9,7 +9,7 @@ from typing import Any
 from ...common.errors import BadInputError
 from ...common.identity import file_sha256, identity, tree_sha256
 from ...common.report import StepReport, curves, table, text
-from ...common.storage import DataRoot, link_or_copy
+from ...common.storage import DataRoot, link_tree
 from .launcher import launch
 from .settings import KINDS, OPERATIONAL, StageSettings
 
@@ -69,7 +69,7 @@ def train_stage(
         fresh = True
     else:
         fresh = False
-    _link_tree(root.fetch_tree(found["tree"]), out)
+    link_tree(root.fetch_tree(found["tree"]), out)
     return _report(stage, settings, found["result"], fresh, samples)
 
 
@@ -99,15 +99,6 @@ def _train(
     result = launch(job, folder, settings.processes, settings.timeout_s)
     tree = root.put_tree(model)
     return result, tree
-
-
-def _link_tree(tree: Path, out: Path) -> None:
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    for path in sorted(p for p in tree.rglob("*") if p.is_file()):
-        target = out / path.relative_to(tree)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        link_or_copy(path, target)
 
 
 def _report(stage: str, settings: StageSettings, result: dict[str, Any], fresh: bool, samples: Path) -> StepReport:
