@@ -25,7 +25,7 @@ def moving_shot(seed: int, frames: int, width: int = 160, height: int = 96) -> n
     """uint8 [F, H, W, 3]: a texture of its own colours that moves."""
     random = np.random.default_rng(seed)
     hue = random.uniform(40, 215, 3)
-    coarse = np.clip(hue + random.normal(0, 30, (height // 8 + 8, width // 8 + 8, 3)), 0, 255)
+    coarse = np.clip(hue + random.normal(0, 12, (height // 8 + 8, width // 8 + 8, 3)), 0, 255)
     texture = coarse.repeat(8, 0).repeat(8, 1).astype(np.uint8)
     dy, dx = random.integers(-2, 3, 2)
     rolled = [np.roll(texture, (n * dy, n * dx + n), (0, 1))[:height, :width] for n in range(frames)]

@@ -14,6 +14,7 @@ from ..common.report import StepReport, escape
 
 _STYLE = (Path(__file__).parent / "page.css").read_text()
 _COLOURS = ("#2563eb", "#db2777", "#059669", "#d97706", "#7c3aed", "#0891b2")
+_NARROW_CHARACTERS = 48  # of a table's row, in a third of the page
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 360, 190, 46, 34, 10
 
 
@@ -112,7 +113,8 @@ def _figure(section: Mapping[str, Any], inner: str, wide: bool = False) -> str:
 def _table(section: Mapping[str, Any]) -> str:
     head = "".join(f"<th>{escape(column)}</th>" for column in section["columns"])
     rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in section["rows"])
-    wide = len(section["columns"]) > 4
+    longest = max((sum(len(str(cell)) for cell in row) for row in section["rows"]), default=0)
+    wide = len(section["columns"]) > 4 or longest > _NARROW_CHARACTERS
     return _figure(
         section, f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>', wide
     )

@@ -327,3 +327,11 @@ def test_a_manifest_of_another_kind_or_with_doubled_clips_is_refused_in_one_line
         filter_clips(
             paths["videos"], paths["clips"], tmp_path / "none.parquet", tmp_path / "out.parquet", root, FilterSettings()
         )
+
+
+def test_no_clips_at_all_give_an_empty_selection(tmp_path: Path, root: DataRoot) -> None:
+    for kind in ("videos", "clips", "annotations"):
+        write_manifest(kind, [], tmp_path / f"{kind}.parquet")
+    paths = [tmp_path / f"{kind}.parquet" for kind in ("videos", "clips", "annotations")]
+    report = filter_clips(*paths, tmp_path / "selection.parquet", root, FilterSettings())
+    assert read_rows("selection", tmp_path / "selection.parquet") == [] and report.summary["selection"]["clips_in"] == 0

@@ -160,19 +160,25 @@ def _write(connection: Any, cuts: list[Cut], masks: Iterable[int], settings: Fil
                    CASE WHEN mask = 0 THEN side END AS split, "group", {columns}
             FROM decided LEFT JOIN sides USING (video)"""
     ).to_arrow_reader(ROW_GROUP)
-    with ThreadPoolExecutor(1) as ahead:
-        write_in_order("selection", (_selection(t, cuts, reasons, thresholds) for t in _row_groups(rows, ahead)), out)
+    tables = (_selection(table, cuts, reasons, thresholds) for table in _row_groups(rows))
+    write_in_order("selection", _ahead(tables), out)
     connection.execute("SET threads = ?", [settings.threads])
     connection.execute("SET disabled_optimizers = ''")
 
 
-def _row_groups(rows: pa.RecordBatchReader, ahead: ThreadPoolExecutor) -> Iterator[pa.Table]:
+def _ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same, the next of which is made by another thread while one is used."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, tables, None)
+        while (table := coming.result()) is not None:
+            coming = thread.submit(next, tables, None)
+            yield table
+
+
+def _row_groups(rows: pa.RecordBatchReader) -> Iterator[pa.Table]:
     """Tables of ROW_GROUP rows, the last one fewer; the clips are held to come once each and in order."""
-    waiting = pa.table({name: [] for name in rows.schema.names}, rows.schema)
-    last = ""
-    coming = ahead.submit(next, rows, None)
-    while (batch := coming.result()) is not None:
-        coming = ahead.submit(next, rows, None)
+    waiting, last = pa.Table.from_batches([], rows.schema), ""
+    for batch in rows:
         last = _in_order(batch["clip_id"], last)
         waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch])])
         while len(waiting) >= ROW_GROUP:

@@ -60,7 +60,9 @@ class FilterSettings(Settings):
     held_out_fraction: float = Field(0.05, ge=0, lt=1)  # ours: of the source videos
     split_seed: str = "svdflow"  # another seed holds out other videos
 
-    memory_limit: str = Field("3GB", pattern=r"^\d+(\.\d+)? ?([KMGT]i?B)$")  # of DuckDB, which spills to disk beyond it
+    memory_limit: str = Field(
+        "2.5GB", pattern=r"^\d+(\.\d+)? ?([KMGT]i?B)$"
+    )  # of DuckDB, which spills to disk beyond it
     threads: int = Field(2, ge=1)
     shown: int = Field(12, ge=0)  # thumbnails of kept and of dropped clips
 

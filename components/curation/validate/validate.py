@@ -180,6 +180,7 @@ def _opened(files: Mapping[str, Path], memory_limit: str) -> Iterator[Any]:
         connection.execute("SET temp_directory = ?", [scratch])
         connection.execute("SET threads = 2")
         connection.execute("SET preserve_insertion_order = false")
+        connection.execute("SET enable_progress_bar = false")  # it would write into the output of a step
         for kind, path in files.items():
             link = Path(scratch) / f"{kind}.parquet"  # DuckDB would take a * in the real name for a pattern
             link.symlink_to(path.resolve())
