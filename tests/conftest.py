@@ -4,9 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from svdflow.common.object_store import EmbeddedStore, StoreEndpoint
 from svdflow.common.storage import DataRoot
+
+settings.register_profile("svdflow", deadline=None)  # a busy machine is no failure
+settings.load_profile("svdflow")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from svdflow.common.frames import fit_frame
-from svdflow.common.manifests import read_rows, write_manifest
+from svdflow.common.manifests import AXES, read_rows, write_manifest
 from svdflow.common.orbit_views import pack_views
 from svdflow.common.shards import ShardReader
 from svdflow.common.video import encode_mp4, probe, read_frames
@@ -69,7 +69,7 @@ def clips(root, media, tmp_path):
                 "split": "train",
                 "reasons": [],
                 "thresholds": "{}",
-                **{f"{axis}_failed": False for axis in ("motion", "text", "aesthetic", "similarity")},
+                **{f"{axis}_failed": False for axis in AXES},
             }
         )
     paths = {kind: tmp_path / f"{kind}.parquet" for kind in ("clips", "annotations", "selection")}

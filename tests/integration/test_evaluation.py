@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from svdflow.common.errors import BadInputError, GateRefused
-from svdflow.common.manifests import write_manifest
+from svdflow.common.manifests import AXES, write_manifest
 from svdflow.common.orbit_views import pack_views
 from svdflow.common.psnr import psnr_db
 from svdflow.common.shards import write_shard
@@ -113,7 +113,7 @@ def manifests(tmp_path: Path, root: DataRoot) -> dict[str, Path]:
                 "split": split,
                 "reasons": [],
                 "thresholds": "{}",
-                **{f"{axis}_failed": False for axis in ("motion", "text", "aesthetic", "similarity")},
+                **{f"{axis}_failed": False for axis in AXES},
             }
         )
         notes.append(

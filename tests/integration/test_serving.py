@@ -16,7 +16,7 @@ import pytest
 
 from svdflow.common.errors import BadInputError, ServiceError
 from svdflow.common.frames import fit_frame
-from svdflow.common.manifests import write_manifest
+from svdflow.common.manifests import AXES, write_manifest
 from svdflow.common.video import encode_mp4, probe
 from svdflow.export import serve_check
 from svdflow.export.client import VideoClient
@@ -301,7 +301,7 @@ def test_the_serving_check_measures_a_real_server_once(repository, root, tmp_pat
              "frames": 4, "fps": 8.0,
              "width": 64, "height": 48}
         )  # fmt: skip
-        failed = {f"{axis}_failed": False for axis in ("motion", "text", "aesthetic", "similarity")}
+        failed = {f"{axis}_failed": False for axis in AXES}
         selection.append(
             {
                 "clip_id": f"{index:032x}",

@@ -15,7 +15,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from svdflow.common.errors import BadInputError, ConfigError, GateRefused, StorageError
 from svdflow.common.identity import tree_sha256
-from svdflow.common.manifests import write_manifest
+from svdflow.common.manifests import AXES, write_manifest
 from svdflow.common.video import encode_mp4
 from svdflow.export import repository as repository_module
 from svdflow.export.generate import generate_file, read_image
@@ -287,7 +287,7 @@ def test_images_come_from_held_out_clips_first_and_from_different_videos(root, t
              "shard_uri": uri, "member": clip_id, "offset": 0, "bytes": len(root.read(uri)), "frames": 2,
              "fps": 8.0, "width": 64, "height": 48}
         )  # fmt: skip
-        failed = {f"{axis}_failed": False for axis in ("motion", "text", "aesthetic", "similarity")}
+        failed = {f"{axis}_failed": False for axis in AXES}
         selection.append(
             {
                 "clip_id": clip_id,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from svdflow.common.errors import BadInputError
-from svdflow.common.manifests import write_manifest
+from svdflow.common.manifests import AXES, write_manifest
 from svdflow.common.video import decode, encode_mp4, probe
 from svdflow.evaluation.held_out import check_held_out, choose_samples, frames_from
 from svdflow.training.encode.settings import EncodeSettings
@@ -74,7 +74,7 @@ def test_a_sample_that_the_selection_trains_on_is_refused(tmp_path: Path) -> Non
         "split": "held_out",
         "reasons": [],
         "thresholds": "{}",
-        **{f"{axis}_failed": False for axis in ("motion", "text", "aesthetic", "similarity")},
+        **{f"{axis}_failed": False for axis in AXES},
     }
     write_manifest("selection", [row], tmp_path / "good.parquet")
     write_manifest("selection", [row | {"split": "train"}], tmp_path / "bad.parquet")

@@ -291,10 +291,11 @@ from pathlib import Path
 from svdflow.ingest.examine import ProbeSettings
 from svdflow.ingest.take import _memory_limit
 from svdflow.ingest.examine import examine
-import resource
 with _memory_limit(1 << 30):
     verdict = examine(sys.argv[1], ProbeSettings())
-print(json.dumps([verdict.get("error"), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+# not getrusage: its peak is carried over from the process that started this one
+peak_kb = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(json.dumps([verdict.get("error"), peak_kb]))
 """
 
 
