@@ -146,7 +146,7 @@ def three_passes(path: Path) -> float:
     from scenedetect.detectors import AdaptiveDetector, ContentDetector, HistogramDetector
 
     began = time.perf_counter()
-    for detector, skip in ((AdaptiveDetector(3.5), 0), (ContentDetector(25.0), 2), (HistogramDetector(0.35), 7)):
+    for detector, skip in ((AdaptiveDetector(3.5), 0), (ContentDetector(35.0), 2), (HistogramDetector(0.5), 7)):
         manager = SceneManager()
         manager.auto_downscale, manager.downscale = False, 20  # 1280 px to 64
         manager.add_detector(detector)

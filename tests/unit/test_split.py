@@ -67,8 +67,8 @@ def test_the_evidence_names_what_opened_and_closed_the_shot(chain):
     second = next(row for name, row in rows if name == "three shots.mp4" and row["first_frame"] == truth[0])
     evidence = json.loads(second["cut_evidence"])
     for side, frame in (("opened_by", truth[0]), ("closed_by", truth[1])):
-        find = evidence[side][0]
-        assert (find["first"], find["detector"], find["fps"]) == (frame, "adaptive", None)
+        (find,) = [row for row in evidence[side] if row["fps"] is None]
+        assert (find["first"], find["last"], find["detector"]) == (frame, frame, "adaptive")
         assert find["score"] >= find["threshold"] and find["start_s"] == find["end_s"] == round(frame / FPS, 6)
     assert evidence["shot"] == [truth[0], truth[1] - 1]
 

@@ -11,7 +11,6 @@ clusters of each. A pair whose members share neither is missed.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -95,17 +94,30 @@ class _Search:
 
     def compare(self, members: np.ndarray) -> None:
         """Every pair of the given rows."""
+        leads = np.concatenate([self._leading(unit(self.vectors[m])) for m in _blocks(members)])
         for start in range(0, len(members), _BLOCK):
-            left = members[start : start + _BLOCK]
-            left_unit = unit(self.vectors[left])
-            left_lead = self._leading(left_unit)
+            left, left_leads = members[start : start + _BLOCK], leads[start : start + _BLOCK]
             for other in range(start, len(members), _BLOCK):
-                right = members[other : other + _BLOCK]
-                same = other == start
-                right_unit = left_unit if same else unit(self.vectors[right])
-                right_lead = left_lead if same else self._leading(right_unit)
-                for one, two in self._alike(left_unit, left_lead, right_unit, right_lead):
-                    self.groups.join(left[one], right[two])
+                right, right_leads = members[other : other + _BLOCK], leads[other : other + _BLOCK]
+                reach = left_leads @ right_leads.T >= self.cosine - _SLACK
+                if other == start:
+                    np.fill_diagonal(reach, False)
+                if not (count := np.count_nonzero(reach)):
+                    continue
+                if count > reach.size // 64:  # too many to be gathered: the block in full
+                    reach = unit(self.vectors[left]) @ unit(self.vectors[right]).T >= self.cosine
+                    self.groups.join(*self._rows(left, right, np.flatnonzero(reach)))
+                    continue
+                one, two = self._rows(left, right, np.flatnonzero(reach))
+                for at in range(0, count, _PAIRS):
+                    a, b = one[at : at + _PAIRS], two[at : at + _PAIRS]
+                    close = np.einsum("nd,nd->n", unit(self.vectors[a]), unit(self.vectors[b])) >= self.cosine
+                    self.groups.join(a[close], b[close])
+
+    @staticmethod
+    def _rows(left: np.ndarray, right: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The rows that places in a flattened block stand for."""
+        return left[at // len(right)], right[at % len(right)]
 
     def _leading(self, rows: np.ndarray) -> np.ndarray:
         """[N, _LEAD + 1]: along the leading directions, and the length of the rest; as they are when they are short."""
@@ -114,17 +126,6 @@ class _Search:
         along = rows @ self.lead
         rest = np.maximum((rows * rows).sum(axis=1) - (along * along).sum(axis=1), 0)
         return np.concatenate([along, np.sqrt(rest)[:, None]], axis=1)
-
-    def _alike(self, left: Any, left_lead: Any, right: Any, right_lead: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        one, two = np.nonzero(left_lead @ right_lead.T >= self.cosine - _SLACK)
-        if len(one) > left.shape[0] * right.shape[0] // 64:  # too many to be gathered: the block in full
-            one, two = np.nonzero(left @ right.T >= self.cosine)
-            yield one, two
-            return
-        for start in range(0, len(one), _PAIRS):
-            a, b = one[start : start + _PAIRS], two[start : start + _PAIRS]
-            close = np.einsum("nd,nd->n", left[a], right[b]) >= self.cosine
-            yield a[close], b[close]
 
 
 def _clusters(vectors: np.ndarray, count: int) -> Iterator[np.ndarray]:

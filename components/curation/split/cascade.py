@@ -16,7 +16,7 @@ from .cuts import Detection
 from .settings import CutLevel
 
 _ADAPTIVE_NEIGHBOURS = 2  # on either side: PySceneDetect's own default
-_ADAPTIVE_MIN_CONTENT = 10.0  # below this change a frame is no cut however still its neighbours are
+_ADAPTIVE_MIN_CONTENT = 15.0  # a smaller change is no cut however still its neighbours are: PySceneDetect's own
 _RATE = 1000.0  # detectors are told frame numbers, never times: any rate will do
 
 

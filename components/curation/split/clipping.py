@@ -9,9 +9,10 @@ that a frame needs is missing.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import av
@@ -56,6 +57,7 @@ def plan_spans(
     end: str,
     min_s: float,
     max_s: float,
+    ends_s: Mapping[int, float] = MappingProxyType({}),
 ) -> Plan:
     """Which clips to cut out of the shots.
 
@@ -67,6 +69,7 @@ def plan_spans(
             frame.
         min_s: shorter clips are dropped.
         max_s: a shot goes on in another clip when one would be longer.
+        ends_s: when frames end that do not end with the next one.
     """
     keys = [(shown, n) for n, (key, shown) in enumerate(zip(packets.keys, packets.shown, strict=True)) if key]
     keys = sorted((shown, number) for shown, number in keys if shown >= 0)
@@ -102,7 +105,7 @@ def plan_spans(
             reached = limit if limit < stop and end == "cut" else wanted if limit < stop else stop
             lost["after the last key frame"] += max(0, reached - wanted)
             lost["open GOP or reordering"] += max(0, min(wanted, reached) - last)
-            if last > first and times_s[last + 1] - times_s[first] >= min_s - 1e-6:
+            if last > first and ends_s.get(last, times_s[last + 1]) - times_s[first] >= min_s - 1e-6:
                 spans.append(Span(first, last, place, behind, number))
             else:
                 lost["in clips too short"] += last - first + 1
@@ -178,7 +181,7 @@ class _Mp4Writer:
             self.copy = self.target.add_stream_from_template(stream)
             self.copy.time_base = stream.time_base
             self.seconds = float(stream.time_base)
-            length_s = scan.times_s[span.last + 1] - scan.times_s[span.first]
+            length_s = scan.end_s(span.last) - scan.times_s[span.first]
             self.sound = sound.of_clip(self.target, self.start * self.seconds, length_s)
         except (av.error.FFmpegError, ValueError) as error:
             raise self._refused(error) from error

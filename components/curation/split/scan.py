@@ -44,6 +44,7 @@ class Scan:
         pts: of every frame in display order, in the stream's time base.
         times_s: when each frame is shown, from zero, and as one more value when the last one ends. Ascending, also
             where the video's own times jump back.
+        ends_s: when a frame ends that damage follows: not with the next one that decodes, which may be long after.
         checksums: of every frame's pixels as the decoder gave them.
         packets: in stream order.
         detections: the cut finder's, and "damage" and "timestamps" where a shot must end whatever the picture.
@@ -53,11 +54,16 @@ class Scan:
 
     pts: array = field(default_factory=lambda: array("q"))
     times_s: array = field(default_factory=lambda: array("d"))
+    ends_s: dict[int, float] = field(default_factory=dict)
     checksums: array = field(default_factory=lambda: array("L"))
     packets: Packets = field(default_factory=Packets)
     detections: list[Detection] = field(default_factory=list)
     gap_s: float = 0.0
     fault: str | None = None
+
+    def end_s(self, frame: int) -> float:
+        """When a frame is no longer shown."""
+        return self.ends_s.get(frame, self.times_s[frame + 1])
 
 
 def scan_video(path: Path, finder: CutFinder, fps: float, checksums: bool = True) -> Scan:
@@ -165,7 +171,11 @@ class _Reader:
                     end = packets.shown[last_key]
                 else:
                     end = packets.shown[done] if done < len(packets) else len(self.scan.pts)
-                finds.append(Detection("damage", min([*shown, end]), end))
+                first = min([*shown, end])
+                finds.append(Detection("damage", first, end))
+                if first:
+                    nominal_s = self.scan.times_s[first - 1] + self.frame_pts * self.seconds
+                    self.scan.ends_s[first - 1] = min(self.scan.times_s[first], nominal_s)
             if key and packets.shown[number] >= 0:
                 last_key = number
         return finds

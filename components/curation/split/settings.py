@@ -41,8 +41,8 @@ class SplitSettings(Settings):
     levels: tuple[CutLevel, ...] = Field(
         (
             CutLevel(detector="adaptive", fps=None, threshold=3.5),
-            CutLevel(detector="content", fps=8.0, threshold=25.0, weak=18.0),
-            CutLevel(detector="histogram", fps=3.0, threshold=0.35, weak=0.1),
+            CutLevel(detector="content", fps=8.0, threshold=35.0),
+            CutLevel(detector="histogram", fps=3.0, threshold=0.5, weak=0.12),
         ),
         min_length=1,
     )

@@ -158,7 +158,8 @@ def _split_file(path: Path, unit: _Unit, root: DataRoot) -> dict[str, Any]:
     scan = scan_video(path, _finder(settings), unit.fps, checksums=settings.verify != "off")
     cuts = merge_detections(scan.detections, scan.times_s, scan.gap_s)
     shots = shots_between(cuts, len(scan.pts))
-    plans = {end: plan_spans(scan.packets, scan.times_s, shots, end, settings.min_s, settings.max_s) for end in ENDS}
+    limits = (settings.min_s, settings.max_s)
+    plans = {end: plan_spans(scan.packets, scan.times_s, shots, end, *limits, scan.ends_s) for end in ENDS}
     plan = plans[settings.end]
     lost = Counter({reason: n for reason, n in plan.lost_frames.items() if n})
     lost["inside a transition or damaged"] = len(scan.pts) - sum(last - first + 1 for first, last in shots)
@@ -180,7 +181,7 @@ def _split_file(path: Path, unit: _Unit, root: DataRoot) -> dict[str, Any]:
                         "clip_id": clip_id,
                         "video_id": unit.video_id,
                         "start_s": round(scan.times_s[span.first], 6),
-                        "end_s": round(scan.times_s[span.last + 1], 6),
+                        "end_s": round(scan.end_s(span.last), 6),
                         "first_frame": span.first,
                         "last_frame": span.last,
                         "cut_evidence": json.dumps(_evidence(span, shots, cuts, scan, settings), sort_keys=True),
@@ -217,7 +218,7 @@ def _clip_id(video_id: str, span: Span, settings: SplitSettings) -> str:
 
 def _yield(plan: Plan, scan: Scan) -> dict[str, Any]:
     """What a way to end clips would keep: clips, seconds, and frames that reordering costs at their ends."""
-    seconds = sum(scan.times_s[span.last + 1] - scan.times_s[span.first] for span in plan.spans)
+    seconds = sum(scan.end_s(span.last) - scan.times_s[span.first] for span in plan.spans)
     return {
         "clips": len(plan.spans),
         "seconds": round(seconds, 6),
