@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -220,7 +221,9 @@ class Registry:
         finally:
             index.unlink(missing_ok=True)
         parent = ["-p", base] if base else []
-        text = f"{message}\n".encode()
+        # Two registries begun in the same second with the same files must not have the same first commit.
+        own = "" if base else f"Registry: {uuid.uuid4().hex}\n"
+        text = f"{message}\n{own}".encode()
         return self.git.line("commit-tree", tree, *parent, "-F", "-", stdin=text, written_at=written_at)
 
     def _fetch(self) -> None:
