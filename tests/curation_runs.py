@@ -32,10 +32,14 @@ def start(workdir: Path, source: Path, *more: str, **environment: str) -> subpro
     )
 
 
-def finish(workdir: Path, source: Path, *more: str, timeout_s: float = 900, **environment: str) -> dict[str, Any]:
+def finish(workdir: Path, source: Path, *more: str, timeout_s: float = 1800, **environment: str) -> dict[str, Any]:
     """Run to the end; returns the summary."""
     process = start(workdir, source, *more, **environment)
-    _, err = process.communicate(timeout=timeout_s)
+    try:
+        _, err = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        kill_everything(process, workdir)
+        raise
     assert process.returncode == 0, err[-3000:]
     return summary(workdir)
 
