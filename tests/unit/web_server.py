@@ -121,8 +121,8 @@ class File:
         cut = body[:most]
         for at in range(0, len(cut), 1 << 16):
             piece = cut[at : at + (1 << 16)]
+            self.server.sent += len(piece)  # before the client can have it and look
             request.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if self.chunked else piece)
-            self.server.sent += len(piece)
         if self.chunked and most >= len(body):
             request.wfile.write(b"0\r\n\r\n")
         if most < len(body) and self.after_break:
