@@ -44,7 +44,7 @@ started, cpu = time.monotonic(), time.process_time()
 report = filter_clips(folder / "videos.parquet", folder / "clips", folder / "annotations", folder / "selection.parquet",
                       DataRoot.open(folder / "root"), FilterSettings(**json.loads(sys.argv[2])))
 took = {"seconds": time.monotonic() - started, "cpu": time.process_time() - cpu}
-print(json.dumps(took | report.summary["selection"]))
+(folder / "took.json").write_text(json.dumps(took | report.summary["selection"]))
 """
 
 
@@ -132,7 +132,7 @@ def make(folder: Path, rows: int) -> None:
 def measured(folder: Path) -> dict:
     """The step in a process of its own on two cores: what it told, with ``gib``, the peak of its process tree."""
     command = [sys.executable, "-c", RUN, str(folder), json.dumps(ASKED)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command)
     whole, peak = psutil.Process(process.pid), 0
     whole.cpu_affinity(sorted(os.sched_getaffinity(0))[:2])
     while process.poll() is None:
@@ -141,9 +141,8 @@ def measured(folder: Path) -> dict:
         except psutil.NoSuchProcess:
             break
         time.sleep(0.05)
-    told = process.communicate()[0]
-    assert process.returncode == 0
-    return json.loads(told.splitlines()[-1]) | {"gib": peak / 2**30}
+    assert process.wait() == 0
+    return json.loads((folder / "took.json").read_text()) | {"gib": peak / 2**30}
 
 
 def by_pandas(folder: Path, settings: FilterSettings) -> tuple[pd.DataFrame, float]:

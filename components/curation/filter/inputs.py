@@ -88,6 +88,7 @@ def open_tables(shards: Mapping[str, Sequence[Path]], scratch: Path, settings: F
             connection.execute("SET memory_limit = ?", [settings.memory_limit])
             connection.execute("SET temp_directory = ?", [str(scratch / "spilled")])
             connection.execute("SET threads = ?", [settings.threads])
+            connection.execute("SET enable_progress_bar = false")  # it writes to standard output, which is not ours
             rows = {kind: _view(connection, kind, paths, scratch) for kind, paths in shards.items()}
             _score(connection, settings)
             _refuse_doubles(connection, rows["clips"], shards)
