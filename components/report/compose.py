@@ -59,11 +59,23 @@ def summarize(reports: list[StepReport], run: Mapping[str, Any]) -> dict[str, An
     """The figures of a run under stable keys: the steps' own, and ``work``, ``seconds`` and ``run``."""
     summary: dict[str, Any] = {}
     for report in reports:
+        checked = _together(summary.get("validation"), report.summary.get("validation"))
         summary = merge(summary, report.summary)
+        if checked:
+            summary["validation"] = checked
     summary["work"] = {r.step: {"done": r.done, "reused": r.reused} for r in reports}
     summary["seconds"] = {r.step: r.seconds for r in reports}
     summary["run"] = dict(run)
     return summary
+
+
+def _together(earlier: Mapping[str, Any] | None, later: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Two validations of one run as one: a run checks its manifests where it makes them, in several steps."""
+    if not earlier or not later:
+        return dict(earlier or later or {}) or None
+    counted = {name: earlier[name] + later[name] for name in ("expectations", "failed", "warnings")}
+    listed = {n: [*earlier[n], *(row for row in later[n] if row not in earlier[n])] for n in ("broken", "warned")}
+    return {**merge(earlier, later), **counted, **listed}
 
 
 def versions(reports: list[StepReport]) -> dict[str, str]:

@@ -48,10 +48,10 @@ def _slowest(reports: Sequence[StepReport]) -> dict[str, Any] | None:
 
 
 def _largest(reports: Sequence[StepReport]) -> dict[str, Any] | None:
-    rows = sorted(((size, r.title, name) for r in reports for name, size in r.largest), reverse=True)[:_LISTED]
+    rows = sorted(((size, name) for r in reports for name, size in r.largest), reverse=True)[:_LISTED]
     if not rows:
         return None
-    return table("Largest", ["what", "step", "MB"], [[name, title, round(size / 1e6, 2)] for size, title, name in rows])
+    return table("Largest videos", ["video", "MB"], [[name, round(size / 1e6, 3)] for size, name in rows])
 
 
 def _set_aside(reports: Sequence[StepReport]) -> dict[str, Any] | None:

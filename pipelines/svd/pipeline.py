@@ -2,6 +2,7 @@
 
 from kfp import dsl
 
+from svdflow.curation.validate.component import validate_orbits, validate_samples
 from svdflow.evaluation.component import evaluate, gate
 from svdflow.export.component import export, serve
 from svdflow.multiview.component import measure_multiview, render
@@ -26,7 +27,7 @@ def svd(
 
     Args:
         workdir: a directory that all steps see; it holds the data root, the reports and what the run leaves.
-        source: the folder of raw videos.
+        source: the folder of raw videos, an S3 prefix, or a list of them (CSV or Parquet).
         objects: a folder of GLB and OBJ files for multi-view training; procedural objects when empty.
         profile: a shipped profile (paper, local, test) or a YAML file that every step can read.
         overrides: dotted setting to value.
@@ -40,7 +41,9 @@ def svd(
         encoded = encode(clips=clips, annotations=annotations, selection=selection, **common).after(curated.checked)
         samples = encoded.outputs["samples"]
 
-        image = train(stage="image", samples=samples, dataset=curated.dataset, **common)
+        checked_samples = validate_samples(selection=selection, samples=samples, **common)
+
+        image = train(stage="image", samples=samples, dataset=curated.dataset, **common).after(checked_samples)
         video = train(stage="video", samples=samples, dataset=curated.dataset, init=image.outputs["model"], **common)
         high_quality = train(
             stage="image_to_video",
@@ -54,7 +57,9 @@ def svd(
         rendered = render(objects=objects, **common).after(encoded)  # needs nothing of it: for a readable order
         orbits = rendered.outputs["orbits"]
         encoded_orbits = encode_orbits(orbits=orbits, **common)
-        multi_view = train(stage="multi_view", samples=encoded_orbits.outputs["samples"], init=model, **common)
+        views = encoded_orbits.outputs["samples"]
+        checked_orbits = validate_orbits(orbits=orbits, samples=views, **common)
+        multi_view = train(stage="multi_view", samples=views, init=model, **common).after(checked_orbits)
         measured = measure_multiview(model=multi_view.outputs["model"], before=model, orbits=orbits, **common)
 
         evaluated = evaluate(
@@ -65,11 +70,13 @@ def svd(
         served = serve(repository=exported.outputs["repository"], clips=clips, selection=selection, **common)
         for task, name in (
             (encoded, "encode"),
+            (checked_samples, "validate samples"),
             (image, "train image"),
             (video, "train video"),
             (high_quality, "train image to video"),
             (rendered, "render orbits"),
             (encoded_orbits, "encode orbits"),
+            (checked_orbits, "validate orbits"),
             (multi_view, "train multi-view"),
             (measured, "measure multi-view"),
             (evaluated, "evaluate"),

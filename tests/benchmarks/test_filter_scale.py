@@ -114,6 +114,7 @@ def make(folder: Path, rows: int) -> None:
     }
     with duckdb.connect() as connection:
         connection.execute("SET memory_limit = '3GB'; SET threads = 2; SET preserve_insertion_order = false")
+        connection.execute("SET enable_progress_bar = false")
         connection.execute("SET temp_directory = ?", [str(folder / "spilled")])
 
         def write(columns: str, first: int, end: int, path: Path, stride: int = 1) -> None:

@@ -335,3 +335,12 @@ def test_no_clips_at_all_give_an_empty_selection(tmp_path: Path, root: DataRoot)
     paths = [tmp_path / f"{kind}.parquet" for kind in ("videos", "clips", "annotations")]
     report = filter_clips(*paths, tmp_path / "selection.parquet", root, FilterSettings())
     assert read_rows("selection", tmp_path / "selection.parquet") == [] and report.summary["selection"]["clips_in"] == 0
+
+
+def test_clips_of_videos_that_their_manifest_lacks_are_decided_on_too(tmp_path: Path, root: DataRoot) -> None:
+    paths = written(tmp_path)
+    write_manifest("videos", videos()[2:], paths["videos"])
+    filter_clips(*paths.values(), tmp_path / "selection.parquet", root, FilterSettings(**GENTLE))
+    assert {r["video_id"] for r in read_rows("selection", tmp_path / "selection.parquet")} == {
+        clip["video_id"] for clip in clips()
+    }

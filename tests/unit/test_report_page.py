@@ -117,6 +117,17 @@ def test_the_summary_joins_the_steps_figures_and_counts_their_work():
     assert summary["seconds"]["train_image"] == 2.0
 
 
+def test_the_summary_joins_the_validations_of_a_run():
+    def checked(step: str, expectations: int, warned: list[str], **rows: int) -> StepReport:
+        told = {"expectations": expectations, "failed": 0, "warnings": len(warned), "broken": [], "warned": warned}
+        return StepReport(step, "Validate", summary={"validation": told | {"manifests": rows}})
+
+    reports = [checked("validate", 5, ["short clip"], clips=7), checked("validate_samples", 3, [], samples=6)]
+    told = summarize([*reports, StepReport("encode", "Encode")], RUN)["validation"]
+    assert (told["expectations"], told["failed"], told["warned"]) == (8, 0, ["short clip"])
+    assert told["manifests"] == {"clips": 7, "samples": 6}
+
+
 @pytest.mark.parametrize("values", [[1.0], [2.0, 2.0], [-1e9, 1e9], [1e-12, 2e-12]])
 def test_histograms_and_curves_of_odd_ranges_are_drawn(values):
     report = StepReport(
@@ -143,7 +154,7 @@ def test_the_overview_tells_what_is_left_after_every_stage_in_count_and_hours():
         ["clips kept", 300, 5.0],
     ]  # fmt: skip
     assert [row[:2] for row in slowest["rows"]] == [["b.mp4", "Split"], ["a.mp4", "Ingest"]]
-    assert largest["rows"] == [["b.mp4", "Ingest", 3.0]]
+    assert largest["rows"] == [["b.mp4", 3.0]]
     assert aside["rows"] == [["c.mp4", "Ingest", EVIL]]
     html = render_page(reports, RUN, curation_overview(reports, summarize(reports, RUN)))
     assert "script" not in parse(html).tags

@@ -69,9 +69,11 @@ def filter_clips(
             _decide(connection)
             tally = count(connection)
             _write(connection, cuts, tally.masks, settings, out)
-            report = StepReport(step="filter", title="Filter clips", done=tally.clips)
-            fill_report(report, connection, tally, cuts, duplicates, sides, root, settings)
-        root.record("filter", key, {"selection": root.put_file(out), "report": root.put_bytes(report.to_json())})
+            with ThreadPoolExecutor(1) as thread:
+                stored = thread.submit(root.put_file, out)
+                report = StepReport(step="filter", title="Filter clips", done=tally.clips)
+                fill_report(report, connection, tally, cuts, duplicates, sides, root, settings)
+        root.record("filter", key, {"selection": stored.result(), "report": root.put_bytes(report.to_json())})
     return report
 
 

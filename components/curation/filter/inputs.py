@@ -68,7 +68,7 @@ def alone_in(folder: Path) -> Iterator[Path]:
 def open_tables(shards: Mapping[str, Sequence[Path]], scratch: Path, settings: FilterSettings) -> Iterator[Any]:
     """A connection with the views ``clips`` and ``annotations``, and the tables ``sources`` and ``scored``.
 
-    ``sources``: video (its number, from 0 in the order of the ids), video_id, source. ``scored``: a row per clip, in
+    ``sources``: video (its number), video_id, source. ``scored``: a row per clip, in
     the order of the ids, with video, span_us, frames, embedded (whether it has an embedding) and <axis>_value: a
     finite number, NaN for what is no number, NULL for what was not annotated.
 
@@ -130,24 +130,38 @@ def _view(connection: Any, kind: str, shards: Sequence[Path], scratch: Path) -> 
 
 
 def _score(connection: Any, settings: FilterSettings) -> None:
+    known = "SELECT video_id, min(source) AS source FROM videos WHERE status = 'ok' GROUP BY video_id"
+    _number_sources(connection, known)
+    _join(connection, settings)
+    if connection.execute("SELECT count(*) FROM scored WHERE video IS NULL").fetchall()[0][0]:
+        # Clips of videos that the manifest lacks. Only then are the clips' own videos gathered: they are many.
+        _number_sources(
+            connection, f"SELECT * FROM (SELECT DISTINCT video_id FROM clips) LEFT JOIN ({known}) USING (video_id)"
+        )
+        _join(connection, settings)
+
+
+def _number_sources(connection: Any, videos: str) -> None:
     connection.execute(
-        """CREATE TABLE sources AS
-           SELECT row_number() OVER (ORDER BY video_id) - 1 AS video, video_id, coalesce(source, 'footage') AS source
-           FROM (SELECT DISTINCT video_id FROM clips)
-           LEFT JOIN (SELECT video_id, min(source) AS source FROM videos WHERE status = 'ok' GROUP BY video_id)
-           USING (video_id)"""
+        f"""CREATE OR REPLACE TABLE sources AS
+            SELECT (row_number() OVER () - 1)::INTEGER AS video, video_id, coalesce(source, 'footage') AS source
+            FROM ({videos})"""
     )
+
+
+def _join(connection: Any, settings: FilterSettings) -> None:
+    """Narrow types: the table is joined, sorted and kept, in memory or on disk."""
     values = ", ".join(f"{value_sql(axis, settings)} AS {axis}_value" for axis in ANNOTATED)
     # a mean of the largest doubles can overflow: then it is no number either
     sound = ", ".join(
         f"CASE WHEN isinf({a}_value) THEN 'nan'::DOUBLE ELSE {a}_value END AS {a}_value" for a in ANNOTATED
     )
     connection.execute(
-        f"""CREATE TABLE scored AS
+        f"""CREATE OR REPLACE TABLE scored AS
             SELECT clip_id, video, span_us, frames, coalesce(embedded, false) AS embedded, {sound}
-            FROM (SELECT clip_id, video_id, round((end_s - start_s) * 1e6)::BIGINT AS span_us, frames FROM clips)
+            FROM (SELECT clip_id, video, round((end_s - start_s) * 1e6)::BIGINT AS span_us, frames::INTEGER AS frames
+                  FROM clips LEFT JOIN sources USING (video_id))
             LEFT JOIN (SELECT clip_id, embedding_uri IS NOT NULL AS embedded, {values} FROM annotations) USING (clip_id)
-            JOIN (SELECT video, video_id FROM sources) USING (video_id)
             ORDER BY clip_id"""
     )
 
