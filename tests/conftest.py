@@ -1,5 +1,6 @@
 """Fixtures that all tests share."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from svdflow.common.storage import DataRoot
 
 settings.register_profile("svdflow", deadline=None)  # a busy machine is no failure
 settings.load_profile("svdflow")
+
+# Started in the background by a shell, the tests and all that they start would ignore Ctrl-C, which some of them test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -129,7 +129,9 @@ SELECTION = pa.schema(
 
 SAMPLES = pa.schema(
     [
-        pa.field("sample_id", pa.string(), nullable=False),  # identity of clip, encoder and settings
+        pa.field(
+            "sample_id", pa.string(), nullable=False
+        ),  # identity of clip, encoder and settings, and the window's number
         pa.field("clip_id", pa.string(), nullable=False),
         pa.field("split", pa.string(), nullable=False),  # "train" or "held_out"
         pa.field("shard_uri", pa.string(), nullable=False),  # data-root URI of a safetensors shard

@@ -161,40 +161,42 @@ def test_a_run_with_nothing_changed_finds_all_work_done(finished, source):
     print(f"unchanged run: {time.monotonic() - started:.0f} s")
 
 
-def test_untrained_weights_are_refused_by_the_gate_the_run_says_why_and_exports_nothing(finished, source, tmp_path):
-    workdir = tmp_path / "untrained"
-    shutil.copytree(finished.workdir / "data", workdir / "data")  # the curation is found done
-    thresholds = load_profile("local")["gate"]
-    nothing = [f"train_{stage}.steps=0" for stage in ("image", "video", "image_to_video", "multi_view")]
-    changes = nothing + [f"gate.{name}={value}" for name, value in thresholds.items()]
-    run = run_svd(workdir, source, *(part for change in changes for part in ("--set", change)))
-    assert run.status == 1
-    assert "gate: " in run.err and "over untrained weights" in run.err and "Traceback" not in run.err
-    stage = run.summary["training"]["image_to_video"]
-    assert stage["steps"] == 0 and stage["held_out_loss_before"] == stage["held_out_loss_after"]
-    assert not (workdir / "repository").exists() and run.summary["work"]["annotate"]["done"] == 0
-    assert any("gate" in line for line in run.summary["run"]["failed"])
-    assert "over untrained weights" in (workdir / "report.html").read_text()
-
-
-def test_a_video_more_and_another_threshold_cost_only_what_they_must(finished, source, media, tmp_path):
-    more = tmp_path / "more footage"
+@pytest.fixture(scope="module")
+def changed(finished, source, media, tmp_path_factory):
+    """The run again: one video more, another threshold, and stages that train for no step at all."""
+    folder = tmp_path_factory.mktemp("changed")
+    more, workdir = folder / "more footage", folder / "run"
     shutil.copytree(source, more)
     shutil.copy(media / "carphone_distorted.mp4", more / "one more.mp4")
-    before, registered = finished.summary["work"], finished.summary["dataset"]["tag"]
-    kept_before = {s["clip_id"] for s in manifest(finished, "selection") if s["keep"]}
-    run = run_svd(finished.workdir, more, "--set", "filter.motion_percent=30")
-    assert run.status == 0, run.err[-2000:]
-    work, clips = run.summary["work"], manifest(run, "clips")
-    videos = {v["name"]: v["video_id"] for v in manifest(run, "videos")}
+    shutil.copytree(finished.workdir / "data", workdir / "data")
+    changes = [f"train_{stage}.steps=0" for stage in ("image", "video", "image_to_video", "multi_view")]
+    changes += [f"gate.{name}={value}" for name, value in load_profile("local")["gate"].items()]
+    changes += ["filter.motion_percent=30"]
+    return run_svd(workdir, more, *(part for change in changes for part in ("--set", change)))
+
+
+def test_a_video_more_and_another_threshold_cost_only_what_they_must(finished, changed):
+    before, work, clips = finished.summary["work"], changed.summary["work"], manifest(changed, "clips")
+    videos = {v["name"]: v["video_id"] for v in manifest(changed, "videos")}
     new = [c for c in clips if c["video_id"] == videos["one more.mp4"]]
     assert work["ingest"]["done"] == 1
     assert work["split"]["done"] == 1
     annotators = (before["annotate"]["done"] + before["annotate"]["reused"]) / (len(clips) - len(new))
-    assert work["annotate"]["done"] == annotators * len(new)
-    kept = {s["clip_id"] for s in manifest(run, "selection") if s["keep"]}
+    assert new and work["annotate"]["done"] == annotators * len(new)
+    kept_before = {s["clip_id"] for s in manifest(finished, "selection") if s["keep"]}
+    kept = {s["clip_id"] for s in manifest(changed, "selection") if s["keep"]}
     assert work["encode"]["done"] == len(kept - kept_before)
-    assert run.summary["dataset"]["tag"] != registered
+    assert changed.summary["dataset"]["tag"] != finished.summary["dataset"]["tag"]
+
+
+def test_untrained_weights_are_refused_by_the_gate_the_run_says_why_and_exports_nothing(changed):
+    assert changed.status == 1
+    assert "gate: " in changed.err and "over untrained weights" in changed.err and "Traceback" not in changed.err
+    stage = changed.summary["training"]["image_to_video"]
+    assert stage["steps"] == 0 and stage["held_out_loss_before"] == stage["held_out_loss_after"]
+    assert not (changed.workdir / "repository").exists()
+    assert any("gate" in line for line in changed.summary["run"]["failed"])
+    assert "over untrained weights" in (changed.workdir / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from svdflow.common.manifests import AXES, read_rows, write_manifest
 from svdflow.common.orbit_views import pack_views
 from svdflow.common.shards import ShardReader
 from svdflow.common.video import encode_mp4, probe, read_frames
+from svdflow.curation.validate.settings import ValidateSettings
+from svdflow.curation.validate.validate import Written, validate_manifests
 from svdflow.diffusion.autoencoder import encode_frames, load_autoencoder
 from svdflow.diffusion.conditioning import text_context
 from svdflow.training.encode.encode import encode_clips
@@ -78,12 +80,18 @@ def clips(root, media, tmp_path):
     return paths
 
 
+def hold_against_expectations(samples, folder):
+    out = Written(folder / "page.html", folder / "failing.jsonl")
+    validate_manifests({"samples": samples}, out, ValidateSettings())  # raises when one is broken
+
+
 def test_a_clip_is_encoded_once_and_from_its_own_frames(clips, root, media, tmp_path):
     out = tmp_path / "samples.parquet"
     report = encode_clips(*clips.values(), out, root, SETTINGS)
     summary = report.summary["encode"]
     assert (summary["samples"], summary["shards"], report.done, report.reused) == (2, 1, 3, 0)
     assert summary["skipped_by_reason"] == {"too_short": 1, "unreadable": 1}
+    hold_against_expectations(out, tmp_path)
     rows = read_rows("samples", out)
     assert {(r["clip_id"], r["frames"], r["height"], r["width"], r["motion_score"], r["split"]) for r in rows} == {
         ("real", 4, 64, 64, 3.5, "train")
@@ -136,6 +144,7 @@ def test_an_orbit_becomes_one_sample_with_its_elevation(root, tmp_path):
     )
     report = encode_orbits(tmp_path / "orbits.parquet", tmp_path / "samples.parquet", root, SETTINGS)
     assert report.summary["encode_orbits"]["skipped_by_reason"] == {"unreadable": 1}
+    hold_against_expectations(tmp_path / "samples.parquet", tmp_path)
     (sample,) = read_rows("samples", tmp_path / "samples.parquet")
     assert (sample["elevation_deg"], sample["captions"], sample["frames"], sample["clip_id"]) == (12.5, [], 4, "o1")
     reader = ShardReader.open(root, sample["shard_uri"])

@@ -146,7 +146,7 @@ def samples(of: Rows | None = None) -> Rows:
     """One sample per kept clip."""
     return [
         {
-            "sample_id": identity(sample=row["clip_id"]),
+            "sample_id": f"{identity(sample=row['clip_id'])}-00",
             "clip_id": row["clip_id"],
             "split": row["split"],
             "shard_uri": SHARD,

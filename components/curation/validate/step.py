@@ -11,6 +11,13 @@ from ...common.steps import run_step
 from .settings import ValidateSettings
 from .validate import Written, check_once, require_valid
 
+_TITLES = {
+    "validate": "Validate manifests",
+    "validate_selection": "Validate the selection",
+    "validate_samples": "Validate the samples",
+    "validate_orbits": "Validate the orbits",
+}
+
 
 def validate_step(
     name: str,
@@ -44,7 +51,9 @@ def validate_step(
         if "clips" not in manifests:  # what comes of a version is not compared with the version before: it was
             settings, dataset = settings.model_copy(update={"previous": ""}), ""
         files = {kind: Path(path) for kind, path in manifests.items()}
-        report = step.finish(check_once(files, out, step.root, settings, dataset))
+        report = check_once(files, out, step.root, settings, dataset)
+        report.title = _TITLES[name]
+        step.finish(report)
         kept = name.replace("validate", "validation")
         step.keep(f"{kept}.html", out.page)
         step.keep(f"{kept}_failing_rows.jsonl", out.failing)

@@ -24,6 +24,7 @@ _FRAMES = ("first", "middle", "last")
 _BARS = ("left", "top", "right", "bottom")
 _OBJECT = r"^files/md5/[0-9a-f]{2}/[0-9a-f]{30}$"
 _ID = r"^[0-9a-f]{16,64}$"
+_SAMPLE_ID = r"^[0-9a-f]{16,64}-[0-9]{2,}$"
 _SIMILARITIES = ("similarity_image", "similarity_video", "similarity_summary")
 _CAPTIONS = ("caption_image", "caption_video", "caption_summary")
 
@@ -159,7 +160,7 @@ SUITES: dict[str, list[RowExpectation]] = {
         between("a place among duplicates is zero or more", "duplicate_value", 0, None),
     ],
     "samples": [
-        matches("sample id is an identity", "sample_id", _ID),
+        matches("sample id is an identity and a window's number", "sample_id", _SAMPLE_ID),
         one_of("split is train or held_out", "split", ["train", "held_out"]),
         matches("a sample's shard is an object", "shard_uri", _OBJECT),
         matches("a sample's tensors have a name", "tensor_prefix", r"\S"),
