@@ -20,13 +20,22 @@ CHANGES = {
 
 
 @pytest.fixture(scope="module")
-def summary(media, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("elevation")
-    command = [sys.executable, "-m", "svdflow.pipelines.cli", "run", "svd", "-w", str(workdir), "--source", str(media)]
+def summary(local_runs, media):
+    command = [
+        sys.executable,
+        "-m",
+        "svdflow.pipelines.cli",
+        "run",
+        "svd",
+        "-w",
+        str(local_runs),
+        "--source",
+        str(media),
+    ]
     for setting, value in CHANGES.items():
         command += ["--set", f"{setting}={value}"]
     assert subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode == 0
-    return json.loads((workdir / "summary.json").read_text())
+    return json.loads((local_runs / "summary.json").read_text())
 
 
 def test_the_true_elevation_beats_another_orbits(summary):

@@ -13,19 +13,24 @@ import pytest
 STAGES = ("image", "video", "image_to_video", "multi_view")
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    return tmp_path_factory.mktemp("learning")
-
-
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_every_stage_lowers_its_held_out_loss_and_the_models_beat_their_baselines(workdir, media, seed):
-    command = [sys.executable, "-m", "svdflow.pipelines.cli", "run", "svd", "-w", str(workdir), "--source", str(media)]
+def test_every_stage_lowers_its_held_out_loss_and_the_models_beat_their_baselines(local_runs, media, seed):
+    command = [
+        sys.executable,
+        "-m",
+        "svdflow.pipelines.cli",
+        "run",
+        "svd",
+        "-w",
+        str(local_runs),
+        "--source",
+        str(media),
+    ]
     for stage in STAGES:
         command += ["--set", f"train_{stage}.seed={seed}"]
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0
-    summary = json.loads((workdir / "summary.json").read_text())
+    summary = json.loads((local_runs / "summary.json").read_text())
     for stage in STAGES:
         figures = summary["training"][stage]
         before, after, zero = (

@@ -168,7 +168,8 @@ def changed(finished, source, media, tmp_path_factory):
     more, workdir = folder / "more footage", folder / "run"
     shutil.copytree(source, more)
     shutil.copy(media / "carphone_distorted.mp4", more / "one more.mp4")
-    shutil.copytree(finished.workdir / "data", workdir / "data")
+    for part in ("data", "registry", "store"):
+        shutil.copytree(finished.workdir / part, workdir / part)
     changes = [f"train_{stage}.steps=0" for stage in ("image", "video", "image_to_video", "multi_view")]
     changes += [f"gate.{name}={value}" for name, value in load_profile("local")["gate"].items()]
     changes += ["filter.motion_percent=30"]
