@@ -6,7 +6,8 @@ that equal content gives equal bytes. Manifests hold no clock times.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from .manifest_migrations import migrate
 
 SCHEMA_VERSION = "2"
 ROW_GROUP = 1 << 20  # rows; part of the canonical form
+BLOCK = 1 << 13  # rows that are plain dictionaries at a time
 
 SOURCE = pa.struct(
     [
@@ -174,7 +176,7 @@ SCHEMAS: dict[str, pa.Schema] = {
 _REPEATING = {
     "selection": ["split", "group", "reasons.list.element", "thresholds", *(f"{axis}_cut" for axis in AXES)],
 }
-_KEYS = {
+KEYS = {
     "videos": "video_id",
     "clips": "clip_id",
     "annotations": "clip_id",
@@ -198,6 +200,17 @@ def write_manifest(kind: str, rows: Iterable[Mapping[str, Any]] | pa.Table, path
     Raises:
         BadInputError: a row has an unknown column or a value of the wrong type.
     """
+    table = sorted_table(kind, rows)
+    write_in_order(kind, (table.slice(at, ROW_GROUP) for at in range(0, len(table), ROW_GROUP)), path)
+    return table.replace_schema_metadata(_metadata(kind))
+
+
+def sorted_table(kind: str, rows: Iterable[Mapping[str, Any]] | pa.Table) -> pa.Table:
+    """Rows as a table of the declared schema, sorted by id.
+
+    Raises:
+        BadInputError: as ``write_manifest``.
+    """
     schema = SCHEMAS[kind]
     if not isinstance(rows, pa.Table):
         rows = list(rows)
@@ -211,9 +224,7 @@ def write_manifest(kind: str, rows: Iterable[Mapping[str, Any]] | pa.Table, path
     for field in schema:
         if not field.nullable and table[field.name].null_count:
             raise BadInputError(f"{kind} manifest: column {field.name} must not be null")
-    table = table.cast(schema).sort_by(_KEYS[kind])
-    write_in_order(kind, (table.slice(at, ROW_GROUP) for at in range(0, len(table), ROW_GROUP)), path)
-    return table.replace_schema_metadata(_metadata(kind))
+    return table.cast(schema).sort_by(KEYS[kind])
 
 
 def write_in_order(kind: str, tables: Iterable[pa.Table], path: str | Path) -> None:
@@ -269,6 +280,26 @@ def read_manifest(kind: str, path: str | Path) -> pa.Table:
 def read_rows(kind: str, path: str | Path) -> list[dict[str, Any]]:
     """A manifest as a list of plain dictionaries (for small ones)."""
     return read_manifest(kind, path).to_pylist()
+
+
+def read_blocks(kind: str, path: str | Path, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Some columns of a manifest, BLOCK rows at a time, in the order of the file.
+
+    Raises:
+        BadInputError: as ``read_manifest``.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        current = current_file(kind, Path(path), Path(folder))
+        # buffered reading: else the columns of a whole row group, a million rows, are held beside each block
+        with pq.ParquetFile(current, pre_buffer=False, buffer_size=1 << 16) as file:
+            if file.schema_arrow.names != SCHEMAS[kind].names:
+                read_manifest(kind, current)  # says which columns are odd
+            schema = pa.schema([SCHEMAS[kind].field(name) for name in columns])
+            try:
+                for batch in file.iter_batches(batch_size=BLOCK, columns=list(columns)):
+                    yield pa.Table.from_batches([batch]).select(list(columns)).cast(schema)
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError, OSError) as error:
+                raise BadInputError(f"{path}: cannot be read as a {kind} manifest: {error}") from error
 
 
 def current_file(kind: str, path: Path, folder: Path) -> Path:

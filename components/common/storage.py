@@ -31,6 +31,10 @@ from .errors import StorageError
 from .identity import file_md5
 
 DISK_FULL = "the disk is full: free some space and run again, work already done is kept"
+_STORAGE_FAULTS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EMFILE,
+    errno.ENFILE, errno.EBADF, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.EFBIG,
+)  # fmt: skip
 _OBJECT = re.compile(r"files/md5/[0-9a-f]{2}/[0-9a-f]{30}(\.dir)?")
 
 
@@ -84,7 +88,12 @@ class DataRoot(ABC):
 
     @abstractmethod
     def fetch(self, uri: str) -> Path:
-        """A local file with the entry's content; read-only, not to be moved."""
+        """A local file with the entry's content; read-only, not to be moved, to be opened at once (else ``held``)."""
+
+    @contextmanager
+    def held(self, uri: str) -> Iterator[Path]:
+        """``fetch`` for work that opens the file again and again: it stays in place until the block ends."""
+        yield self.fetch(uri)
 
     @abstractmethod
     def list(self, prefix: str) -> Iterator[str]:
@@ -371,6 +380,11 @@ def storage_error(path: Path | str, error: OSError) -> StorageError:
         errno.EPERM: "no permission: choose another --workdir or change its owner",
     }
     return StorageError(f"{path}: {remedies.get(error.errno or 0, error.strerror or str(error))}")
+
+
+def is_storage_fault(error: BaseException) -> bool:
+    """Whether an error tells of disk, permissions or descriptors, whoever met it, and so nothing of what was read."""
+    return isinstance(error, OSError) and error.errno in _STORAGE_FAULTS
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -7,6 +7,7 @@ not answer is waited for, ``SVDFLOW_S3_PATIENCE_S`` seconds at most: every reque
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import re
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from .errors import StorageError
 from .identity import file_md5, identity
@@ -141,6 +142,24 @@ class S3Root(DataRoot):
         self._evict(keep=path)
         return path
 
+    @contextmanager
+    def held(self, uri: str) -> Iterator[Path]:
+        with self._locked(uri) as stream:
+            yield Path(stream.name)
+
+    def _locked(self, uri: str) -> IO[bytes]:
+        """The cached file, open and locked against eviction. The lock goes with its holder, however that ends."""
+        while True:
+            path = self.fetch(uri)
+            try:
+                stream = open(path, "rb")
+                fcntl.flock(stream, fcntl.LOCK_SH)
+                if os.fstat(stream.fileno()).st_ino == path.stat().st_ino:
+                    return stream
+                stream.close()
+            except FileNotFoundError:  # evicted in this moment
+                continue
+
     def list(self, prefix: str) -> Iterator[str]:
         return (entry.uri for entry in self.entries(prefix))
 
@@ -213,8 +232,8 @@ class S3Root(DataRoot):
         for used_at, size, path in sorted(entries):
             if excess <= 0 or time.time() - used_at < _RECENT_S:
                 return
-            path.unlink(missing_ok=True)
-            excess -= size
+            if _unlinked_unless_held(path):
+                excess -= size
 
     def _missing(self, uri: str) -> bytes:
         raise StorageError(
@@ -263,6 +282,19 @@ class S3Root(DataRoot):
             ) from error
         except (MinioException, OSError, ValueError) as error:
             raise StorageError(f"{self._where(uri)}: {error}") from error
+
+
+def _unlinked_unless_held(path: Path) -> bool:
+    """Remove a cached file that no process holds; returns whether it is gone."""
+    try:
+        with open(path, "rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _passes(error: Exception) -> bool:

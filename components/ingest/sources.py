@@ -91,12 +91,14 @@ def find_sources(source: str, settings: ListSettings) -> list[Source]:
 def with_unique_names(sources: list[Source]) -> list[Source]:
     """The same sources; of those with one name the later ones get a number."""
     taken: set[str] = set()
+    numbers: dict[str, int] = {}  # the last one given to a name: what was taken once stays taken
     out = []
     for source in sources:
-        name, number = source.name, 1
+        name, number = source.name, numbers.get(source.name, 1)
         while name in taken:
             number += 1
             name = f"{source.name} ({number})"
+        numbers[source.name] = number
         taken.add(name)
         out.append(source if name == source.name else replace(source, name=name))
     return out

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_ingest import rotated
 
+from svdflow.common.errors import StorageError
 from svdflow.common.video import decode, encode_mp4, probe
 from svdflow.curation.split.clipping import cut_clips, plan_spans, same_frames
 from svdflow.curation.split.cuts import shots_between
@@ -241,3 +242,54 @@ def test_any_plan_keeps_the_rules(stream, end):
             leading = {shown for shown in packets.shown[place:] if shown < after}  # need it: lost to an open GOP
             assert set(range(span.last + 1, after)) <= leading
     assert len(seen) + sum(plan.lost_frames.values()) == sum(b - a + 1 for a, b in shot_list)
+
+
+def made_stream(keys: list[int], frames: int) -> Packets:
+    """Packets in display order, key frames where told."""
+    packets = Packets()
+    packets.shown.extend(range(frames))
+    packets.keys.extend([n in keys for n in range(frames)])
+    return packets
+
+
+@pytest.mark.parametrize("last", [1000, 1001], ids=["shot ends inside a GOP", "shot ends before a key frame"])
+def test_a_gop_longer_than_a_clip_may_be_costs_itself_and_not_the_shot(last):
+    """Key frames at 0, 240, 260, 280, … with at most 20 s at 10 fps: only what lies before the second one is lost."""
+    keys = [0, *range(240, 1001, 20)]
+    times = array("d", [n / 10 for n in range(1002)])
+    plan = plan_spans(made_stream(keys, 1001), times, [(0, last - 1)], "key_frame", 2.0, 20.0)
+    assert [(span.first, span.last) for span in plan.spans] == [(at, min(at + 199, 999)) for at in range(240, 1000, 200)]
+    assert plan.lost_frames["in a GOP longer than a clip may be"] == 240
+    assert {reason for reason, n in plan.dropped.items() if n} <= {"GOP longer than a clip may be", "too short"}
+    assert sum(span.last - span.first + 1 for span in plan.spans) + sum(plan.lost_frames.values()) == last
+
+
+def test_a_shot_of_one_long_gop_has_no_clip_and_says_why():
+    times = array("d", [n / 10 for n in range(501)])
+    plan = plan_spans(made_stream([0], 500), times, [(0, 499)], "key_frame", 2.0, 20.0)
+    assert not plan.spans and plan.lost_frames["in a GOP longer than a clip may be"] == 500
+    assert {reason: n for reason, n in plan.dropped.items() if n} == {"GOP longer than a clip may be": 1}
+
+
+def test_a_disk_that_takes_no_more_says_nothing_of_the_video(tmp_path, monkeypatch):
+    path = tmp_path / "v.mp4"
+    path.write_bytes(encode(shots([30])[0], g="6"))
+    scan, cuts = find_cuts(path)
+    plan = plan_spans(scan.packets, scan.times_s, shots_between(cuts, 30), "cut", 0.2, 60.0)
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "clip.mp4").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match="the disk is full"):
+        list(cut_clips(path, scan, plan.spans, full))
+    with pytest.raises(StorageError):
+        list(cut_clips(path, scan, plan.spans, tmp_path / "removed meanwhile"))
+
+
+def test_a_source_that_is_shorter_the_second_time_loses_no_clip_unseen(tmp_path):
+    path = tmp_path / "v.ts"
+    path.write_bytes(encode(shots([30])[0], container="mpegts", g="6"))
+    scan, cuts = find_cuts(path)
+    plan = plan_spans(scan.packets, scan.times_s, shots_between(cuts, 30), "cut", 0.2, 60.0)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(RuntimeError, match="reading breaks off"):
+        list(cut_clips(path, scan, plan.spans, tmp_path))

@@ -18,6 +18,7 @@ from typing import Any
 import av
 
 from ...common.errors import BadInputError
+from ...common.storage import is_storage_fault, storage_error
 from ...common.video import open_video
 from .scan import Packets, Scan, frame_checksum
 
@@ -79,9 +80,10 @@ def plan_spans(
         "before the first key frame": 0,
         "after the last key frame": 0,
         "open GOP or reordering": 0,
+        "in a GOP longer than a clip may be": 0,
         "in clips too short": 0,
     }
-    dropped = {"no key frame in the shot": 0, "too short": 0}
+    dropped = {"no key frame in the shot": 0, "GOP longer than a clip may be": 0, "too short": 0}
     for number, (start, stop) in enumerate(shots):
         at = start
         while at <= stop:
@@ -97,6 +99,12 @@ def plan_spans(
             wanted = limit
             if end == "key_frame":
                 wanted = shown_keys[bisect_right(shown_keys, limit + 1) - 1] - 1  # the cut itself may be one
+                if wanted < first and limit < stop:  # no clip ends in so long a GOP; the next one may be shorter
+                    behind = shown_keys[nearest + 1] if nearest + 1 < len(keys) else stop + 1
+                    at = min(behind, stop + 1)
+                    lost["in a GOP longer than a clip may be"] += at - first
+                    dropped["GOP longer than a clip may be"] += 1
+                    continue
                 if wanted < first:
                     lost["after the last key frame"] += stop - first + 1
                     dropped["too short"] += 1
@@ -147,6 +155,7 @@ def cut_clips(
 
     Raises:
         BadInputError: MP4 cannot hold the codec.
+        StorageError: the clips cannot be written: that says nothing of the video.
     """
     waiting = sorted(spans, key=lambda span: span.begin, reverse=True)
     with open_video(path) as source, _Sound(path if audio else None) as sound:
@@ -162,6 +171,9 @@ def cut_clips(
                     writer = None
             if writer is None and not waiting:
                 return
+        if writer is not None or waiting:
+            left = writer.span if writer else waiting[-1]
+            raise RuntimeError(f"reading breaks off before frame {left.last}, which had been read")
 
 
 class _Mp4Writer:
@@ -212,7 +224,12 @@ class _Mp4Writer:
         while self.sound and float(self.sound[0].pts * self.sound[0].time_base) <= until_s:
             self.target.mux(self.sound.pop(0))
 
-    def _refused(self, error: BaseException) -> BadInputError:
+    def _refused(self, error: BaseException) -> BaseException:
+        """What to raise: a verdict on the stream, unless the machine is at fault."""
+        if is_storage_fault(error):
+            return storage_error(self.path, OSError(getattr(error, "errno", 0), getattr(error, "strerror", "")))
+        if isinstance(error, (OSError, MemoryError)):
+            return error
         return BadInputError(f"{self.source}: MP4 cannot hold its stream ({self.codec}: {str(error).splitlines()[0]})")
 
 

@@ -57,6 +57,7 @@ class SplitSettings(Settings):
     audio: Literal["drop", "keep"] = "drop"
     # decode each clip's first and last GOP (where stream copy can go wrong), or all of it, and compare with the source
     verify: Literal["ends", "every_frame", "off"] = "ends"
+    workers: int | None = Field(None, ge=1)  # videos at once; all cores by default
     timeout_s: float = 7200.0  # for one video
 
     @model_validator(mode="after")

@@ -4,123 +4,207 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from ...common.report import StepReport, first_rows, histogram, images, table
+from ...common.report import StepReport, first_rows, histogram, images, leading, table
 from ...common.storage import DataRoot
 
 _SHOWN, _LISTED = 48, 120
+_DRAWN = 40  # clips of one length to choose the bins by
 _END_WORDS = {"key_frame": "at a key frame (the paper)", "cut": "at the last whole frame before the cut (ours)"}
 
 
-def split_report(rows: list[dict], results: dict[str, dict], clips: list[dict], root: DataRoot, end: str) -> StepReport:
-    """The report of a run.
+class Tally:
+    """What a run did, video by video in any order; memory does not grow with their number.
 
     Args:
-        rows: of the manifest ``videos`` that were split.
-        results: each video's result, by video_id.
-        clips: all clips, with the URIs of their thumbnails.
-        root: holds the thumbnails.
-        end: which way to end a clip was used.
+        end: which way to end a clip is used.
+
+    Attributes:
+        videos: how many there are.
+        dropped: what became of the shots without a clip, and of the videos that could not be split.
     """
-    names = {row["video_id"]: row["name"] for row in rows}
-    lengths = [clip["end_s"] - clip["start_s"] for clip in clips]
-    cuts = [(names[video_id], cut) for video_id, result in results.items() for cut in result.get("cuts", [])]
-    dropped, lost = dropped_by_reason(results), Counter[str]()
-    for result in results.values():
-        lost.update(result.get("lost_frames", {}))
-    faults = [
-        [names[v], r.get("error") or f"what is left is used: {r['fault']}"]
-        for v, r in results.items()
-        if r.get("error") or r.get("fault")
-    ]
-    shots = sum(result.get("shots", 0) for result in results.values())
-    yields, seconds = _yields(results), sum(result.get("seconds", 0.0) for result in results.values())
-    report = StepReport("split", "Shots found, clips cut")
-    report.set_aside = first_rows((names[v], r["error"]) for v, r in results.items() if r.get("error"))
-    report.counts = {
-        "videos": len(rows),
-        "cuts": len(cuts),
-        "shots": shots,
-        "clips": len(clips),
-        **{f"dropped: {k}": v for k, v in sorted(dropped.items())},
-    }
-    report.summary = {
-        "clips": {
-            "count": len(clips),
-            "videos": len({clip["video_id"] for clip in clips}),
-            "hours": round(sum(lengths) / 3600, 6),
-            "mean_s": round(float(np.mean(lengths)), 3),
-            "cuts": len(cuts),
-            "set_aside": sum(bool(result.get("error")) for result in results.values()),
-            "source_seconds": round(seconds, 3),
-            "yield": {way: {**y, "share": round(y["seconds"] / max(seconds, 1e-9), 4)} for way, y in yields.items()},
+
+    def __init__(self, end: str) -> None:
+        self.end, self.videos = end, 0
+        self.dropped = Counter[str]()
+        self.lost = Counter[str]()
+        self._counts = Counter[str]()
+        self._seconds = _Sum()
+        self._hours_s = _Sum()
+        self._yields = {way: Counter[str]() for way in _END_WORDS}
+        self._yield_s = {way: _Sum() for way in _END_WORDS}
+        self._lengths = Counter[float]()
+        self._shown = _Least(_SHOWN)
+        self._cuts = _Least(_LISTED)
+        self._faults = _Least(_LISTED)
+        self._aside = _Least(_LISTED)
+        self._slowest: dict[str, float] = {}
+
+    def add(self, number: int, name: str, result: Mapping[str, Any], took_s: float | None) -> None:
+        """Count one video.
+
+        Args:
+            number: its place in the manifest.
+            name: as a reader knows it.
+            result: of ``split``.
+            took_s: seconds; None when the result was found.
+        """
+        error, clips = result.get("error"), result["clips"]
+        self._counts["done" if took_s is not None else "reused"] += 1
+        self._counts["aside"] += bool(error)
+        self._counts["with clips"] += bool(clips)
+        self._counts["clips"] += len(clips)
+        self._counts["cuts"] += len(result.get("cuts", []))
+        self._counts["shots"] += result.get("shots", 0)
+        self._seconds.add(result.get("seconds", 0.0))
+        self.dropped.update(result.get("dropped", {}))
+        self.dropped.update({"video cannot be split": 1} if error else {})
+        self.lost.update(result.get("lost_frames", {}))
+        for way, kept in result.get("yields", {}).items():
+            self._yields[way].update(clips=kept["clips"], reordering_frames=kept["reordering_frames"])
+            self._yield_s[way].add(kept["seconds"])
+        for clip in clips:
+            length_s = clip["end_s"] - clip["start_s"]
+            self._hours_s.add(length_s)
+            self._lengths[round(length_s, 2)] += 1
+            caption = f"{name} {clip['start_s']:.2f}–{clip['end_s']:.2f} s"
+            # ids are spread evenly, so the least are some of everywhere
+            self._shown.add((clip["clip_id"],), (number, clip["start_s"], clip["thumbnail"], caption))
+        for cut in result.get("cuts", []):
+            self._cuts.add((number, cut["first"]), (name, cut))
+        if error:
+            self._aside.add((number,), (name, error))
+        if error or result.get("fault"):
+            self._faults.add((number,), [name, error or f"what is left is used: {result['fault']}"])
+        if took_s is not None:
+            self._slowest = dict(leading({**self._slowest, name: took_s}))
+
+    def report(self, root: DataRoot) -> StepReport:
+        """The report of the run; ``root`` holds the thumbnails."""
+        counts, clips = self._counts, self._counts["clips"]
+        yields = {
+            way: {
+                "clips": n["clips"],
+                "seconds": self._yield_s[way].rounded(3),
+                "reordering_frames": n["reordering_frames"],
+            }
+            for way, n in self._yields.items()
         }
-    }
-    shown = clips if len(clips) <= _SHOWN else [clips[i] for i in np.linspace(0, len(clips) - 1, _SHOWN).astype(int)]
-    pictures = [
-        (
-            _picture(root.read(clip["thumbnail"])),
-            f"{names[clip['video_id']]} {clip['start_s']:.2f}–{clip['end_s']:.2f} s",
-        )
-        for clip in shown
-    ]
-    report.sections = [
-        images(
-            "First frame of every clip",
-            pictures,
-            note=f"{len(shown)} of {len(clips)} clips" if len(shown) < len(clips) else "",
-        ),
-        histogram("Length of the clips", lengths, "s"),
-        _yields_table(yields, seconds, end),
-    ]
-    if lost:
-        report.sections.append(
-            table("Frames in no clip", ["why", "frames"], [[reason, n] for reason, n in lost.most_common()])
-        )
-    if cuts:
-        listed = [
-            [
-                name,
-                f"{c['time_s']:.2f}",
-                f"{c['first']}" if c["first"] == c["last"] else f"{c['first']}–{c['last']}",
-                _found_by(c),
-            ]
-            for name, c in cuts
+        seconds = self._seconds.value
+        report = StepReport("split", "Shots found, clips cut", done=counts["done"], reused=counts["reused"])
+        report.slowest = leading(self._slowest)
+        report.set_aside = first_rows(self._aside.items())
+        report.counts = {
+            "videos": self.videos,
+            "cuts": counts["cuts"],
+            "shots": counts["shots"],
+            "clips": clips,
+            **{f"dropped: {k}": v for k, v in sorted((+self.dropped).items())},
+        }
+        report.summary = {
+            "clips": {
+                "count": clips,
+                "videos": counts["with clips"],
+                "hours": round(self._hours_s.value / 3600, 6),
+                "mean_s": round(self._hours_s.value / max(clips, 1), 3),
+                "cuts": counts["cuts"],
+                "set_aside": counts["aside"],
+                "source_seconds": self._seconds.rounded(3),
+                "yield": {
+                    way: {**y, "share": round(y["seconds"] / max(seconds, 1e-9), 4)} for way, y in yields.items()
+                },
+            }
+        }
+        pictures = [(_picture(root.read(uri)), caption) for _, _, uri, caption in sorted(self._shown.items())]
+        report.sections = [
+            images(
+                "First frame of every clip",
+                pictures,
+                note=f"{len(pictures)} of {clips} clips" if len(pictures) < clips else "",
+            ),
+            _lengths(self._lengths),
+            _yields_table(yields, seconds, self.end),
         ]
-        note = f"{_LISTED} of {len(cuts)} cuts are listed" if len(cuts) > _LISTED else ""
-        report.sections.append(
-            table(
-                "Cuts and what found them",
-                ["video", "time (s)", "frame", "levels (score / threshold)"],
-                listed[:_LISTED],
-                note,
+        if lost := +self.lost:
+            report.sections.append(
+                table("Frames in no clip", ["why", "frames"], [[reason, n] for reason, n in lost.most_common()])
             )
-        )
-    if faults:
-        report.sections.append(table("Videos that do not decode to their end", ["video", "what happened"], faults))
-    return report
+        if counts["cuts"]:
+            report.sections.append(_cuts_table(self._cuts.items(), counts["cuts"]))
+        if faults := list(self._faults.items()):
+            note = f"the first {_LISTED} are listed" if len(faults) == _LISTED else ""
+            report.sections.append(
+                table("Videos that do not decode to their end", ["video", "what happened"], faults, note)
+            )
+        return report
 
 
-def dropped_by_reason(results: dict[str, dict[str, Any]]) -> Counter[str]:
-    """What became of the shots without a clip, and of the videos that could not be split."""
-    dropped = Counter[str]()
-    for result in results.values():
-        dropped.update(result.get("dropped", {}))
-        dropped["video cannot be split"] += bool(result.get("error"))
-    return +dropped
+class _Least:
+    """Of many items those with the least keys, in the order of the keys."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._kept: list[tuple[tuple, Any]] = []
+
+    def add(self, key: tuple, item: Any) -> None:
+        self._kept.append((key, item))
+        if len(self._kept) >= 2 * self.most:
+            self._trim()
+
+    def items(self) -> Iterator[Any]:
+        self._trim()
+        return (item for _, item in self._kept)
+
+    def _trim(self) -> None:
+        self._kept.sort(key=lambda entry: entry[0])
+        del self._kept[self.most :]
 
 
-def _yields(results: dict[str, dict]) -> dict[str, dict[str, Any]]:
-    """What either way to end a clip keeps of all videos."""
-    total: dict[str, dict[str, Any]] = {}
-    for way in _END_WORDS:
-        each = [result["yields"][way] for result in results.values() if "yields" in result]
-        total[way] = {key: sum(y[key] for y in each) for key in ("clips", "seconds", "reordering_frames")}
-        total[way]["seconds"] = round(total[way]["seconds"], 3)
-    return total
+class _Sum:
+    """A sum of seconds in whole microseconds: in whatever order they come it is the same."""
+
+    def __init__(self) -> None:
+        self.microseconds = 0
+
+    def add(self, seconds: float) -> None:
+        self.microseconds += round(seconds * 1e6)
+
+    @property
+    def value(self) -> float:
+        return self.microseconds / 1e6
+
+    def rounded(self, digits: int) -> float:
+        return round(self.value, digits)
+
+
+def _lengths(counts: Mapping[float, int]) -> dict[str, Any]:
+    """A histogram of lengths that are counted already."""
+    title = "Length of the clips"
+    values = sorted(counts)
+    drawn = histogram(title, np.repeat(values, [min(counts[value], _DRAWN) for value in values]), "s")
+    if drawn["kind"] == "histogram":
+        weights = [counts[value] for value in values]
+        drawn["counts"] = np.histogram(values, bins=drawn["edges"], weights=weights)[0].astype(int).tolist()
+    return drawn
+
+
+def _cuts_table(cuts: Iterable[tuple[str, dict[str, Any]]], total: int) -> dict[str, Any]:
+    listed = [
+        [
+            name,
+            f"{c['time_s']:.2f}",
+            f"{c['first']}" if c["first"] == c["last"] else f"{c['first']}–{c['last']}",
+            _found_by(c),
+        ]
+        for name, c in cuts
+    ]
+    note = f"{_LISTED} of {total} cuts are listed" if total > _LISTED else ""
+    columns = ["video", "time (s)", "frame", "levels (score / threshold)"]
+    return table("Cuts and what found them", columns, listed, note)
 
 
 def _yields_table(yields: dict[str, dict], seconds: float, end: str) -> dict[str, Any]:

@@ -9,42 +9,52 @@ import shutil
 import socket
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+
 from ...common.errors import BadInputError, ConfigError
 from ...common.fanout import map_units
-from ...common.identity import file_sha256, identity
-from ...common.manifests import read_rows, write_manifest
-from ...common.report import StepReport, leading
-from ...common.storage import DataRoot
+from ...common.identity import CHUNK_BYTES, file_sha256, identity
+from ...common.manifest_spool import ManifestSpool
+from ...common.manifests import read_blocks
+from ...common.report import StepReport
+from ...common.storage import DataRoot, is_storage_fault, storage_error
 from .clipping import Plan, Span, cut_clips, plan_spans, same_frames
 from .cuts import CutFinder, Transition, merge_detections, shots_between
 from .scan import Scan, scan_video
 from .settings import SplitSettings
-from .show import dropped_by_reason, split_report
+from .show import Tally
 from .tar_shard import TarShard
 
-VERSION = "2"  # of the detection and the cutting together
+VERSION = "3"  # of the detection and the cutting together
 CUTTER_VERSION = "2"  # of the cutting alone: names the clips
 ENDS = ("key_frame", "cut")
 _THUMBNAIL_PX = 96
 _FINDS_A_LEVEL = 8
+FRAME_RATES = (0.1, 1000.0)  # beyond them a figure is no video's
 
 
 @dataclass(frozen=True)
 class _Unit:
-    """One video's work, for a worker process."""
+    """One video's work, for a worker process: the video as ingest probed it."""
 
     video_id: str
     uri: str
+    name: str
     fps: float
     width: int
     height: int
+    frames: int | None
+    duration_s: float | None
     root: str
     settings: SplitSettings
+
+
+_COLUMNS = ("video_id", "uri", "name", "fps", "width", "height", "frames", "duration_s", "status")
 
 
 def split_videos(videos: Path, out: Path, root: DataRoot, settings: SplitSettings) -> StepReport:
@@ -59,50 +69,65 @@ def split_videos(videos: Path, out: Path, root: DataRoot, settings: SplitSetting
     Raises:
         BadInputError: the manifest or the network's weights cannot be read, or not one clip came out of it.
         ConfigError: the network's weights are not the pinned ones.
+        StorageError: a source cannot be read, or what comes of it not be stored.
     """
-    rows = [row for row in read_rows("videos", videos) if row["status"] == "ok"]
     weights = _weights_sha256(settings)
-    keys = {row["video_id"]: _key(row["video_id"], settings, weights) for row in rows}
-    results: dict[str, dict[str, Any]] = {}
-    took_s: dict[str, float] = {}
-    for video_id, key in keys.items():
-        found = root.find("split", key)
+    scratch = root.scratch("split")
+    _sweep(scratch)
+    tally = Tally(settings.end)
+    with ManifestSpool("clips", scratch) as clips:
+        for block in _blocks(videos, root, settings):
+            for at, result, took_s in _results(block, root, settings, weights):
+                for clip in result["clips"]:
+                    clips.add({name: value for name, value in clip.items() if name != "thumbnail"})
+                tally.add(tally.videos + at, block[at].name, result, took_s)
+            tally.videos += len(block)
+        if not clips.rows:
+            why = ", ".join(f"{reason}: {n}" for reason, n in tally.dropped.most_common())
+            raise BadInputError(
+                f"{videos}: no clip came out of {tally.videos} videos ({why or 'there is none that can be used'}); "
+                f"lower split.min_s ({settings.min_s:g} s), or set split.end to cut for footage with few key frames"
+            )
+        clips.write(out)
+    return tally.report(root)
+
+
+def _blocks(videos: Path, root: DataRoot, settings: SplitSettings) -> Iterator[list[_Unit]]:
+    """The usable videos, as many at a time as are held in memory."""
+    for table in read_blocks("videos", videos, _COLUMNS):
+        rows = table.filter(pc.field("status") == "ok").drop_columns(["status"]).to_pylist()
+        yield [_Unit(**row, root=root.location, settings=settings) for row in rows]
+
+
+def _results(
+    block: Sequence[_Unit], root: DataRoot, settings: SplitSettings, weights: str
+) -> Iterator[tuple[int, dict[str, Any], float | None]]:
+    """What became of each video of a block, in no order: its place, its result, and seconds if that is new."""
+    fresh: dict[str, int] = {}
+    for at, unit in enumerate(block):
+        found = root.find("split", _key(unit, weights))
         if found is not None and all(root.exists(uri) for uri in {clip["shard_uri"] for clip in found["clips"]}):
-            results[video_id] = found
-    fresh = [row for row in rows if row["video_id"] not in results]
-    units = [
-        _Unit(row["video_id"], row["uri"], row["fps"], row["width"], row["height"], root.location, settings)
-        for row in fresh
-    ]
-    _sweep(root.scratch("split"))
-    for outcome in map_units(_split_video, units, "videos split", timeout_s=settings.timeout_s):
-        video_id = outcome.unit.video_id
-        took_s[video_id] = outcome.seconds
-        if outcome.value is None:  # a crash or a time-out: no verdict on the video, tried again in the next run
-            results[video_id] = {"clips": [], "error": f"crash: splitting it {outcome.error}"}
-            continue
-        root.writes += outcome.value.pop("writes")
-        root.record("split", keys[video_id], outcome.value)
-        results[video_id] = outcome.value
-    results = {row["video_id"]: results[row["video_id"]] for row in rows}  # in the manifest's order
-    clips = [clip for result in results.values() for clip in result["clips"]]
-    if not clips:
-        why = ", ".join(f"{reason}: {n}" for reason, n in dropped_by_reason(results).most_common())
-        raise BadInputError(
-            f"{videos}: no clip came out of {len(rows)} videos ({why or 'there is none that can be used'}); lower "
-            f"split.min_s ({settings.min_s:g} s), or set split.end to cut for footage with few key frames"
-        )
-    write_manifest("clips", [{k: v for k, v in clip.items() if k != "thumbnail"} for clip in clips], out)
-    report = split_report(rows, results, clips, root, settings.end)
-    report.done, report.reused = len(fresh), len(rows) - len(fresh)
-    report.slowest = leading({row["name"]: took_s[row["video_id"]] for row in fresh})
-    return report
+            yield at, found, None
+        else:
+            fresh[unit.video_id] = at
+    units = [block[at] for at in fresh.values()]
+    for outcome in map_units(_split_video, units, "videos split", settings.workers, settings.timeout_s):
+        unit, result = outcome.unit, outcome.value
+        if result is None:  # a crash or a time-out: no verdict on the video, tried again in the next run
+            result = {"clips": [], "error": f"crash: splitting it {outcome.error}"}
+        else:
+            root.writes += result.pop("writes")
+            root.record("split", _key(unit, weights), result)
+        yield fresh[unit.video_id], result, outcome.seconds
 
 
-def _key(video_id: str, settings: SplitSettings, weights_sha256: str) -> str:
+def _key(unit: _Unit, weights_sha256: str) -> str:
     """Names a video's result: not by where weights lie, but by what they are."""
-    chosen = settings.model_dump(mode="json", exclude={"timeout_s", "transnet_weights", "transnet_sha256"})
-    return identity(video_id=video_id, settings=chosen, weights=weights_sha256, version=VERSION)
+    chosen = unit.settings.model_dump(
+        mode="json", exclude={"timeout_s", "workers", "transnet_weights", "transnet_sha256"}
+    )
+    probed = [unit.fps, unit.width, unit.height, unit.frames, unit.duration_s]
+    return identity(video_id=unit.video_id, probed=probed, settings=chosen, weights=weights_sha256, version=VERSION)
 
 
 def _weights_sha256(settings: SplitSettings) -> str:
@@ -144,13 +169,29 @@ def _sweep(scratch: Path) -> None:
 def _split_video(unit: _Unit) -> dict[str, Any]:
     """One video's manifest rows, its cuts and what was lost. Stores the shard; records nothing."""
     root = DataRoot.open(unit.root)
-    path = root.fetch(unit.uri)
-    try:
-        result = _split_file(path, unit, root)
-    except BadInputError as error:
-        result = {"clips": [], "error": str(error).removeprefix(f"{path}: ")}
+    with root.held(unit.uri) as path:  # it is opened for the pictures, for the clips and for the sound
+        try:
+            result = _split_file(path, unit, root)
+        except BadInputError as error:
+            result = {"clips": [], "error": str(error).removeprefix(f"{path}: ")}
+        except OSError as error:
+            if is_storage_fault(error):
+                raise storage_error(error.filename or path, error) from error
+            raise
+        if result["error"] or result.get("fault"):
+            _require_readable(path)
     result["writes"] = root.writes
     return result
+
+
+def _require_readable(path: Path) -> None:
+    """A file that went, or a disk that fails while it is read, is no fault of the video and no verdict on it."""
+    try:
+        with open(path, "rb") as stream:
+            while stream.read(CHUNK_BYTES):
+                pass
+    except OSError as error:
+        raise storage_error(path, error) from error
 
 
 def _split_file(path: Path, unit: _Unit, root: DataRoot) -> dict[str, Any]:
@@ -171,25 +212,33 @@ def _split_file(path: Path, unit: _Unit, root: DataRoot) -> dict[str, Any]:
         shard_path = Path(scratch) / "shard.tar"
         with TarShard(shard_path) as shard:
             for span, clip in cut_clips(path, scan, plan.spans, Path(scratch), settings.audio == "keep"):
+                start_s, end_s = round(scan.times_s[span.first], 6), round(scan.end_s(span.last), 6)
+                frames = span.last - span.first + 1
+                fps = _mean_rate(frames, end_s - start_s, unit.fps)
                 if settings.verify != "off" and not same_frames(clip, scan, span, settings.verify == "every_frame"):
+                    _require_readable(clip)
                     dropped["not the source's frames"] += 1
-                    lost["in clips that differ from the source"] += span.last - span.first + 1
+                    lost["in clips that differ from the source"] += frames
+                    continue
+                if refusal := _implausible(fps, end_s, span.last, unit):
+                    dropped[refusal] += 1
+                    lost[f"in clips: {refusal}"] += frames
                     continue
                 clip_id = _clip_id(unit.video_id, span, settings)
                 clips.append(
                     {
                         "clip_id": clip_id,
                         "video_id": unit.video_id,
-                        "start_s": round(scan.times_s[span.first], 6),
-                        "end_s": round(scan.end_s(span.last), 6),
+                        "start_s": start_s,
+                        "end_s": end_s,
                         "first_frame": span.first,
                         "last_frame": span.last,
                         "cut_evidence": json.dumps(_evidence(span, shots, cuts, scan, settings), sort_keys=True),
                         "member": f"{clip_id}.mp4",
                         "offset": shard.add(f"{clip_id}.mp4", clip),
                         "bytes": clip.stat().st_size,
-                        "frames": span.last - span.first + 1,
-                        "fps": unit.fps,
+                        "frames": frames,
+                        "fps": fps,
                         "width": unit.width,
                         "height": unit.height,
                         "thumbnail": root.put_bytes(_first_frame_jpeg(clip)),
@@ -209,6 +258,21 @@ def _split_file(path: Path, unit: _Unit, root: DataRoot) -> dict[str, Any]:
         "fault": scan.fault,
         "error": None,
     }
+
+
+def _mean_rate(frames: int, length_s: float, video_fps: float) -> float:
+    """A clip's own mean rate; the video's where the clip keeps to it, to half a frame."""
+    return video_fps if abs(frames / video_fps - length_s) <= 0.5 / video_fps else round(frames / length_s, 6)
+
+
+def _implausible(fps: float, end_s: float, last: int, unit: _Unit) -> str:
+    """Why a clip cannot be vouched for, though its frames are the source's; "" when it can."""
+    if not FRAME_RATES[0] <= fps <= FRAME_RATES[1]:
+        return "no video's frame rate"
+    late = unit.duration_s is not None and end_s > unit.duration_s + 2 / unit.fps
+    if late or (unit.frames is not None and last >= unit.frames):
+        return "beyond the end that probing found"
+    return ""
 
 
 def _clip_id(video_id: str, span: Span, settings: SplitSettings) -> str:

@@ -2,7 +2,10 @@
 
 Needed is what a version holds (by its tag, or by the branch), what was written within the grace period, and, in a data
 root, what a cached result names. Everything else is left over: from versions whose tag was deleted, from registrations
-that were killed, from results that were replaced. A registration under way is seen by its claim, a run by its lock.
+that were killed, from results that were replaced. A registration or a run under way is seen by its claim.
+
+Some records are no cached results, for nothing can compute them again: what was taken down, on which side of train and
+held out a video is, what a dataset was like. They stay.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from .references import (
 from .registry import Registry
 
 GRACE_DAYS = 14.0
+KEPT_KINDS = ("forgotten", "split_sides", "distributions")  # of records that are no cached results
 _DAY_S = 86_400.0
 
 
@@ -113,7 +117,7 @@ def _account(place: DataRoot, held: set[str], oldest: float, results: bool, cach
     account = Leftovers(place.location)
     named: set[str] = set()
     if cached:
-        old = {entry.uri: entry for entry in place.entries(RESULTS) if results and entry.written_at < oldest}
+        old = {e.uri: e for e in place.entries(RESULTS) if results and e.written_at < oldest and not _is_kept(e.uri)}
         account.entries += old.values()
         for uri, data in records(place):
             if uri not in old:
@@ -132,6 +136,10 @@ def _account(place: DataRoot, held: set[str], oldest: float, results: bool, cach
         else:
             account.entries.append(entry)
     return account
+
+
+def _is_kept(uri: str) -> bool:
+    return uri.split("/")[1] in KEPT_KINDS
 
 
 def _partials(root: DirectoryRoot, oldest: float) -> list[Entry]:
