@@ -101,7 +101,7 @@ class ManifestSpool:
         if len(ids) == 1:
             return []
         sample = sorted(each[at].as_py() for each in ids for at in range(0, len(each), _SAMPLED))
-        step = ROW_GROUP // 2 // _SAMPLED
+        step = max(1, ROW_GROUP // 2 // _SAMPLED)
         return sample[step::step]
 
 

@@ -6,6 +6,7 @@ The whole file is demuxed once, for the times of its frames; decoded are a few f
 from __future__ import annotations
 
 import errno
+import heapq
 import io
 import os
 from array import array
@@ -25,11 +26,13 @@ from ..common.errors import BadInputError
 from ..common.video import MAX_PIXELS, open_video
 from .letterbox import BarFinder
 
-VERSION = "2"
+VERSION = "3"
 _THUMBNAIL_PX = 128  # height
 _PLACES = 8  # where a video is looked at
 _FRAMES_A_PLACE = 12
 _PACKETS_A_PLACE = 100  # without a frame in so many packets there is none
+_REORDERED = 16  # frames that a stream may hold behind one that is shown later: the most that H.264 and HEVC allow
+_USUAL_FPS = 25.0  # of a container that does not tell
 _TIMED = 100_000  # frames whose times are held against a regular grid
 _PIXEL_ASPECTS = (0.1, 10.0)  # beyond them a header is wrong
 _FRAME_RATES = (0.1, 1000.0)
@@ -108,32 +111,33 @@ class _Unusable(BadInputError):
 
 def _examine(path: Path, settings: ProbeSettings) -> dict[str, Any]:
     try:
-        times = _Times()
         with open_video(path) as container:
             stream = container.streams.video[0]
             _check_size(stream.codec_context.width, stream.codec_context.height, settings)
             if stream.disposition & av.stream.Disposition.attached_pic:
                 raise _Unusable("no video stream: only a cover picture")
-            name, codec = container.format.name, stream.codec_context.name
-            rate, promised, tick = stream.average_rate or stream.guessed_rate, stream.frames, stream.time_base
+            name, codec, promised = container.format.name, stream.codec_context.name, stream.frames
+            rate, tick_s = float(stream.average_rate or stream.guessed_rate or 0), stream.time_base
+            times = _Times(tick_s, rate)
             audio = bool(container.streams.audio)
             start, header_s = stream.start_time or 0, (container.duration or 0) / av.time_base
             for packet in _packets(container, stream, times.faults):
                 times.add(packet)
+        times.finish()
         if not times.count:
             raise _Unusable("damaged: it holds no timed frame")
         looked = _Looked()
-        places = [0.0, *np.linspace(0, max(times.duration_s, 0.0), _PLACES, endpoint=False)[1:]]
+        reach_s = float((times.highest - times.lowest) * tick_s)
+        places = [0.0, *np.linspace(0, reach_s, _PLACES, endpoint=False)[1:]]
         with open_video(path) as container:
             _look(container, container.streams.video[0], places, start, looked, settings)
         if not looked.frames:
             raise _Unusable(f"damaged: no frame of it decodes ({looked.why})")
         if times.count < 2:
             raise _Unusable("one frame: a video needs at least two")
-        variable, fps = times.rate(float(rate) if rate else 0.0, float(tick))
+        variable, fps, duration_s = times.rate(rate)
         if not _FRAME_RATES[0] <= fps <= _FRAME_RATES[1]:
             raise _Unusable(f"damaged: {fps:.4g} frames a second are no video's rate")
-        duration_s = times.duration_s + (0 if times.last_has_duration else 1 / fps)
         faults = times.faults + looked.faults
         if name.startswith("mov") and promised > times.packets:
             faults.append(f"breaks off: {times.packets} of {promised} frames are there")
@@ -158,53 +162,89 @@ def _check_size(width: int, height: int, settings: ProbeSettings) -> None:
 
 
 class _Times:
-    """When the frames are, out of packets: memory is bounded, however many there are."""
+    """When the frames are, out of packets: memory is bounded, however many there are.
 
-    def __init__(self) -> None:
+    Frames are taken in the order in which they are shown. Where times jump back (recordings one after the other in one
+    stream) time goes on from the frame before, as it does for whoever decodes the video and counts.
+
+    Args:
+        tick_s: the stream's time base.
+        rate: frames a second, as the container tells; 0 when it does not.
+    """
+
+    def __init__(self, tick_s: Fraction, rate: float) -> None:
         self.count = self.packets = 0
         self.faults: list[str] = []
+        self.lowest = self.highest = 0  # of the stream's own times, in ticks
         self.last_has_duration = False
-        self._first = self._last = self._end = Fraction(0)
+        self._tick_s, self._usual = tick_s, max(1, round(1 / (rate or _USUAL_FPS) / tick_s))
+        self._held: list[tuple[int, int]] = []  # time and duration of frames that may not be shown yet
+        self._dts: int | None = None
+        self._shown: int | None = None  # the frame shown last: its time, and its duration
+        self._lasts = 0
+        self._elapsed = 0
         self._ticks = array("q")
-        self._tick = Fraction(1)
 
     def add(self, packet: Any) -> None:
         self.packets += 1
-        if packet.is_discard or packet.pts is None:  # an edit list may hide frames
+        at = packet.pts if packet.pts is not None else packet.dts
+        if packet.is_discard or at is None:  # an edit list may hide frames
             return
-        time = packet.pts * packet.time_base
-        if not self.count or time < self._first:
-            self._first = time
-        if not self.count or time >= self._last:
-            self._last, self._end = time, time + (packet.duration or 0) * packet.time_base
-            self.last_has_duration = bool(packet.duration)
-        if self.count < _TIMED:
-            self._ticks.append(packet.pts)
-            self._tick = packet.time_base
+        self.lowest = min(self.lowest, at) if self.count else at
+        self.highest = max(self.highest, at) if self.count else at
         self.count += 1
+        if packet.dts is not None:
+            if self._dts is not None and packet.dts < self._dts:
+                self._show(0)
+            self._dts = packet.dts
+        heapq.heappush(self._held, (at, packet.duration or 0))
+        self._show(_REORDERED)
+
+    def finish(self) -> None:
+        """No packet comes any more."""
+        self._show(0)
+
+    def _show(self, held: int) -> None:
+        while len(self._held) > held:
+            at, duration = heapq.heappop(self._held)
+            if self._shown is not None:
+                step = at - self._shown
+                self._elapsed += step if step > 0 else self._lasts
+            self._shown, self._lasts, self.last_has_duration = at, duration or self._usual, bool(duration)
+            if len(self._ticks) < _TIMED:
+                self._ticks.append(self._elapsed)
+
+    @property
+    def span_s(self) -> float:
+        """From the first frame to the last."""
+        return float(self._elapsed * self._tick_s)
 
     @property
     def duration_s(self) -> float:
-        """From the first frame to the end of the last."""
-        return float(self._end - self._first)
+        """From the first frame to the end of the last, where that is told."""
+        return float((self._elapsed + (self._lasts if self.last_has_duration else 0)) * self._tick_s)
 
-    def rate(self, nominal: float, tick_s: float) -> tuple[bool, float]:
-        """Whether frames come irregularly, and their rate: the container's for regular ones, else the mean.
+    def rate(self, nominal: float) -> tuple[bool, float, float]:
+        """Whether frames come irregularly, their rate (the container's for regular ones, else the mean), the duration.
 
         Regular is what lies on one grid: an index divided by the rate is a frame's time, to half a frame.
         """
-        times = np.sort(np.frombuffer(self._ticks, dtype=np.int64)) * float(self._tick)
+        times = np.frombuffer(self._ticks, dtype=np.int64) * float(self._tick_s)
         steps = np.diff(times)
-        span, usual = float(times[-1] - times[0]), float(np.median(steps))
+        span, usual, tick_s = float(times[-1] - times[0]), float(np.median(steps)), float(self._tick_s)
         if span <= 0 or usual <= 0:
-            return False, nominal
-        mean = (self.count - 1) / float(self._last - self._first)
+            return False, nominal, self.duration_s
         off_grid = np.abs(times - (times[0] + np.arange(len(times)) * span / (len(times) - 1))).max()
         uneven = np.abs(steps - usual) > max(0.2 * usual, 1.5 * tick_s)
-        if off_grid > 0.5 * usual + tick_s or uneven.mean() > 0.01:
-            return True, mean
+        variable = bool(off_grid > 0.5 * usual + tick_s or uneven.mean() > 0.01)
         drift = abs((len(times) - 1) / nominal - span) if nominal > 0 else span
-        return False, nominal if drift < 0.1 * usual + 1.5 * tick_s else mean
+        regular = drift < 0.1 * usual + 1.5 * tick_s
+        fps = nominal if regular and not variable else (self.count - 1) / self.span_s
+        duration_s = self.duration_s + (0 if self.last_has_duration else 1 / fps)
+        late = abs((self.count - 1) / fps - self.span_s) > max(1.5 / fps, 0.02 * self.span_s)  # behind those looked at
+        held = not 0.75 < self.count / fps / duration_s < 1.33  # the last frame is shown for long
+        variable = variable or late or held
+        return variable, self.count / duration_s if variable else fps, duration_s
 
 
 def _packets(container: Any, stream: Any, faults: list[str]) -> Iterator[Any]:

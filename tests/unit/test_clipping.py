@@ -258,7 +258,9 @@ def test_a_gop_longer_than_a_clip_may_be_costs_itself_and_not_the_shot(last):
     keys = [0, *range(240, 1001, 20)]
     times = array("d", [n / 10 for n in range(1002)])
     plan = plan_spans(made_stream(keys, 1001), times, [(0, last - 1)], "key_frame", 2.0, 20.0)
-    assert [(span.first, span.last) for span in plan.spans] == [(at, min(at + 199, 999)) for at in range(240, 1000, 200)]
+    assert [(span.first, span.last) for span in plan.spans] == [
+        (at, min(at + 199, 999)) for at in range(240, 1000, 200)
+    ]
     assert plan.lost_frames["in a GOP longer than a clip may be"] == 240
     assert {reason for reason, n in plan.dropped.items() if n} <= {"GOP longer than a clip may be", "too short"}
     assert sum(span.last - span.first + 1 for span in plan.spans) + sum(plan.lost_frames.values()) == last

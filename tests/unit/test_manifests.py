@@ -4,9 +4,21 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from manifest_rows import SOUND
 
+from svdflow.common import manifest_spool, manifests
 from svdflow.common.errors import BadInputError
-from svdflow.common.manifests import SCHEMA_VERSION, SCHEMAS, current_file, read_manifest, read_rows, write_manifest
+from svdflow.common.identity import identity
+from svdflow.common.manifest_spool import ManifestSpool
+from svdflow.common.manifests import (
+    SCHEMA_VERSION,
+    SCHEMAS,
+    current_file,
+    read_blocks,
+    read_manifest,
+    read_rows,
+    write_manifest,
+)
 
 
 def clip(number: int, **changes):
@@ -110,3 +122,46 @@ def test_a_manifest_that_lies_about_its_schema_is_refused(tmp_path):
     pq.write_table(table, tmp_path / "selection.parquet")
     with pytest.raises(BadInputError, match="not of its own schema 1: .*there is no column split"):
         read_manifest("selection", tmp_path / "selection.parquet")
+
+
+# rows in any order
+
+
+@pytest.mark.parametrize("kind", ["videos", "clips"])
+@pytest.mark.parametrize(("run", "group"), [(1000, 1 << 20), (7, 1 << 20), (64, 300), (250, 100)])
+def test_rows_in_any_order_give_the_bytes_of_the_whole(tmp_path, monkeypatch, kind, run, group):
+    """However few rows are held in memory, and wherever row groups end."""
+    for module in (manifests, manifest_spool):
+        monkeypatch.setattr(module, "ROW_GROUP", group)
+    key = manifests.KEYS[kind]
+    rows = [{**row, key: identity(n=n, of=row[key])} for n in range(40) for row in SOUND[kind]()]
+    write_manifest(kind, rows, tmp_path / "whole.parquet")
+    random.Random(run).shuffle(rows)
+    with ManifestSpool(kind, tmp_path, run) as spool:
+        for row in rows:
+            spool.add(row)
+        spool.write(tmp_path / "spooled.parquet")
+        assert spool.rows == len(rows)
+    assert (tmp_path / "spooled.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["spooled.parquet", "whole.parquet"]
+
+
+def test_no_rows_give_the_empty_manifest(tmp_path):
+    write_manifest("clips", [], tmp_path / "whole.parquet")
+    with ManifestSpool("clips", tmp_path) as spool:
+        spool.write(tmp_path / "spooled.parquet")
+    assert (tmp_path / "spooled.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
+def test_blocks_of_a_manifest_are_its_rows_and_hold_no_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifests, "BLOCK", 10)
+    write_manifest("clips", SOUND["clips"](), tmp_path / "clips.parquet")
+    blocks = list(read_blocks("clips", tmp_path / "clips.parquet", ["fps", "clip_id"]))
+    assert [len(block) for block in blocks] == [10, 10, 4]
+    rows = read_rows("clips", tmp_path / "clips.parquet")
+    told = [row for block in blocks for row in block.to_pylist()]
+    assert told == [{"fps": row["fps"], "clip_id": row["clip_id"]} for row in rows]
+    for wrong in ("missing.parquet", "other.parquet"):
+        with pytest.raises(BadInputError):
+            write_manifest("videos", [], tmp_path / "other.parquet")
+            next(read_blocks("clips", tmp_path / wrong, ["clip_id"]))

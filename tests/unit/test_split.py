@@ -1,6 +1,8 @@
 """The step: videos in, clips with their evidence out; what cannot be cut is told and stops nothing."""
 
+import errno
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -8,13 +10,16 @@ import av
 import numpy as np
 import pytest
 
-from svdflow.common.errors import BadInputError, ConfigError
+from svdflow.common.errors import BadInputError, ConfigError, StorageError
+from svdflow.common.fanout import Outcome
 from svdflow.common.manifests import read_rows, write_manifest
 from svdflow.common.storage import DataRoot
 from svdflow.common.video import encode_mp4, probe
+from svdflow.curation.split import split as split_module
 from svdflow.curation.split.cuts import shots_between
 from svdflow.curation.split.settings import SplitSettings
 from svdflow.curation.split.split import split_videos
+from svdflow.curation.split.tar_shard import TarShard
 from tests.split_footage import FPS, LOOSE, cut_everything, decoded, encode, find_cuts, shots, write_videos
 
 
@@ -195,6 +200,79 @@ def test_damage_in_the_middle_costs_the_gop_it_lies_in(tmp_path):
     pictures = {frame.tobytes() for frame in source}
     assert all(frame.tobytes() in pictures for frame in own), "no mended picture is in a clip"
     assert len(clips) >= 2
+
+
+def test_a_full_disk_is_not_kept_as_a_verdict_on_the_video(tmp_path, monkeypatch):
+    """The shard cannot be written; when there is space again the video has its clips."""
+    videos = write_videos(tmp_path, {"v.mp4": encode(shots([30], 3)[0], g="6")})
+    root, out = DataRoot.open(tmp_path / "data"), tmp_path / "clips.parquet"
+    with monkeypatch.context() as patched:
+        here_alone(patched)
+        patched.setattr(TarShard, "add", full)
+        with pytest.raises(StorageError, match="the disk is full"):
+            split_videos(videos, out, root, LOOSE)
+    assert list(root.list("results/split")) == []
+    split_videos(videos, out, root, LOOSE)
+    assert len(read_rows("clips", out)) == 1
+
+
+@pytest.mark.parametrize("when", ["before it is read", "while it is read"])
+def test_a_source_that_is_gone_is_not_kept_as_a_verdict_on_the_video(tmp_path, monkeypatch, when):
+    videos = write_videos(tmp_path, {"v.mp4": encode(shots([30], 3)[0], g="6")})
+    root = DataRoot.open(tmp_path / "data")
+    here_alone(monkeypatch)
+    scan = split_module.scan_video
+
+    def interrupted(path, *more, **options):
+        path.unlink()
+        if when == "before it is read":
+            return scan(path, *more, **options)
+        raise BadInputError(f"{path}: no frame of it decodes")
+
+    monkeypatch.setattr(split_module, "scan_video", interrupted)
+    with pytest.raises(StorageError, match="No such file"):
+        split_videos(videos, tmp_path / "clips.parquet", root, LOOSE)
+    assert list(root.list("results/split")) == []
+
+
+def here_alone(monkeypatch) -> None:
+    """The units of work in this process, where they can be interfered with."""
+
+    def map_here(function, units, *_):
+        return (Outcome(unit, function(unit), None, 0.0) for unit in units)
+
+    monkeypatch.setattr(split_module, "map_units", map_here)
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def uneven(seed: int = 41) -> bytes:
+    """A video of variable rate: 90 frames at 30 fps, then 20 at 2 fps, then 90 at 30 fps; a key frame every tenth."""
+    steps = [40] * 90 + [600] * 20 + [40] * 90
+    return encode(
+        shots([200], seed)[0], container="matroska", times=np.cumsum([0, *steps[:-1]]).tolist(), g="10", bf="2"
+    )
+
+
+def test_a_clip_of_a_variable_rate_tells_its_own(tmp_path):
+    _, rows = run(tmp_path / "uneven", {"uneven.mkv": uneven()}, LOOSE.model_copy(update={"max_s": 3.0}))
+    rates = {round(row["fps"]) for _, row in rows}
+    assert {2, 30} <= rates
+    for _, row in rows:
+        assert row["frames"] / row["fps"] == pytest.approx(row["end_s"] - row["start_s"], rel=0.05)
+
+
+def test_what_probing_did_not_see_yields_no_clip_that_validation_would_refuse(tmp_path):
+    """Ingest and split disagree on where a video ends: that costs its end, not the run."""
+    videos = write_videos(tmp_path, {"v.mp4": encode(shots([120], 3)[0], g="12", bf="0")})
+    (row,) = read_rows("videos", videos)
+    write_manifest("videos", [{**row, "duration_s": 5.0, "frames": 60}], videos)
+    settings = LOOSE.model_copy(update={"max_s": 2.0})
+    report = split_videos(videos, tmp_path / "clips.parquet", DataRoot.open(tmp_path / "data"), settings)
+    assert {clip["last_frame"] for clip in read_rows("clips", tmp_path / "clips.parquet")} == {23, 47}
+    assert report.counts["dropped: beyond the end that probing found"] == 3
 
 
 def test_times_that_jump_back_end_a_shot_and_lose_nothing(tmp_path):

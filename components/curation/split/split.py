@@ -176,7 +176,7 @@ def _split_video(unit: _Unit) -> dict[str, Any]:
             result = {"clips": [], "error": str(error).removeprefix(f"{path}: ")}
         except OSError as error:
             if is_storage_fault(error):
-                raise storage_error(error.filename or path, error) from error
+                raise storage_error(error.filename or unit.root, error) from error
             raise
         if result["error"] or result.get("fault"):
             _require_readable(path)
