@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -32,16 +33,22 @@ def moving_shot(seed: int, frames: int, width: int = 160, height: int = 96) -> n
     return np.stack(rolled)
 
 
-def encode(shots: list[np.ndarray], codec: str = "libx264", container: str = "mp4") -> bytes:
-    """Shots joined by hard cuts, a key frame at every cut and nowhere else."""
+def encode(
+    shots: list[np.ndarray], codec: str = "libx264", container: str = "mp4", times_ms: list[int] | None = None
+) -> bytes:
+    """Shots joined by hard cuts, a key frame at every cut and nowhere else; ``times_ms`` when each frame is shown."""
     buffer = io.BytesIO()
     starts = set(np.cumsum([0] + [len(shot) for shot in shots]).tolist())
     with av.open(buffer, "w", format=container) as target:
         options = {"threads": "1", "bf": "0", "g": "250", "sc_threshold": "0", "crf": "20"}
         stream = target.add_stream(codec, rate=FPS, options=options)
         stream.height, stream.width, stream.pix_fmt = shots[0].shape[1], shots[0].shape[2], "yuv420p"
+        if times_ms:
+            stream.codec_context.time_base = Fraction(1, 1000)
         for number, rgb in enumerate(np.concatenate(shots)):
             frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
+            if times_ms:
+                frame.pts, frame.time_base = times_ms[number], Fraction(1, 1000)
             frame.pict_type = av.video.frame.PictureType.I if number in starts else av.video.frame.PictureType.NONE
             target.mux(stream.encode(frame))
         target.mux(stream.encode())
@@ -84,10 +91,20 @@ def write_bad_files(folder: Path) -> dict[str, bool]:
         "p tiny frames.mp4": (encode([np.full((3000, 16, 16, 3), 90, np.uint8)]), True),
         "q wrong name.txt": (whole[::-1], False),
         "r other name.avi": (encode([moving_shot(970, 20)]), True),  # an MP4, whatever it is called
+        "s three recordings.ts": (encode([moving_shot(980, 20)], container="mpegts") * 3, True),  # times jump back
+        "t uneven.mkv": (_uneven(), True),
     }
     for name, (data, _) in files.items():
         (folder / name).write_bytes(data)
     return {name: usable for name, (_, usable) in files.items()}
+
+
+def _uneven() -> bytes:
+    """A shot at 30 frames a second, and one at 2: neither has the rate of the whole."""
+    lengths, steps = (60, 6), (33, 500)
+    times = np.cumsum([0, *np.repeat(steps, lengths)[:-1]]).tolist()
+    shots = [moving_shot(990 + n, length) for n, length in enumerate(lengths)]
+    return encode(shots, container="matroska", times_ms=times)
 
 
 def _half(data: bytes) -> bytes:

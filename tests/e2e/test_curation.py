@@ -70,6 +70,21 @@ def test_what_comes_out_of_bad_videos_is_whole(workdir, bad):
         assert annotated[clip["clip_id"]]["motion_score"] is not None
 
 
+def test_odd_times_are_true_and_stop_nothing(workdir):
+    """Recordings one after the other, whose times jump back, and a variable rate: their clips pass validation."""
+    videos = {video["name"]: video for video in rows(workdir, "videos")}
+    clips: dict[str, list[dict]] = {}
+    for clip in rows(workdir, "clips"):
+        clips.setdefault(clip["video_id"], []).append(clip)
+    joined, uneven = videos["s three recordings.ts"], videos["t uneven.mkv"]
+    assert joined["duration_s"] == pytest.approx(60 / 12) and joined["fps"] == 12 and joined["frames"] == 60
+    starts = [round(clip["start_s"], 2) for clip in clips[joined["video_id"]]]
+    assert len(starts) == 3 and max(clip["end_s"] for clip in clips[joined["video_id"]]) > 4
+    assert uneven["variable_fps"]
+    rates = sorted(clip["fps"] for clip in clips[uneven["video_id"]])
+    assert rates[0] < 3 < 25 < rates[-1]
+
+
 def test_a_dataset_is_registered(workdir, summary):
     tag = summary["dataset"]["tag"]
     assert summary["dataset"]["clips"] == sum(row["keep"] for row in rows(workdir, "selection")) > 0
