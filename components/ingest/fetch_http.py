@@ -1,9 +1,10 @@
 """Videos from web servers. URLs come out of lists that may be somebody else's, so where they lead is checked.
 
-The address that a connection really has is held against ``FetchSettings.addresses`` before anything is said on it, so
-that neither a name that changes its address nor a redirect leads into the inner network: ``public`` lets public
-addresses in alone, ``private`` also those of this machine and of private networks, ``any`` also link-local ones and the
-metadata services of clouds.
+The addresses of a name are held against ``FetchSettings.addresses`` before any of them is connected to, so that nobody
+learns which ports are open within; and the address that a connection really has is, before anything is said on it. So
+neither a name that changes its address nor a redirect leads into the inner network: ``public`` lets public addresses in
+alone, ``private`` also those of this machine and of private networks, ``any`` also link-local ones and the metadata
+services of clouds.
 """
 
 from __future__ import annotations
@@ -133,16 +134,37 @@ def _connection(scheme: str, host: str, port: int | None, settings: FetchSetting
         connection = http.client.HTTPConnection(host, port, timeout=settings.connect_timeout_s)
 
     def create(address: Any, timeout: Any = None, source_address: Any = None) -> socket.socket:
-        stream = socket.create_connection(address, timeout, source_address)
-        peer = stream.getpeername()[0]
-        if not may_connect(peer, settings.addresses):
-            stream.close()
-            raise Unfetchable(f"refused: it leads to {peer}, no public address (fetch.addresses allows others)")
+        stream = _connected(*address, settings)
         stream.settimeout(settings.read_timeout_s)
         return stream
 
     connection._create_connection = create  # type: ignore[attr-defined]  # before TLS, and before a byte is sent
     return connection
+
+
+def _connected(host: str, port: int, settings: FetchSettings) -> socket.socket:
+    """A connection to the first of a name's addresses that may be connected to and answers."""
+    found = [where[4] for where in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    allowed = [where for where in found if may_connect(str(where[0]), settings.addresses)]
+    if found and not allowed:
+        raise _refused(str(found[0][0]))
+    failed: OSError = socket.gaierror(socket.EAI_NONAME, "no address")
+    for where in allowed:
+        try:
+            stream = socket.create_connection(where[:2], settings.connect_timeout_s)
+        except OSError as error:
+            failed = error
+            continue
+        peer = stream.getpeername()[0]
+        if may_connect(peer, settings.addresses):
+            return stream
+        stream.close()
+        raise _refused(peer)
+    raise failed
+
+
+def _refused(address: str) -> Unfetchable:
+    return Unfetchable(f"refused: it leads to {address}, no public address (fetch.addresses allows others)")
 
 
 def _body(answer: _Answer, offset: int, validator: str | None) -> Body:

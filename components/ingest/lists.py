@@ -90,8 +90,9 @@ def _resolve(uri: str, location: str, settings: ListSettings) -> tuple[str, str]
         located = split_s3(uri)
         if located is None or not located[1]:
             raise _Refused("unreadable: this is no s3://bucket/key")
-        if settings.buckets and located[0] not in settings.buckets:
-            raise _Refused(f"refused: bucket {located[0]} is none that a list may name (lists.buckets)")
+        own = split_s3(location)
+        if located[0] not in (*settings.buckets, *(own or ())[:1]) and "*" not in settings.buckets:
+            raise _Refused(f"refused: bucket {located[0]} is none that a list may name (lists.buckets allows it)")
         return uri, uri
     if scheme not in ("", "file"):
         raise _Refused(f"unsupported: {scheme} is none of file, s3, http and https")

@@ -25,7 +25,7 @@ class ListSettings(Settings):
     """What a list may name: it may come from somebody else."""
 
     local_anywhere: bool = False  # also files outside the list's own folder
-    buckets: tuple[str, ...] = ()  # the only buckets whose objects it may name; any when empty
+    buckets: tuple[str, ...] = ()  # whose objects it may name, besides the bucket it lies in itself; "*" for any
     kept_query: tuple[str, ...] = ()  # query parameters of a URL that are recorded: they are no secret
     max_rows: int = 1_000_000
 

@@ -262,17 +262,31 @@ def _scratch(root: DataRoot, place: str) -> Path:
 @contextmanager
 def _locked_scratch(root: DataRoot, place: str) -> Iterator[Path]:
     """The folder of a place, held by this process alone: two runs may share a data root."""
+    scratch, handle = _locked_folder(root, place)
+    try:
+        yield scratch
+    finally:
+        os.close(handle)
+
+
+def _locked_folder(root: DataRoot, place: str) -> tuple[Path, int]:
     while True:
         scratch = _scratch(root, place)
-        handle = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            handle = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:  # its last holder removed it in this moment
+            continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
-            if scratch.is_dir() and os.fstat(handle).st_ino == scratch.stat().st_ino:  # else its last holder removed it
+            if os.fstat(handle).st_ino == scratch.stat().st_ino:  # else that was the folder of its last holder
                 os.utime(scratch)
-                yield scratch
-                return
-        finally:
+                return scratch, handle
+        except FileNotFoundError:
+            pass
+        except BaseException:
             os.close(handle)
+            raise
+        os.close(handle)
 
 
 # any content

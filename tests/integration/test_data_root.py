@@ -4,6 +4,7 @@ import dataclasses
 import http.client
 import json
 import os
+import signal
 import threading
 import uuid
 from collections.abc import Iterator
@@ -215,6 +216,34 @@ def test_s3_cache_stays_within_its_bound(remote, monkeypatch):
     assert sum(p.stat().st_size for p in cached) <= 2500
     assert {p.read_bytes()[0] for p in cached} == {2, 3}  # the two used last
     assert remote.fetch(uris[0]).read_bytes() == bytes(1000)
+
+
+def test_s3_cache_keeps_what_somebody_holds_and_what_a_killed_process_held_goes(remote, monkeypatch):
+    """A video that is worked on for longer than a file counts as just handed out, with the cache full."""
+    monkeypatch.setattr("svdflow.common.storage_s3._RECENT_S", 0.0)
+    monkeypatch.setattr(remote, "_cache_bytes", 1500)
+    first, *others = [remote.put_bytes(bytes([i]) * 1000) for i in range(4)]
+    with remote.held(first) as path:
+        os.utime(path, (1000, 1000))
+        for uri in others:
+            os.utime(remote.fetch(uri), (2000, 2000))
+        with remote.held(first) as again:
+            assert again == path
+        os.utime(path, (1000, 1000))
+        remote.fetch(others[0])
+        assert path.read_bytes() == bytes(1000), "opened again, it is still there"
+    os.utime(path, (1000, 1000))
+    remote.fetch(others[1])
+    assert not path.exists()
+
+    child = os.fork()
+    if child == 0:
+        with remote.held(first):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.utime(path, (1000, 1000))
+    remote.fetch(others[2])
+    assert not path.exists()
 
 
 @pytest.fixture

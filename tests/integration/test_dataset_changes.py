@@ -17,10 +17,13 @@ from svdflow.common.errors import BadInputError, StorageError
 from svdflow.common.identity import file_md5
 from svdflow.common.manifests import read_rows, write_manifest
 from svdflow.common.storage import DataRoot, object_uri
+from svdflow.curation.filter.sides import read_record, write_record
+from svdflow.curation.validate.drift import find_previous, keep_as_previous
 from svdflow.curation.version import claims
 from svdflow.curation.version.collect import collect
 from svdflow.curation.version.compare import compare_versions
 from svdflow.curation.version.export import export_version
+from svdflow.curation.version.forget import DENIED
 from svdflow.curation.version.registry import Registry
 from svdflow.curation.version.rollback import roll_back
 from tests.dataset_manifests import make_manifests
@@ -289,6 +292,22 @@ def test_a_lost_listing_stops_everything(bench):
     bench.remote.remove(object_uri(listing))
     with pytest.raises(StorageError, match="does not hold demo@v1.0.0"):
         collect([bench.versions()], bench.remote, None, now=lambda: time.time() + 15 * DAY)
+
+
+def test_what_cannot_be_computed_again_is_no_cached_result(bench):
+    """What was taken down, on which side a video is, and what the last version was like: each written by its owner."""
+    bench.register(keep=2)
+    root = bench.root
+    root.record(DENIED, "f" * 64, {"reason": "asked for by its owner"})
+    write_record(root, "seed", 0.1, {"video1": "held_out"})
+    keep_as_previous(root, "demo", "selection", "content", {"axes": {}, "made_by": {}})
+    root.record("train", "a" * 32, {})
+    later = lambda: time.time() + 15 * DAY  # noqa: E731
+    collect([bench.versions()], bench.remote, root, grace_days=0, results=True, remove=True, now=later)
+    assert root.find("train", "a" * 32) is None
+    assert root.find(DENIED, "f" * 64) == {"reason": "asked for by its owner"}
+    assert read_record(root, "seed", 0.1) == {"video1": "held_out"}
+    assert find_previous(root, "demo", "selection", "another content") is not None
 
 
 def test_a_data_root_keeps_what_its_results_name(bench):

@@ -324,6 +324,8 @@ def test_buckets_that_a_list_may_name_are_a_setting(tmp_path, store):
     source = write_list(tmp_path / "in.csv", [{"uri": "s3://svdflow/in/a.mp4"}])
     rows, _ = taken_in(source, tmp_path, IngestSettings(lists=ListSettings(buckets=("mine",))))
     assert rows["s3://svdflow/in/a.mp4"]["error"].startswith("refused: bucket svdflow is none")
+    rows, _ = taken_in(source, tmp_path, IngestSettings(lists=ListSettings(buckets=("svdflow",))))
+    assert rows["s3://svdflow/in/a.mp4"]["status"] == "ok"
 
 
 @pytest.mark.parametrize("source", ["s3://nobody-has-this-bucket/x", "s3://svdflow/in/nothing", "s3://B@d/x"])

@@ -237,6 +237,38 @@ def test_by_default_nothing_is_said_to_a_private_address(server, part):
     assert server.requests == []
 
 
+def test_what_may_not_be_connected_to_is_not_even_knocked_at(part, monkeypatch):
+    """An open port, a closed one and one that drops everything: the answer is the same, and the server sees nobody."""
+    with socket.socket() as listening, socket.socket() as closed:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        listening.setblocking(False)
+        closed.bind(("127.0.0.1", 0))
+        told = set()
+        for port in (listening.getsockname()[1], closed.getsockname()[1]):
+            with pytest.raises(Unfetchable) as refused:
+                get(f"http://127.0.0.1:{port}/a.mp4", part, FetchSettings(patience_s=0.2))
+            told.add(str(refused.value))
+        assert told == {"refused: it leads to 127.0.0.1, no public address (fetch.addresses allows others)"}
+        with pytest.raises(BlockingIOError):
+            listening.accept()
+
+
+def test_of_several_addresses_those_that_may_be_connected_to_are(server, part, monkeypatch):
+    """A name with an inner address before a public one (which is ours here)."""
+    server.file("/a.mp4", DATA)
+    look_up = socket.getaddrinfo
+
+    def several(host, *more, **options):
+        inner = look_up("10.1.2.3", *more, **options) if host == "several" else []
+        return inner + look_up("127.0.0.1" if host == "several" else host, *more, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", several)
+    monkeypatch.setattr("svdflow.ingest.fetch_http.may_connect", lambda address, allowed: address == "127.0.0.1")
+    get(f"http://several:{server.port}/a.mp4", part)
+    assert part.read_bytes() == DATA
+
+
 def redirect(to: str, status: int = 302):
     def page(request):
         request.send_response(status)
@@ -271,7 +303,7 @@ def test_a_redirect_into_the_inner_network_is_refused(server, part, monkeypatch)
 
     def only_once(address, allowed):
         asked.append(address)
-        return len(asked) == 1
+        return len(asked) <= 2  # before the first connection, and on it
 
     monkeypatch.setattr("svdflow.ingest.fetch_http.may_connect", only_once)
     with pytest.raises(Unfetchable, match="^refused: it leads to "):

@@ -1,8 +1,10 @@
 """Ingest takes in what is a video, sets the rest aside with a reason, and does nothing twice."""
 
+import fcntl
 import hashlib
 import io
 import json
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from svdflow.common.errors import BadInputError
 from svdflow.common.manifests import read_rows
 from svdflow.common.storage import DataRoot
 from svdflow.common.video import encode_mp4
+from svdflow.ingest import take
 from svdflow.ingest.footage import FootageSettings, make_scene
 from svdflow.ingest.ingest import IngestSettings, ingest_videos
 
@@ -222,3 +225,20 @@ def test_no_input_is_one_clear_error(tmp_path, root, source):
     place = str(tmp_path / source) if source else ""
     with pytest.raises(BadInputError, match="name a folder of video files"):
         ingest_videos(place, tmp_path / "v.parquet", root, IngestSettings())
+
+
+@pytest.mark.parametrize("moment", ["before it is opened", "before it is locked"])
+def test_a_place_whose_folder_another_run_removes_meanwhile_is_taken_all_the_same(tmp_path, monkeypatch, moment):
+    root = DataRoot.open(tmp_path / "data")
+    act, done = (os.open, "open") if moment == "before it is opened" else (fcntl.flock, "flock")
+    removed = []
+
+    def interrupted(*arguments):
+        if not removed:
+            removed.append(next((tmp_path / "data" / "scratch" / "ingest").iterdir()))
+            removed[0].rmdir()
+        return act(*arguments)
+
+    monkeypatch.setattr(os if done == "open" else fcntl, done, interrupted)
+    with take._locked_scratch(root, "https://example.org/a.mp4") as scratch:
+        assert scratch.is_dir() and removed == [scratch]

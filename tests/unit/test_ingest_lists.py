@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -277,3 +278,29 @@ def test_schemes_and_buckets():
 def test_licences_are_allowed_and_refused_by_name(licence, allowed, refused, usable):
     why = refusal(licence, allowed, refused)
     assert (why is None) == usable
+
+
+@pytest.mark.parametrize(
+    ("location", "buckets", "allowed"),
+    [
+        ("/lists/list.csv", (), []),
+        ("s3://own/list.csv", (), ["own"]),
+        ("s3://own/list.csv", ("other",), ["own", "other"]),
+        ("/lists/list.csv", ("other",), ["other"]),
+        ("/lists/list.csv", ("*",), ["own", "other", "third"]),
+    ],
+)
+def test_a_list_names_objects_of_its_own_bucket_and_of_those_it_may(tmp_path, location, buckets, allowed):
+    path = write_csv(tmp_path / "list.csv", [{"uri": f"s3://{bucket}/a.mp4"} for bucket in ("own", "other", "third")])
+    found = list(read_list(path, location, ListSettings(buckets=buckets)))
+    assert [source.place[5:].partition("/")[0] for source in found if not source.fault] == allowed
+    assert all("lists.buckets" in source.fault for source in found if source.fault)
+
+
+def test_names_that_repeat_are_numbered_in_no_time_and_as_ever():
+    repeated = [Source("a", "a", "a"), Source("a (2)", "a (2)", "a"), *[Source("a", "a", "a")] * 3]
+    assert [s.name for s in with_unique_names(repeated)] == ["a", "a (2)", "a (3)", "a (4)", "a (5)"]
+    started = time.process_time()
+    names = {s.name for s in with_unique_names([Source("a", "a", "a")] * 30_000)}
+    assert len(names) == 30_000 and f"a ({30_000})" in names
+    assert time.process_time() - started < 5  # by trying every number for each it would be minutes
