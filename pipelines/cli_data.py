@@ -139,7 +139,8 @@ def forget(
 
     Shards with other videos' clips are written anew without this one's. Version tags go on to exist, one commit
     further; clones follow with `git fetch --tags --force`. A receipt stays in the registry, and no later version may
-    hold the video. Not reached: copies that were pulled or exported, and models trained on it; the receipt names these.
+    hold the video. Not reached: copies that were pulled or exported, caches of a data root in S3 on other machines
+    (~/.cache/svdflow there), and models trained on it; the receipt names these.
     """
     from .datasets import forget_one
 

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from svdflow.common.errors import BadInputError
 from svdflow.common.object_store import EmbeddedStore
 from svdflow.common.storage import DataRoot
 from svdflow.common.storage_s3 import S3Root
+from svdflow.curation.version import claims
 from svdflow.curation.version.datasets import (
     list_datasets,
     open_version_store,
@@ -164,6 +165,7 @@ def forget_one(workdir: Path, video_id: str, reason: str, yes: bool, also: list[
     """Take a video down and say what went."""
     from svdflow.curation.version.forget import forget_video
 
+    root = _root(workdir)
     if not yes:
         if not sys.stdin.isatty():
             raise BadInputError(f"forgetting {video_id} cannot be undone; run it again with --yes")
@@ -172,8 +174,8 @@ def forget_one(workdir: Path, video_id: str, reason: str, yes: bool, also: list[
             raise BadInputError("not confirmed; nothing was removed")
     with _locked(workdir.absolute()):
         registries = [Registry.existing(registry(workdir)), *map(Registry.existing, also)]
-        with _compacted(registries[0], workdir) as remote:
-            receipts = forget_video(registries, video_id, remote, _root(workdir), workdir.absolute(), reason)
+        with _compacted(registries[0], workdir) as remote, _unused(root, remote, video_id):
+            receipts = forget_video(registries, video_id, remote, root, workdir.absolute(), reason)
     for opened, receipt in zip(registries, receipts, strict=True):
         removed = {uri for uris in receipt.objects_removed.values() for uri in uris}
         print(
@@ -256,6 +258,15 @@ def _compacted(opened: Registry, workdir: Path, compact: bool = True) -> Iterato
         embedded = EmbeddedStore(store(workdir))
         if compact and embedded.serves(remote.endpoint):
             embedded.compact()
+
+
+@contextmanager
+def _unused(root: DataRoot, remote: DataRoot, video_id: str) -> Iterator[None]:
+    """No run uses the data root meanwhile, from whatever work directory; one that is the store is seen to there."""
+    with ExitStack() as stack:
+        if root.location != remote.location:
+            stack.enter_context(claims.removing(root, f"forgetting video {video_id[:12]}"))
+        yield
 
 
 @contextmanager

@@ -134,7 +134,8 @@ def _connection(scheme: str, host: str, port: int | None, settings: FetchSetting
         connection = http.client.HTTPConnection(host, port, timeout=settings.connect_timeout_s)
 
     def create(address: Any, timeout: Any = None, source_address: Any = None) -> socket.socket:
-        stream = _connected(*address, settings)
+        host, port = address
+        stream = _connected(host, port, settings)
         stream.settimeout(settings.read_timeout_s)
         return stream
 
@@ -151,7 +152,7 @@ def _connected(host: str, port: int, settings: FetchSettings) -> socket.socket:
     failed: OSError = socket.gaierror(socket.EAI_NONAME, "no address")
     for where in allowed:
         try:
-            stream = socket.create_connection(where[:2], settings.connect_timeout_s)
+            stream = socket.create_connection((str(where[0]), where[1]), settings.connect_timeout_s)
         except OSError as error:
             failed = error
             continue

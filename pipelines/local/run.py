@@ -12,7 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -25,7 +25,7 @@ from rich.console import Console
 from svdflow.common.errors import BadInputError, ConfigError, StorageError
 from svdflow.common.report import StepReport
 from svdflow.common.steps import steps_directory
-from svdflow.common.storage import DISK_FULL, write_atomic
+from svdflow.common.storage import DISK_FULL, DataRoot, write_atomic
 
 from ..registry import compiled_path, parameters, resolve_settings, task_count
 from .display import View
@@ -76,7 +76,7 @@ def run_pipeline(
     settings = resolve_settings(profile, overrides)
     _require_data_root()
     workdir = workdir.absolute()
-    with _locked(workdir) as lock:
+    with _locked(workdir) as lock, _data_root_claimed(name, workdir):
         _require_space(workdir)
         run_id = time.strftime("%Y%m%d-%H%M%S-") + uuid.uuid4().hex[:6]
         _forget_old_runs(workdir)
@@ -208,6 +208,19 @@ def _require_data_root() -> None:
         from svdflow.common.storage_s3 import S3Root
 
         S3Root(location, patience_s=0)
+
+
+@contextmanager
+def _data_root_claimed(name: str, workdir: Path) -> Iterator[None]:
+    """A data root of several work directories: who tidies it up from another one sees that a run relies on it."""
+    location = os.environ.get("SVDFLOW_DATA_ROOT")
+    if not location:  # the work directory's own, guarded by its lock
+        yield
+        return
+    from svdflow.curation.version import claims
+
+    with claims.adding(DataRoot.open(location), f"running {name} in {workdir}"):
+        yield
 
 
 def _forget_old_runs(workdir: Path) -> None:

@@ -264,6 +264,21 @@ def test_a_registration_under_way_stops_the_removal_and_waits_for_one(bench):
     assert list(bench.remote.list("svdflow/claims")) == []
 
 
+def test_a_run_of_another_work_directory_keeps_the_data_root_as_it_is(bench):
+    """It may have found a record that is old enough to go."""
+    bench.register(keep=2)
+    bench.root.record("train", "a" * 32, {})
+    stray = bench.remote.put_bytes(b"left over")
+    options = {"results": True, "remove": True, "now": lambda: time.time() + 15 * DAY}
+    with claims.adding(bench.root, "running svd in /elsewhere"):
+        with pytest.raises(StorageError, match="is running svd in /elsewhere now; run again"):
+            collect([bench.versions()], bench.remote, bench.root, **options)
+        assert bench.root.find("train", "a" * 32) == {} and bench.remote.exists(stray)
+    collect([bench.versions()], bench.remote, bench.root, **options)
+    assert bench.root.find("train", "a" * 32) is None
+    assert list(bench.root.list("svdflow/claims")) == list(bench.remote.list("svdflow/claims")) == []
+
+
 def test_the_claim_of_a_killed_registration_does_not_bar_the_way(bench):
     bench.register(keep=2)
     child = os.fork()

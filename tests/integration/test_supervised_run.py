@@ -51,6 +51,21 @@ def fine(workdir: str, run_id: str, profile: str, overrides: dict):
         step.finish(StepReport("fine", "Fine", done=3, summary={"clips": {"count": 3}}))
 
 
+@dsl.component(base_image="svdflow/test:0", install_kfp_package=False)
+def looking(workdir: str, run_id: str, profile: str, overrides: dict):
+    """A step that writes down who claims the data root."""
+    import os
+    from pathlib import Path
+
+    from svdflow.common.report import StepReport
+    from svdflow.common.steps import run_step
+
+    with run_step("looking", workdir, run_id, profile, overrides) as step:
+        claims = Path(os.environ["SVDFLOW_DATA_ROOT"], "svdflow", "claims", "adding")
+        Path(workdir, "claims").write_text("".join(path.read_text() for path in claims.iterdir()))
+        step.finish(StepReport("looking", "Looking"))
+
+
 def compiled(tmp_path: Path, *steps) -> Path:
     from svdflow.report.component import report
 
@@ -99,6 +114,14 @@ def run_processes(workdir: Path) -> list[int]:
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
     return found
+
+
+def test_a_data_root_of_several_work_directories_is_claimed_while_a_run_uses_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("SVDFLOW_DATA_ROOT", str(tmp_path / "shared"))
+    process = command(compiled(tmp_path, looking), tmp_path / "run")
+    assert process.wait(120) == 0, process.communicate()
+    assert f"running small in {tmp_path}/run" in (tmp_path / "run" / "claims").read_text()
+    assert not [path for path in (tmp_path / "shared" / "svdflow").rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)

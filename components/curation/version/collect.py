@@ -11,7 +11,8 @@ held out a video is, what a dataset was like. They stay.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ...common.progress import track
@@ -80,12 +81,12 @@ def collect(
 
     Raises:
         BadInputError: another registry relies on the store and is not among those given.
-        StorageError: what a version needs cannot be known, or a registration is under way.
+        StorageError: what a version needs cannot be known, or a registration or a run is under way.
     """
     known = list(registries)
     if not remove:
         return _look(known, remote, root, grace_days, results, now())
-    with claims.removing(remote, "removing what no version needs"):
+    with _alone_in(remote, root, "removing what no version needs"):
         found = _look(known, remote, root, grace_days, results, now())
         for place, account in zip((remote, root), found, strict=False):
             if place is not None:
@@ -93,6 +94,21 @@ def collect(
                     place.remove(entry.uri)
                 account.removed = True
     return found
+
+
+@contextmanager
+def _alone_in(remote: DataRoot, root: DataRoot | None, what: str) -> Iterator[None]:
+    """Nobody registers in the store inside the block, and no run uses the data root, from whatever work directory.
+
+    Raises:
+        StorageError: somebody does now.
+    """
+    with claims.removing(remote, what):
+        if root is None or root.location == remote.location:
+            yield
+            return
+        with claims.removing(root, what):
+            yield
 
 
 def _look(
