@@ -19,7 +19,7 @@ from known_cuts import MEDIA, Truth, joined_videos
 from svdflow.curation.split.cascade import Cascade
 from svdflow.curation.split.clipping import plan_spans
 from svdflow.curation.split.cuts import Transition, merge_detections, shots_between
-from svdflow.curation.split.scan import Scan, scan_video
+from svdflow.curation.split.scan import Checksums, Scan, scan_video
 from svdflow.curation.split.settings import CutLevel, SplitSettings
 
 VIDEOS = 24
@@ -49,7 +49,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
         assert len(scan.pts) == frames and scan.fault is None
         cuts = merge_detections(scan.detections, scan.times_s, scan.gap_s)
         level = CutLevel(threshold=1e-6)  # every frame's score
-        scores = scan_video(path, Cascade((level,), DEFAULTS.detect_width_px), 24, checksums=False).detections
+        scores = scan_video(path, Cascade((level,), DEFAULTS.detect_width_px), 24, checksums="off").detections
         content = np.zeros(frames)
         for find in scores:
             content[find.last] = find.score
@@ -154,7 +154,7 @@ def three_passes(path: Path) -> float:
     return time.perf_counter() - began
 
 
-def one_decode(path: Path, checksums: bool) -> float:
+def one_decode(path: Path, checksums: Checksums) -> float:
     began = time.perf_counter()
     scan = scan_video(path, Cascade(DEFAULTS.levels, DEFAULTS.detect_width_px), 24, checksums)
     merge_detections(scan.detections, scan.times_s, scan.gap_s)
@@ -165,7 +165,7 @@ def test_one_decode_against_three_passes():
     """The 720p trailer, 55 s; decoding in one thread for both."""
     cv2.setNumThreads(1)
     path = MEDIA / "trailer_bbb.mp4"
-    rounds = [(three_passes(path), one_decode(path, False), one_decode(path, True)) for _ in range(3)]
+    rounds = [(three_passes(path), one_decode(path, "packets"), one_decode(path, "frames")) for _ in range(3)]
     plain_s, ours_s, checked_s = (median(column) for column in zip(*rounds, strict=True))
     print(
         f"\n{platform.machine()}: three PySceneDetect passes take {plain_s / ours_s:.2f} times as long as the cascade,"

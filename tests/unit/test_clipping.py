@@ -2,6 +2,7 @@
 
 import io
 from array import array
+from dataclasses import replace
 from fractions import Fraction
 
 import av
@@ -13,10 +14,12 @@ from test_ingest import rotated
 
 from svdflow.common.errors import StorageError
 from svdflow.common.video import decode, encode_mp4, probe
-from svdflow.curation.split.clipping import cut_clips, plan_spans, same_frames
+from svdflow.curation.split.cascade import Cascade
+from svdflow.curation.split.clip_check import is_the_source, same_frames, same_packets
+from svdflow.curation.split.clipping import cut_clips, plan_spans
 from svdflow.curation.split.cuts import shots_between
-from svdflow.curation.split.scan import Packets
-from tests.split_footage import FPS, cut_everything, decoded, encode, find_cuts, shots
+from svdflow.curation.split.scan import Packets, scan_video
+from tests.split_footage import FPS, LOOSE, cut_everything, decoded, encode, find_cuts, shots
 
 OPEN_GOP = {"g": "10", "bf": "3", "x264-params": "open-gop=1:scenecut=0:b-pyramid=normal"}
 
@@ -196,6 +199,68 @@ def test_verification_passes_what_is_right_and_refuses_what_is_not(tmp_path, eve
     other = encode(shots([44], seed=9)[0], **options)
     (tmp_path / "other.mp4").write_bytes(other)
     assert not same_frames(tmp_path / "other.mp4", scan, span, every_frame)
+
+
+CLOSED = {"g": "6", "bf": "2"}
+
+
+def one_clip(path, frames=44, **options):
+    """A scan by packets of a new video, and its one clip."""
+    path.write_bytes(encode(shots([frames])[0], **options))
+    scan = scan_video(path, Cascade(LOOSE.levels, LOOSE.detect_width_px), FPS, "packets")
+    plan = plan_spans(scan.packets, scan.times_s, [(0, frames - 1)], "cut", 0.2, 60.0)
+    ((span, clip),) = cut_clips(path, scan, plan.spans, path.parent)
+    return scan, span, clip
+
+
+def test_packets_tell_where_a_stream_decodes_by_itself(tmp_path):
+    """x264 makes a refresh of every key frame of a closed GOP, and of the first one alone where GOPs are open."""
+    closed, _, _ = one_clip(tmp_path / "closed.mp4", **CLOSED)
+    assert closed.packets.refreshes == closed.packets.keys and sum(closed.packets.keys) > 4
+    assert set(closed.checksums) == {0}, "no frame needs a checksum"
+    opened, _, _ = one_clip(tmp_path / "open.mp4", **OPEN_GOP)
+    assert sum(opened.packets.keys) > 3 and [*opened.packets.refreshes] == [1] + [0] * (len(opened.packets) - 1)
+    second = sorted(n for n, key in zip(opened.packets.shown, opened.packets.keys, strict=True) if key)[1]
+    assert all(opened.checksums[second:])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        CLOSED | {"x264-params": "repeat-headers=1"},
+        CLOSED | {"container": "mpegts"},
+        {"codec": "mpeg4", "g": "8"},
+        {"codec": "libvpx-vp9", "container": "webm", "cpu-used": "8"},
+    ],
+    ids=["sets within the stream", "start codes", "mpeg4", "vp9"],
+)
+def test_where_packets_do_not_tell_the_frames_are_compared(tmp_path, options):
+    scan, span, clip = one_clip(tmp_path / "v", **options)
+    assert not scan.packets.refreshes[span.begin] and all(scan.checksums)
+    assert is_the_source(clip, scan, span, "packets")
+    scan.checksums[span.last] ^= 1
+    assert not is_the_source(clip, scan, span, "packets")
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_a_clip_with_another_byte_packet_time_or_parameter_set_is_refused(tmp_path, codec):
+    options = CLOSED if codec == "libx264" else {"g": "6", "x265-params": "open-gop=0:log-level=none:pools=none"}
+    scan, span, clip = one_clip(tmp_path / "v.mp4", codec=codec, **options)
+    assert scan.packets.refreshes[span.begin]
+    assert same_packets(clip, scan, span) and is_the_source(clip, scan, span, "packets")
+    data = clip.read_bytes()
+    with av.open(str(clip)) as opened:
+        packets = [bytes(p) for p in opened.demux(video=0) if p.size]
+        extradata = bytes(opened.streams.video[0].codec_context.extradata)
+    for piece, at in ((packets[0], -1), (packets[-1], -1), (packets[len(packets) // 2], -2), (extradata, -1)):
+        place = data.index(piece) + len(piece) + at
+        clip.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        assert not same_packets(clip, scan, span)
+    clip.write_bytes(data)
+    for wrong in (replace(span, last=span.last - 1, end=span.end - 1), replace(span, end=span.end - 1)):
+        assert not same_packets(clip, scan, wrong)
+    scan.times_s[span.first + 3] += 0.01
+    assert not same_packets(clip, scan, span)
 
 
 @st.composite

@@ -20,7 +20,7 @@ import av
 from ...common.errors import BadInputError
 from ...common.storage import is_storage_fault, storage_error
 from ...common.video import open_video
-from .scan import Packets, Scan, frame_checksum
+from .scan import Packets, Scan
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def cut_clips(
     with open_video(path) as source, _Sound(path if audio else None) as sound:
         stream = source.streams.video[0]
         writer: _Mp4Writer | None = None
-        for number, packet in enumerate(_video_packets(source)):
+        for number, packet in enumerate(video_packets(source)):
             if writer is None and waiting and number >= waiting[-1].begin:
                 writer = _Mp4Writer(path, stream, scan, waiting.pop(), directory / "clip.mp4", sound)
             if writer is not None:
@@ -281,52 +281,7 @@ class _Sound:
         return packet
 
 
-def same_frames(clip: Path, scan: Scan, span: Span, every_frame: bool) -> bool:
-    """Whether a clip decodes to the source's frames, bit for bit.
-
-    Args:
-        clip: the MP4.
-        scan: of the source, with checksums.
-        span: what the clip holds.
-        every_frame: decode all of it; else its first and its last GOP, the only ones that lost their neighbours.
-    """
-    numbers = [n for n in range(span.begin, span.end) if scan.packets.shown[n] >= span.first]
-    shown = [scan.packets.shown[n] for n in numbers]
-    key_places = [place for place, n in enumerate(numbers) if scan.packets.keys[n]]
-    if every_frame or len(key_places) < 3:
-        parts = [(0, len(numbers))]
-    else:
-        parts = [(0, key_places[1]), (key_places[-1], len(numbers))]
-    with open_video(clip) as container:
-        stream = container.streams.video[0]
-        stream.codec_context.flags |= av.codec.context.Flags.copy_opaque
-        packets = [packet for packet in _video_packets(container)]
-        if len(packets) != len(numbers) or packets[0].pts != 0:
-            return False
-        for begin, end in parts:
-            # frames shown before the key frame that a part begins with need the GOP before it
-            wanted = {shown[n]: scan.checksums[shown[n]] for n in range(begin, end) if shown[n] >= shown[begin]}
-            for packet, frame_index in zip(packets[begin:end], shown[begin:end], strict=True):
-                packet.opaque = frame_index
-            if not _decodes_to(stream.codec_context, packets[begin:end], wanted):
-                return False
-    return True
-
-
-def _decodes_to(decoder: Any, packets: Sequence[Any], wanted: dict[int, int]) -> bool:
-    """Whether exactly the wanted frames (display index to checksum) come out of packets, and others only before."""
-    decoder.flush_buffers()
-    try:
-        for packet in (*packets, None):
-            for frame in decoder.decode(packet):
-                if frame.opaque in wanted and wanted.pop(frame.opaque) != frame_checksum(frame):
-                    return False
-    except av.error.FFmpegError:
-        return False
-    return not wanted
-
-
-def _video_packets(container: Any) -> Iterator[Any]:
+def video_packets(container: Any) -> Iterator[Any]:
     """The packets of the video stream in stream order; of a container that breaks off, those before the break."""
     try:
         for packet in container.demux(container.streams.video[0]):

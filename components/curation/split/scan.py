@@ -10,7 +10,7 @@ import zlib
 from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -18,19 +18,29 @@ import numpy as np
 from ...common.errors import BadInputError
 from ...common.video import open_video
 from .cuts import CutFinder, Detection
+from .refresh import RefreshPoints
 
+Checksums = Literal["frames", "packets", "off"]
 _NO_FRAME = -1
 
 
 @dataclass
 class Packets:
-    """The packets of the video stream in stream order: whether each is a key frame, and the frame that it shows.
+    """The packets of the video stream in stream order.
 
-    ``shown`` is the display index; -1 when no frame comes of it (hidden by an edit list, damaged).
+    Attributes:
+        keys: whether each is a key frame.
+        shown: display index of the frame that it shows; -1 when none comes of it (hidden by an edit list, damaged).
+        refreshes: whether it is known to begin a stretch that decodes by itself, see ``refresh``.
+        checksums: of its bytes.
+        extradata: the parameter sets that the stream begins with.
     """
 
     keys: array = field(default_factory=lambda: array("b"))
     shown: array = field(default_factory=lambda: array("q"))
+    refreshes: array = field(default_factory=lambda: array("b"))
+    checksums: array = field(default_factory=lambda: array("L"))
+    extradata: bytes = b""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -38,14 +48,14 @@ class Packets:
 
 @dataclass
 class Scan:
-    """What one pass over a video leaves behind: some 30 bytes a frame.
+    """What one pass over a video leaves behind: some 40 bytes a frame.
 
     Attributes:
         pts: of every frame in display order, in the stream's time base.
         times_s: when each frame is shown, from zero, and as one more value when the last one ends. Ascending, also
             where the video's own times jump back.
         ends_s: when a frame ends that damage follows: not with the next one that decodes, which may be long after.
-        checksums: of every frame's pixels as the decoder gave them.
+        checksums: of every frame's pixels as the decoder gave them; 0 where none was asked for.
         packets: in stream order.
         detections: the cut finder's, and "damage" and "timestamps" where a shot must end whatever the picture.
         gap_s: the cut finder's.
@@ -66,14 +76,15 @@ class Scan:
         return self.ends_s.get(frame, self.times_s[frame + 1])
 
 
-def scan_video(path: Path, finder: CutFinder, fps: float, checksums: bool = True) -> Scan:
+def scan_video(path: Path, finder: CutFinder, fps: float, checksums: Checksums = "frames") -> Scan:
     """Decode a video once.
 
     Args:
         path: the video.
         finder: is shown every frame.
         fps: to assume for frames without a time.
-        checksums: whether to take checksums of the frames; left zero when not.
+        checksums: "frames": of all; "packets": of all packets, and of the frames from where packets do not tell which
+            frames they decode to; "off": of none.
 
     Raises:
         BadInputError: no frame decodes.
@@ -84,7 +95,7 @@ def scan_video(path: Path, finder: CutFinder, fps: float, checksums: bool = True
         decoder = stream.codec_context
         decoder.flags |= av.codec.context.Flags.copy_opaque  # frames then say which packet they came out of
         decoder.options = {"err_detect": "explode"}  # a picture that was mended is no frame of the source
-        reader = _Reader(scan, finder, float(stream.time_base), fps, checksums)
+        reader = _Reader(scan, finder, float(stream.time_base), fps, checksums, decoder)
         try:
             for packet in container.demux(stream):
                 reader.take(packet)
@@ -99,8 +110,15 @@ def scan_video(path: Path, finder: CutFinder, fps: float, checksums: bool = True
 class _Reader:
     """Takes packets in and fills a Scan."""
 
-    def __init__(self, scan: Scan, finder: CutFinder, seconds: float, fps: float, checksums: bool) -> None:
-        self.scan, self.finder, self.seconds, self.checksums = scan, finder, seconds, checksums
+    def __init__(
+        self, scan: Scan, finder: CutFinder, seconds: float, fps: float, checksums: Checksums, context: Any
+    ) -> None:
+        self.scan, self.finder, self.seconds = scan, finder, seconds
+        self.refresh = RefreshPoints(context) if checksums == "packets" else None
+        self.checksum_frames = checksums == "frames"
+        if self.refresh:
+            self.checksum_frames = not self.refresh.known
+            scan.packets.extradata = self.refresh.extradata
         self.frame_pts = max(1, round(1 / fps / seconds))  # how long a frame is shown when nothing says so
         self.shown_pts = self.frame_pts  # how long the last one is
         self.size: tuple[int, int] | None = None
@@ -111,7 +129,13 @@ class _Reader:
         number = len(self.scan.packets)
         if packet.size:
             hidden = packet.pts is None and packet.dts is None
-            self.scan.packets.keys.append(bool(packet.is_keyframe and not packet.is_discard and not hidden))
+            key = bool(packet.is_keyframe and not packet.is_discard and not hidden)
+            refreshes = self.refresh is not None and self.refresh.take(packet)
+            if self.refresh and key and not refreshes:
+                self.checksum_frames = True  # from here on: a clip that begins here is told by its frames
+            self.scan.packets.keys.append(key)
+            self.scan.packets.refreshes.append(refreshes)
+            self.scan.packets.checksums.append(zlib.crc32(packet) if self.refresh else 0)
             self.scan.packets.shown.append(_NO_FRAME)
             self.packet_pts.append(packet.pts if packet.pts is not None else packet.dts or 0)
             packet.opaque = number
@@ -147,7 +171,7 @@ class _Reader:
         scan.times_s.append(scan.times_s[-1] + step * self.seconds if scan.pts else 0.0)
         self.shown_pts = frame.duration or self.frame_pts
         scan.pts.append(pts)
-        scan.checksums.append(frame_checksum(frame) if self.checksums else 0)
+        scan.checksums.append(frame_checksum(frame) if self.checksum_frames else 0)
         scan.detections += self.finder.look(index, scan.times_s[-1], frame)
 
     def finish(self) -> None:

@@ -55,8 +55,9 @@ class SplitSettings(Settings):
     min_s: float = Field(2.0, gt=0)  # shorter clips are dropped
     max_s: float = Field(20.0, gt=0)  # a longer shot becomes several clips
     audio: Literal["drop", "keep"] = "drop"
-    # decode each clip's first and last GOP (where stream copy can go wrong), or all of it, and compare with the source
-    verify: Literal["ends", "every_frame", "off"] = "ends"
+    # Compare each clip with the source: by its packets where these tell its frames (H.264 and HEVC, from a refresh on),
+    # else by decoding its first and last GOP, where stream copy can go wrong; or always so; or by decoding all of it.
+    verify: Literal["packets", "ends", "every_frame", "off"] = "packets"
     workers: int | None = Field(None, ge=1)  # videos at once; all cores by default
     timeout_s: float = 7200.0  # for one video
 

@@ -23,9 +23,10 @@ from ...common.manifest_spool import ManifestSpool
 from ...common.manifests import read_blocks
 from ...common.report import StepReport
 from ...common.storage import DataRoot, is_storage_fault, storage_error
-from .clipping import Plan, Span, cut_clips, plan_spans, same_frames
+from .clip_check import is_the_source
+from .clipping import Plan, Span, cut_clips, plan_spans
 from .cuts import CutFinder, Transition, merge_detections, shots_between
-from .scan import Scan, scan_video
+from .scan import Checksums, Scan, scan_video
 from .settings import SplitSettings
 from .show import Tally
 from .tar_shard import TarShard
@@ -33,6 +34,7 @@ from .tar_shard import TarShard
 VERSION = "3"  # of the detection and the cutting together
 CUTTER_VERSION = "2"  # of the cutting alone: names the clips
 ENDS = ("key_frame", "cut")
+_CHECKSUMS: dict[str, Checksums] = {"packets": "packets", "ends": "frames", "every_frame": "frames", "off": "off"}
 _THUMBNAIL_PX = 96
 _FINDS_A_LEVEL = 8
 FRAME_RATES = (0.1, 1000.0)  # beyond them a figure is no video's
@@ -196,7 +198,7 @@ def _require_readable(path: Path) -> None:
 
 def _split_file(path: Path, unit: _Unit, root: DataRoot) -> dict[str, Any]:
     settings = unit.settings
-    scan = scan_video(path, _finder(settings), unit.fps, checksums=settings.verify != "off")
+    scan = scan_video(path, _finder(settings), unit.fps, _CHECKSUMS[settings.verify])
     cuts = merge_detections(scan.detections, scan.times_s, scan.gap_s)
     shots = shots_between(cuts, len(scan.pts))
     limits = (settings.min_s, settings.max_s)
@@ -215,7 +217,7 @@ def _split_file(path: Path, unit: _Unit, root: DataRoot) -> dict[str, Any]:
                 start_s, end_s = round(scan.times_s[span.first], 6), round(scan.end_s(span.last), 6)
                 frames = span.last - span.first + 1
                 fps = _mean_rate(frames, end_s - start_s, unit.fps)
-                if settings.verify != "off" and not same_frames(clip, scan, span, settings.verify == "every_frame"):
+                if settings.verify != "off" and not is_the_source(clip, scan, span, settings.verify):
                     _require_readable(clip)
                     dropped["not the source's frames"] += 1
                     lost["in clips that differ from the source"] += frames
