@@ -72,6 +72,12 @@ class Taken:
     fetched: int = 0
     examined: bool = False
 
+    @staticmethod
+    def from_plain(values: dict[str, Any]) -> Taken:
+        """Inverse of ``dataclasses.asdict``."""
+        content = values["content"]
+        return Taken(**{**values, "content": Content(**content) if content else None})
+
 
 def take(errand: Errand) -> Taken:
     """Take one place in.
