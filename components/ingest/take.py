@@ -153,6 +153,8 @@ def _take_file(path: Path, root: DataRoot, errand: Errand) -> Taken:
     if verdict or not errand.usable:
         return Taken(content=content, verdict=verdict if errand.usable else None, fetched=0 if found else content.bytes)
     found_out = _examine(path, errand)
+    if "error" in found_out and _content_of(path) != content:
+        raise Unfetchable("changed: the file became another while it was read")
     copy = None
     if "error" not in found_out:
         copy = root.scratch("ingest") / f"copy-{uuid.uuid4().hex}"
