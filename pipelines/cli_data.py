@@ -44,7 +44,8 @@ def register(
 
     Content that is registered already finds its version. The number follows from what changed: v1.2.3 to v1.2.4 where
     the same clips are described anew, to v1.3.0 where other clips are kept, to v2.0.0 where the manifests' schema is
-    another. A video that was taken down (svdflow data forget) is refused.
+    another. The manifests are validated first, with the last run's settings (what is known to be sound is not looked at
+    again): a broken hard expectation is a refusal. So is a video that was taken down (svdflow data forget).
     """
     from .datasets import register_by_hand
 

@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from svdflow.common.config import validate_settings
-from svdflow.common.errors import BadInputError
+from svdflow.common.errors import BadInputError, ValidationFailed
+from svdflow.common.manifests import current_file
 from svdflow.common.object_store import EmbeddedStore
 from svdflow.common.storage import DataRoot
 from svdflow.common.storage_s3 import S3Root
@@ -49,7 +50,11 @@ def register_by_hand(
     remote: str | None,
     note: str,
 ) -> None:
-    """Register manifests as a version and say which."""
+    """Validate manifests, register them as a version and say which.
+
+    Raises:
+        ValidationFailed: a hard expectation is broken; page and failing rows lie in the work directory.
+    """
     from svdflow.curation.version.register import register_dataset
 
     asked = {"name": name, "origin": origin, "remote": remote}
@@ -60,6 +65,9 @@ def register_by_hand(
     if selection:
         paths["selection"] = selection
     with tempfile.TemporaryDirectory() as scratch:
+        _validate(
+            {kind: current_file(kind, path, Path(scratch)) for kind, path in paths.items()}, workdir, settings.name
+        )
         report = register_dataset(
             **paths, out=Path(scratch) / "dataset.json", root=_root(workdir), registry=registry(workdir),
             store=store(workdir), settings=settings, source=note or f"by hand, {folder.absolute()}",
@@ -67,6 +75,23 @@ def register_by_hand(
     dataset = report.summary["dataset"]
     known = "has this content already" if report.reused else "is new"
     print(f"{dataset['tag']} {known}: {dataset['clips']} clips in {dataset['shards']} shards, {dataset['remote']}")
+
+
+def _validate(manifests: dict[str, Path], workdir: Path, dataset: str) -> None:
+    """Hold manifests against their expectations, as the last run did; the verdict on equal ones is found again."""
+    from svdflow.curation.validate.settings import ValidateSettings
+    from svdflow.curation.validate.validate import Written, check_once, require_valid
+
+    settings = validate_settings(ValidateSettings, "validate", _last_settings(workdir, "validate"))
+    out = Written(workdir / "validation_register.html", workdir / "validation_register_failing_rows.jsonl")
+    report = check_once(manifests, out, _root(workdir), settings, dataset)
+    told = report.summary["validation"]
+    try:
+        require_valid(report)
+    except ValidationFailed as refused:
+        raise ValidationFailed(f"not registered: {refused} ({out.page})") from None
+    if told["warnings"]:
+        print(f"{told['warnings']} soft expectations are broken, which does not stop it: {out.page}", file=sys.stderr)
 
 
 def print_list(workdir: Path, name: str | None = None) -> None:
@@ -242,10 +267,10 @@ def _root(workdir: Path) -> DataRoot:
     return DataRoot.open(os.environ.get("SVDFLOW_DATA_ROOT") or workdir / "data")
 
 
-def _last_settings(workdir: Path) -> dict[str, Any]:
-    """The version step's settings of the last run in a work directory."""
+def _last_settings(workdir: Path, section: str = "version") -> dict[str, Any]:
+    """A section of the settings of the last run in a work directory."""
     try:
-        return (yaml.safe_load((workdir / "settings.yaml").read_text()) or {}).get("version") or {}
+        return (yaml.safe_load((workdir / "settings.yaml").read_text()) or {}).get(section) or {}
     except (OSError, yaml.YAMLError):
         return {}
 

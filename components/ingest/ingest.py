@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from ..common.config import Settings
 from ..common.errors import BadInputError
 from ..common.fanout import default_workers, map_units
 from ..common.identity import identity
-from ..common.manifests import write_manifest
+from ..common.manifest_spool import ManifestSpool
 from ..common.progress import track
 from ..common.report import StepReport
 from ..common.storage import DataRoot
@@ -23,12 +26,13 @@ from .examine import ProbeSettings
 from .fetch import FetchSettings
 from .footage import VERSION as FOOTAGE_VERSION
 from .footage import FootageSettings, write_footage
-from .ingest_report import make_report
+from .ingest_report import Tally
 from .licences import refusal
 from .sources import REMEDY, ListSettings, Source, about_file, find_sources, is_remote, with_unique_names
 from .take import Errand, Taken, content_after_crash, find_known_file, sweep_abandoned, take
 
 _SPARE_S = 60.0  # for what is neither fetching nor probing: hashing and storing
+_LOOK_UPS = 1 << 13  # of unchanged files that are under way at a time
 _TIMED_OUT = "(exit code -14)"  # SIGALRM: the worker's own limit
 
 
@@ -97,13 +101,20 @@ def ingest_videos(source: str, out: Path, root: DataRoot, settings: IngestSettin
         place = f"{source}: holds no file" if source else "no source is named and ingest.generated_clips is 0"
         raise BadInputError(f"{place}; {REMEDY}, or set ingest.generated_clips")
     sources = [replace(s, licence=s.licence or settings.licence) for s in sources]
-    refusals = {s.name: refusal(s.licence, settings.licences_allowed, settings.licences_refused) for s in sources}
-    refused = {name: why for name, why in refusals.items() if why}
+    refused = {
+        s.name: why
+        for s in sources
+        if (why := refusal(s.licence, settings.licences_allowed, settings.licences_refused))
+    }
     taken = _take_all(sources, refused, root, settings)
-    entries = list(_entries(sources, refused, taken))
-    rows = [_row(entry) for entry in entries]
-    write_manifest("videos", rows, out)
-    return make_report(rows, entries, root)
+    tally = Tally()
+    with ManifestSpool("videos", root.scratch("ingest")) as rows:
+        for entry in _entries(sources, refused, taken):
+            row = _row(entry)
+            rows.add(row)
+            tally.add(row, entry)
+        rows.write(out)
+    return tally.report(root)
 
 
 def _generated(root: DataRoot, settings: IngestSettings) -> list[Source]:
@@ -119,22 +130,55 @@ def _generated(root: DataRoot, settings: IngestSettings) -> list[Source]:
     return sources
 
 
-def _take_all(
-    sources: list[Source], refused: dict[str, str], root: DataRoot, settings: IngestSettings
-) -> dict[str, Taken]:
+class _Outcomes:
+    """What became of every place, packed: some hundred bytes each until all are put together by content."""
+
+    def __init__(self) -> None:
+        self._packed: dict[str, bytes] = {}
+        self._contents: dict[str, str] = {}
+
+    def __contains__(self, place: str) -> bool:
+        return place in self._packed
+
+    def keep(self, place: str, taken: Taken) -> None:
+        self._packed[place] = zlib.compress(json.dumps(asdict(taken)).encode(), 1)
+        if taken.content:
+            self._contents[place] = taken.content.sha256
+
+    def of(self, source: Source) -> Taken:
+        if source.fault:
+            return Taken(fault=source.fault)
+        packed = self._packed.get(source.place)
+        return Taken.from_plain(json.loads(zlib.decompress(packed))) if packed else Taken()
+
+    def key(self, source: Source) -> str:
+        """The same for all sources of one content; of one place where the content is not known."""
+        content = None if source.fault else self._contents.get(source.place)
+        return content or f"place {source.place or source.name}"
+
+
+def _take_all(sources: list[Source], refused: dict[str, str], root: DataRoot, settings: IngestSettings) -> _Outcomes:
     """What became of every place that is followed. Places afar that may not be used are not."""
     usable: dict[str, bool] = {}
     for source in sources:
         if not source.fault:
             usable[source.place] = usable.get(source.place, False) or source.name not in refused
     places = [place for place, may in usable.items() if may or not is_remote(place)]
-    taken: dict[str, Taken] = {}
+    taken = _Outcomes()
     here = [place for place in places if not is_remote(place)]
     with ThreadPoolExecutor(2 * default_workers()) as threads:
-        known = threads.map(lambda place: find_known_file(place, root, settings.probe, usable[place]), here)
-        for place, found in zip(here, track(known, "files looked up", len(here)), strict=True):
+        known = (
+            (place, found)
+            for at in range(0, len(here), _LOOK_UPS)
+            for place, found in zip(
+                here[at : at + _LOOK_UPS],
+                threads.map(lambda p: find_known_file(p, root, settings.probe, usable[p]), here[at : at + _LOOK_UPS]),
+                strict=True,
+            )
+        )
+        for place, found in track(known, "files looked up", len(here)):
             if found is not None:
-                taken[place] = found
+                taken.keep(place, found)
     errands = [
         Errand(place, usable[place], root.location, settings.fetch, settings.probe, settings.timeout_s)
         for place in places
@@ -144,7 +188,7 @@ def _take_all(
     timeout_s = settings.timeout_s + _SPARE_S + (settings.fetch.total_s if afar else settings.timeout_s)
     for outcome in map_units(take, errands, "videos", settings.workers, timeout_s):
         place = outcome.unit.place
-        taken[place] = outcome.value or _crashed(place, outcome.error or "", root, settings)
+        taken.keep(place, outcome.value or _crashed(place, outcome.error or "", root, settings))
     return taken
 
 
@@ -157,21 +201,19 @@ def _crashed(place: str, error: str, root: DataRoot, settings: IngestSettings) -
     return Taken(content=content, verdict={"error": why}) if content else Taken(fault=why)
 
 
-def _entries(sources: Iterable[Source], refused: dict[str, str], taken: dict[str, Taken]) -> Iterator[Entry]:
+def _entries(sources: Iterable[Source], refused: dict[str, str], taken: _Outcomes) -> Iterator[Entry]:
     """Sources put together by content; those whose content is unknown by place."""
-    groups: dict[str, list[Source]] = {}
-    outcomes: dict[str, Taken] = {}
-    for source in sorted(sources, key=lambda s: s.name):
-        outcome = Taken(fault=source.fault) if source.fault else taken.get(source.place, Taken())
-        key = outcome.content.sha256 if outcome.content else f"place {source.place or source.name}"
-        groups.setdefault(key, []).append(source)
-        best = outcomes.setdefault(key, outcome)
-        if best.verdict is None and outcome.verdict is not None:
-            outcomes[key] = outcome
-    for key, group in groups.items():
-        content = outcomes[key].content
-        video_id = content.sha256 if content else unread_id(group[0].name)
-        yield Entry(video_id, group, outcomes[key], {s.name: refused[s.name] for s in group if s.name in refused})
+    for _, together in groupby(sorted(sources, key=lambda s: (taken.key(s), s.name)), key=taken.key):
+        group = list(together)
+        outcome = taken.of(group[0])
+        for other in group[1:]:  # of one content, at a place that may be used
+            outcome = outcome if outcome.verdict is not None else _better(outcome, taken.of(other))
+        video_id = outcome.content.sha256 if outcome.content else unread_id(group[0].name)
+        yield Entry(video_id, group, outcome, {s.name: refused[s.name] for s in group if s.name in refused})
+
+
+def _better(outcome: Taken, other: Taken) -> Taken:
+    return outcome if other.verdict is None else other
 
 
 def unread_id(name: str) -> str:

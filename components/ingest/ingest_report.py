@@ -11,6 +11,7 @@ import numpy as np
 
 from ..common.report import StepReport, first_rows, images, leading, table
 from ..common.storage import DataRoot
+from ..common.tallies import Least, Seconds
 from .examine import HDR_TRANSFERS
 from .uris import scheme_of
 
@@ -22,79 +23,147 @@ _SHOWN = 24  # videos with a picture
 _LISTED = 200  # rows of a table
 _COLUMNS = ["name", "source", "container", "codec", "size (px)", "fps", "frames", "duration (s)", "what else",
             "licence", "description"]  # fmt: skip
+_COUNTED = ("hdr", "interlaced", "variable_fps", "turned", "anamorphic", "letterboxed", "letterbox not known",
+            "with sound", "broken")  # fmt: skip
+_TRAITS = {"hdr": "HDR (PQ or HLG)", "variable_fps": "variable frame rate", "broken": "broken inside"}
 
 
-def make_report(rows: list[dict[str, Any]], entries: list[Entry], root: DataRoot) -> StepReport:
-    """The report of one run; ``rows`` of the manifest and their ``entries`` in the same order."""
-    kept = [(row, entry) for row, entry in zip(rows, entries, strict=True) if row["status"] == "ok"]
-    aside = [row for row in rows if row["status"] != "ok"]
-    by_reason = dict(sorted(Counter(row["error"].split(":")[0] for row in aside).items()))
-    sources = sum(len(entry.sources) for entry in entries)
-    done = sum(entry.taken.examined for entry in entries)
-    reused = sum(entry.taken.verdict is not None and not entry.taken.examined for entry in entries)
-    report = StepReport("ingest", "Raw footage taken in", done=done, reused=reused)
-    facts = _facts([row for row, _ in kept], [entry for _, entry in kept])
-    report.counts = {
-        "sources": sources,
-        "duplicates": sources - len(rows),
-        "videos": len(kept),
-        "set aside": len(aside),
-        **{f"set aside: {reason}": count for reason, count in by_reason.items()},
-    }
-    report.summary = {
-        "videos": {
-            "files": sources,
-            "duplicates": sources - len(rows),
-            "ok": len(kept),
-            "set_aside": len(aside),
-            "hours": round(sum(row["duration_s"] for row, _ in kept) / 3600, 6),
-            "generated": sum(row["source"] == "generated" for row, _ in kept),
-            "bytes_read": sum(entry.taken.fetched for entry in entries),
-            "by_reason": by_reason,
-            **{key: facts[key] for key in ("hdr", "interlaced", "variable_fps", "broken")},
-        }
-    }
-    report.largest = leading({row["name"]: row["bytes"] for row, _ in kept})
-    report.set_aside = first_rows((row["name"], row["error"]) for row in aside)
-    report.sections = [
-        _pictures(kept, root),
-        _places(entries),
-        _several([entry for entry in entries if len(entry.sources) > 1]),
-        _licences(entries),
-        *_fact_tables(facts, len(kept)),
-        table("Videos", _COLUMNS, [_cells(row) for row, _ in kept[:_LISTED]], note=_note(len(kept), "videos")),
-        table("Set aside", ["name", "bytes", "why"], [[r["name"], r["bytes"], r["error"]] for r in aside[:_LISTED]],
-              note=_note(len(aside), "files")),
-        _broken(kept),
-        _bad_sidecars(entries),
-    ]  # fmt: skip
-    report.sections = [section for section in report.sections if section.get("rows") or section.get("items")]
-    return report
+class Tally:
+    """What became of the sources, content by content in any order; memory does not grow with their number."""
 
+    def __init__(self) -> None:
+        self._counts = Counter[str]()
+        self._by_reason = Counter[str]()
+        self._facts = {name: Counter[str]() for name in ("container", "codec", "frames a second")}
+        self._traits = Counter[str]()
+        self._seconds = Seconds()
+        self._places: dict[str, list[int]] = {}
+        self._accepted, self._refused = Counter[str](), Counter[str]()
+        self._largest: dict[str, int] = {}
+        self._shown = {kind: Least[tuple[str, str, str]](_SHOWN) for kind in ("footage", "generated")}
+        self._several, self._videos, self._aside, self._broken, self._sidecars = (
+            Least[list[Any]](_LISTED) for _ in range(5)
+        )
 
-def _pictures(kept: list[tuple[dict[str, Any], Entry]], root: DataRoot) -> dict[str, Any]:
-    shown = _spread([pair for pair in kept if pair[0]["source"] != "generated"], _SHOWN // 2)
-    shown += _spread([pair for pair in kept if pair[0]["source"] == "generated"], _SHOWN - len(shown))
-    pictures = [
-        (_picture(root.read((entry.taken.verdict or {})["thumbnail"])), f"{row['name']} ({row['source']})")
-        for row, entry in shown
-    ]
-    note = "" if len(shown) == len(kept) else f"{len(shown)} of {len(kept)} videos are shown"
-    return images("First and middle frames", pictures, note=note)
-
-
-def _places(entries: list[Entry]) -> dict[str, Any]:
-    """Counts by where the sources lie: a bucket, a host, files."""
-    counts: dict[str, list[int]] = {}
-    for entry in entries:
+    def add(self, row: dict[str, Any], entry: Entry) -> None:
+        """Count one content; ``row`` of the manifest and its ``entry``."""
+        name, verdict, usable = row["name"], entry.taken.verdict or {}, row["status"] == "ok"
+        self._counts.update(
+            {
+                "rows": 1,
+                "sources": len(entry.sources),
+                "done": int(entry.taken.examined),
+                "reused": int(entry.taken.verdict is not None and not entry.taken.examined),
+                "bytes read": entry.taken.fetched,
+            }
+        )
         for source in entry.sources:
-            row = counts.setdefault(_whereabouts(source), [0, 0, 0, 0])
-            row[0] += 1
-            row[1] += entry.error is None
-            row[2] += entry.error is not None
-            row[3] += entry.taken.content.bytes if entry.taken.content else 0
-    rows = [[place, *values] for place, values in sorted(counts.items())]
-    return table("Sources", ["where", "sources", "usable", "set aside", "bytes"], rows[:_LISTED])
+            counts = self._places.setdefault(_whereabouts(source), [0, 0, 0, 0])
+            size = entry.taken.content.bytes if entry.taken.content else 0
+            counts[:] = [a + b for a, b in zip(counts, (1, usable, not usable, size), strict=True)]
+            licences = self._refused if source.name in entry.refusals else self._accepted
+            licences[source.licence or "none named"] += 1
+            if source.sidecar_fault:
+                self._sidecars.add(source.name, [source.name, source.sidecar_fault])
+        if len(entry.sources) > 1:
+            self._several.add(name, [name, len(entry.sources), ", ".join(s.name for s in entry.sources[1:6])])
+        if not usable:
+            self._by_reason[row["error"].split(":")[0]] += 1
+            self._aside.add(name, [name, row["bytes"], row["error"]])
+            return
+        self._counts.update({"videos": 1, "generated": int(row["source"] == "generated")})
+        self._seconds.add(row["duration_s"])
+        self._largest = dict(leading({**self._largest, name: row["bytes"]}))
+        # ids are spread evenly, so the least are some of everywhere
+        self._shown[row["source"]].add(row["video_id"], (name, row["source"], verdict["thumbnail"]))
+        self._videos.add(name, _cells(row))
+        for what, which in _which(row).items():
+            self._facts[what][which] += 1
+        self._traits.update(_traits(row, verdict))
+        if verdict.get("faults"):
+            self._broken.add(name, [name, "; ".join(verdict["faults"])])
+
+    def report(self, root: DataRoot) -> StepReport:
+        """The report of the run; ``root`` holds the pictures."""
+        counts, by_reason = self._counts, dict(sorted(self._by_reason.items()))
+        sources, duplicates, aside = counts["sources"], counts["sources"] - counts["rows"], sum(by_reason.values())
+        report = StepReport("ingest", "Raw footage taken in", done=counts["done"], reused=counts["reused"])
+        report.counts = {
+            "sources": sources,
+            "duplicates": duplicates,
+            "videos": counts["videos"],
+            "set aside": aside,
+            **{f"set aside: {reason}": count for reason, count in by_reason.items()},
+        }
+        report.summary = {
+            "videos": {
+                "files": sources,
+                "duplicates": duplicates,
+                "ok": counts["videos"],
+                "set_aside": aside,
+                "hours": round(self._seconds.value / 3600, 6),
+                "generated": counts["generated"],
+                "bytes_read": counts["bytes read"],
+                "by_reason": by_reason,
+                **{key: self._traits[key] for key in ("hdr", "interlaced", "variable_fps", "broken")},
+            }
+        }
+        report.largest = leading(self._largest)
+        report.set_aside = first_rows((name, why) for name, _, why in self._aside)
+        places = [[place, *values] for place, values in sorted(self._places.items())]
+        licences = [[n, self._accepted[n], self._refused[n]] for n in sorted({*self._accepted, *self._refused})]
+        report.sections = [
+            self._pictures(root),
+            table("Sources", ["where", "sources", "usable", "set aside", "bytes"], places[:_LISTED]),
+            _listed("Videos with several sources", ["name", "sources", "also"], self._several, "videos"),
+            table("Licences", ["licence", "sources accepted", "sources refused"], licences[:_LISTED]),
+            *self._fact_tables(),
+            _listed("Videos", _COLUMNS, self._videos, "videos"),
+            _listed("Set aside", ["name", "bytes", "why"], self._aside, "files"),
+            _listed("Broken inside, used as far as they decode", ["name", "what"], self._broken, "videos"),
+            _listed("Sidecars that cannot be read", ["video", "why"], self._sidecars, "sidecars"),
+        ]
+        report.sections = [section for section in report.sections if section.get("rows") or section.get("items")]
+        return report
+
+    def _pictures(self, root: DataRoot) -> dict[str, Any]:
+        footage = list(self._shown["footage"])[: _SHOWN // 2]
+        shown = sorted(footage) + sorted(list(self._shown["generated"])[: _SHOWN - len(footage)])
+        pictures = [(_picture(root.read(uri)), f"{name} ({source})") for name, source, uri in shown]
+        total = self._counts["videos"]
+        note = "" if len(shown) == total else f"{len(shown)} of {total} videos are shown"
+        return images("First and middle frames", pictures, note=note)
+
+    def _fact_tables(self) -> list[dict[str, Any]]:
+        counted = [
+            [what, name, count] for what, counts in self._facts.items() for name, count in counts.most_common(12)
+        ]
+        traits = [[_TRAITS.get(key, key), self._traits[key], self._counts["videos"]] for key in _COUNTED]
+        return [
+            table("Containers, codecs, frame rates", ["what", "which", "videos"], counted),
+            table("What probing found", ["videos that are", "count", "of"], traits),
+        ]
+
+
+def _listed(title: str, columns: list[str], rows: Least[list[Any]], what: str) -> dict[str, Any]:
+    note = "" if rows.seen <= _LISTED else f"{_LISTED} of {rows.seen} {what} are shown"
+    return table(title, columns, list(rows), note=note)
+
+
+def _which(row: dict[str, Any]) -> dict[str, str]:
+    """Of which kinds a video is."""
+    rate = "variable" if row["variable_fps"] else f"{row['fps']:.5g}"
+    return {"container": row["container"].split(",")[0], "codec": row["codec"], "frames a second": rate}
+
+
+def _traits(row: dict[str, Any], verdict: dict[str, Any]) -> dict[str, int]:
+    """What probing found a video to be, by name: 1 or 0."""
+    found = (
+        row["color_transfer"] in HDR_TRANSFERS, row["interlaced"], row["variable_fps"], row["rotation"] != 0,
+        row["pixel_aspect"] != 1, any(row["letterbox"] or ()), row["letterbox"] is None, row["audio"],
+        bool(verdict.get("faults")),
+    )  # fmt: skip
+    return {name: int(bool(is_so)) for name, is_so in zip(_COUNTED, found, strict=True)}
 
 
 def _whereabouts(source: Source) -> str:
@@ -109,54 +178,6 @@ def _whereabouts(source: Source) -> str:
         except ValueError:
             return scheme
     return "files"
-
-
-def _several(entries: list[Entry]) -> dict[str, Any]:
-    rows = [[e.sources[0].name, len(e.sources), ", ".join(s.name for s in e.sources[1:6])] for e in entries]
-    return table("Videos with several sources", ["name", "sources", "also"], rows[:_LISTED],
-                 note=_note(len(rows), "videos"))  # fmt: skip
-
-
-def _licences(entries: list[Entry]) -> dict[str, Any]:
-    used: Counter[str] = Counter()
-    refused: Counter[str] = Counter()
-    for entry in entries:
-        for source in entry.sources:
-            (refused if source.name in entry.refusals else used)[source.licence or "none named"] += 1
-    rows = [[name, used[name], refused[name]] for name in sorted({*used, *refused})]
-    return table("Licences", ["licence", "sources accepted", "sources refused"], rows[:_LISTED])
-
-
-def _facts(rows: list[dict[str, Any]], entries: list[Entry]) -> dict[str, Any]:
-    """Counts of what probing found."""
-    return {
-        "containers": Counter(row["container"].split(",")[0] for row in rows),
-        "codecs": Counter(row["codec"] for row in rows),
-        "rates": Counter("variable" if row["variable_fps"] else f"{row['fps']:.5g}" for row in rows),
-        "hdr": sum(row["color_transfer"] in HDR_TRANSFERS for row in rows),
-        "interlaced": sum(row["interlaced"] for row in rows),
-        "variable_fps": sum(row["variable_fps"] for row in rows),
-        "turned": sum(row["rotation"] != 0 for row in rows),
-        "anamorphic": sum(row["pixel_aspect"] != 1 for row in rows),
-        "letterboxed": sum(any(row["letterbox"] or ()) for row in rows),
-        "letterbox not known": sum(row["letterbox"] is None for row in rows),
-        "with sound": sum(row["audio"] for row in rows),
-        "broken": sum(bool((entry.taken.verdict or {}).get("faults")) for entry in entries),
-    }
-
-
-def _fact_tables(facts: dict[str, Any], videos: int) -> list[dict[str, Any]]:
-    counted = [
-        [kind, name, count]
-        for kind, key in (("container", "containers"), ("codec", "codecs"), ("frames a second", "rates"))
-        for name, count in facts[key].most_common(12)
-    ]
-    names = {"hdr": "HDR (PQ or HLG)", "variable_fps": "variable frame rate", "broken": "broken inside"}
-    traits = [[names.get(key, key), value, videos] for key, value in facts.items() if isinstance(value, int)]
-    return [
-        table("Containers, codecs, frame rates", ["what", "which", "videos"], counted),
-        table("What probing found", ["videos that are", "count", "of"], traits),
-    ]
 
 
 def _cells(row: dict[str, Any]) -> list[Any]:
@@ -175,27 +196,7 @@ def _cells(row: dict[str, Any]) -> list[Any]:
     return [*values, round(row["duration_s"], 3), ", ".join(traits), row["licence"], row["description"]]
 
 
-def _broken(kept: list[tuple[dict[str, Any], Entry]]) -> dict[str, Any]:
-    rows = [[row["name"], "; ".join((e.taken.verdict or {})["faults"])] for row, e in kept
-            if (e.taken.verdict or {}).get("faults")]  # fmt: skip
-    return table("Broken inside, used as far as they decode", ["name", "what"], rows[:_LISTED],
-                 note=_note(len(rows), "videos"))  # fmt: skip
-
-
-def _bad_sidecars(entries: list[Entry]) -> dict[str, Any]:
-    rows = [[s.name, s.sidecar_fault] for entry in entries for s in entry.sources if s.sidecar_fault]
-    return table("Sidecars that cannot be read", ["video", "why"], rows[:_LISTED])
-
-
-def _spread(pairs: list[Any], most: int) -> list[Any]:
-    return pairs if len(pairs) <= most else [pairs[i] for i in np.linspace(0, len(pairs) - 1, most).astype(int)]
-
-
 def _picture(jpeg: bytes) -> np.ndarray:
     from PIL import Image
 
     return np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
-
-
-def _note(total: int, what: str) -> str:
-    return "" if total <= _LISTED else f"{_LISTED} of {total} {what} are shown"

@@ -30,7 +30,7 @@ class ListSettings(Settings):
     max_rows: int = 1_000_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Source:
     """One place that holds, or should hold, a video.
 

@@ -72,6 +72,12 @@ class Taken:
     fetched: int = 0
     examined: bool = False
 
+    @staticmethod
+    def from_plain(values: dict[str, Any]) -> Taken:
+        """Inverse of ``dataclasses.asdict``."""
+        content = values["content"]
+        return Taken(**{**values, "content": Content(**content) if content else None})
+
 
 def take(errand: Errand) -> Taken:
     """Take one place in.
@@ -147,6 +153,8 @@ def _take_file(path: Path, root: DataRoot, errand: Errand) -> Taken:
     if verdict or not errand.usable:
         return Taken(content=content, verdict=verdict if errand.usable else None, fetched=0 if found else content.bytes)
     found_out = _examine(path, errand)
+    if "error" in found_out and _content_of(path) != content:
+        raise Unfetchable("changed: the file became another while it was read")
     copy = None
     if "error" not in found_out:
         copy = root.scratch("ingest") / f"copy-{uuid.uuid4().hex}"

@@ -79,15 +79,61 @@ def looped(source: Path, target: Path, seconds: float) -> Path:
     return target
 
 
-# Runs in a process of its own: the steps as they are, with the operators that need no GPU and no hub
-STEPS = """
-import sys, time
+# CPU seconds by stage, of this process, in a file beside the script; a call within another stage's counts for itself
+# alone. Spawned workers import the script anew, so they are profiled as well.
+PROFILE = """
+import functools, inspect, json, os, time
 from pathlib import Path
+
+spent, running = {}, []
+
+def charge(stage):
+    now = time.process_time()
+    if running:
+        spent[running[-1][0]] = spent.get(running[-1][0], 0.0) + now - running[-1][1]
+        running[-1][1] = now
+    if stage:
+        running.append([stage, now])
+    else:
+        running.pop()
+        if running:
+            running[-1][1] = now
+        else:
+            Path(__file__).with_name(f"profile-{os.getpid()}.json").write_text(json.dumps(spent))
+
+def staged(stage, function):
+    def timed(*arguments, **options):
+        charge(stage)
+        try:
+            return function(*arguments, **options)
+        finally:
+            charge(None)
+
+    def steps(*arguments, **options):
+        items, end = function(*arguments, **options), object()
+        step = staged(stage, lambda: next(items, end))
+        while (item := step()) is not end:
+            yield item
+
+    return functools.wraps(function)(steps if inspect.isgeneratorfunction(function) else timed)
+"""
+
+# Runs in a process of its own: the steps as they are, with the operators that need no GPU and no hub
+STEPS = (
+    PROFILE
+    + """
+import sys
+from svdflow.curation.annotate import measure
+from svdflow.curation.split import split
 from svdflow.common.storage import DataRoot
 from svdflow.ingest.ingest import IngestSettings, ingest_videos
 from svdflow.curation.split.settings import SplitSettings
 from svdflow.curation.split.split import split_videos
 from svdflow.curation.annotate.settings import AXES, AnnotateSettings
+split.scan_video = staged("decode and detect", split.scan_video)
+split.cut_clips = staged("clipping", split.cut_clips)
+split.is_the_source = staged("verification", split.is_the_source)
+measure.measure_clip = staged("operators", measure.measure_clip)
 from svdflow.curation.annotate.annotate import annotate_clips
 
 if __name__ == "__main__":
@@ -103,12 +149,14 @@ if __name__ == "__main__":
                                   "aesthetic": "colourfulness-contrast-sharpness"}
     annotate_clips(videos, clips, annotations, root, AnnotateSettings(**axes))
 """
+)
 
 # The same work, one tool after the other: a pass over the video for each detector, a copy for each clip, a decode of
 # each clip for each operator. Detectors, thresholds, rates, sizes, operators and decoder are ours.
-TOOLS = """
+TOOLS = (
+    PROFILE
+    + """
 import sys
-from pathlib import Path
 import av, cv2, numpy as np
 from scenedetect import SceneManager, open_video
 from scenedetect.detectors import AdaptiveDetector, ContentDetector, HistogramDetector
@@ -146,6 +194,8 @@ def copy(path, start_s, end_s, target):
                     packet.stream = clip
                     out.mux(packet)
 
+detect, copy = staged("decode and detect", detect), staged("clipping", copy)
+
 def chosen(path, indices):
     wanted = set(indices)
     with av.open(str(path)) as container:
@@ -159,6 +209,22 @@ def times(path):
         pts = sorted(p.pts for p in container.demux(container.streams.video[0]) if p.size)
         return (np.array(pts) - pts[0]) * float(container.streams.video[0].time_base)
 
+def operators(clip, settings):
+    stamps = times(clip)
+    last, flows = None, []
+    for rgb in chosen(clip, frames_at_rate(stamps, 1 / settings.flow_fps)):
+        grey = flow_frame(rgb, settings.flow_short_side_px)
+        if last is not None:
+            flow = dense_flow(last, grey)
+            flows.append((flow_figures(flow), flow_map(flow)))
+        last = grey
+    for rgb in chosen(clip, key_indices(stamps)):
+        text_area(rgb, settings.text_long_side_px, settings.text_box_threshold)
+    for rgb in chosen(clip, key_indices(stamps)):
+        picture_quality(rgb)
+
+operators = staged("operators", operators)
+
 if __name__ == "__main__":
     data, out, settings = Path(sys.argv[1]), Path(sys.argv[2]), AnnotateSettings()
     for video in read_rows("videos", data / "videos.parquet"):
@@ -170,19 +236,9 @@ if __name__ == "__main__":
                 continue
             clip = out / f"{row['clip_id']}.mp4"
             copy(path, row["start_s"], row["end_s"], clip)
-            stamps = times(clip)
-            last, flows = None, []
-            for rgb in chosen(clip, frames_at_rate(stamps, 1 / settings.flow_fps)):
-                grey = flow_frame(rgb, settings.flow_short_side_px)
-                if last is not None:
-                    flow = dense_flow(last, grey)
-                    flows.append((flow_figures(flow), flow_map(flow)))
-                last = grey
-            for rgb in chosen(clip, key_indices(stamps)):
-                text_area(rgb, settings.text_long_side_px, settings.text_box_threshold)
-            for rgb in chosen(clip, key_indices(stamps)):
-                picture_quality(rgb)
+            operators(clip, settings)
 """
+)
 
 
 def launch(script: str, cores: set[int], *arguments: str | Path) -> subprocess.Popen:
@@ -206,12 +262,22 @@ def ended(process: subprocess.Popen) -> None:
     assert process.returncode == 0, err[-3000:]
 
 
+STAGES = ("decode and detect", "clipping", "verification", "operators")
+
+
+def profile(folder: Path, total_s: float) -> dict[str, float]:
+    """CPU seconds of each stage, all processes together; the rest is start-up, imports and hand-over."""
+    told = [json.loads(path.read_text()) for path in folder.glob("profile-*.json")]
+    seconds = {stage: sum(each.get(stage, 0.0) for each in told) for stage in STAGES}
+    return seconds | {"the rest": total_s - sum(seconds.values())}
+
+
 def cpu_of_children() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
-def run_steps(source: Path, out: Path, cores: set[int], verify: str = "ends") -> tuple[float, float]:
+def run_steps(source: Path, out: Path, cores: set[int], verify: str = "packets") -> tuple[float, float]:
     """CPU and wall seconds of splitting and annotating; ingest is not counted."""
     process = launch(STEPS, cores, source, verify, out)
     while not (out / "ingested").exists():
@@ -243,19 +309,23 @@ def half(footage, tmp_path_factory) -> Path:
 
 
 def test_the_steps_are_twice_as_fast_as_the_same_work_tool_by_tool(half, tmp_path):
-    core, rounds = {min(os.sched_getaffinity(0))}, []
+    core, rounds, profiles = {min(os.sched_getaffinity(0))}, [], []
     for n in range(ROUNDS):
         ours, _ = run_steps(half, tmp_path / f"steps {n}", core)
         unverified, _ = run_steps(half, tmp_path / f"unverified {n}", core, verify="off")
         before = cpu_of_children()
         ended(launch(TOOLS, core, tmp_path / f"steps {n}", tmp_path / f"tools {n}"))
         rounds.append((cpu_of_children() - before, ours, unverified))
+        profiles.append((profile(tmp_path / f"tools {n}", rounds[-1][0]), profile(tmp_path / f"steps {n}", ours)))
     tools_s, ours_s, unverified_s = (statistics.median(column) for column in zip(*rounds, strict=True))
     ratio = statistics.median(tools / ours for tools, ours, _ in rounds)
     alike = statistics.median(tools / unverified for tools, _, unverified in rounds)
     print(
         f"220 s of 720p, CPU time: tool by tool {tools_s:.1f} s; ours {ours_s:.1f} s, {ratio:.2f} times the throughput"
     )
+    for stage in profiles[0][0]:
+        theirs, own = (statistics.median(each[side][stage] for each in profiles) for side in (0, 1))
+        print(f"  {stage:18} tool by tool {theirs:6.1f} s; ours {own:6.1f} s")
     print(
         "without the check of each clip against its source, which no tool makes: "
         f"{unverified_s:.1f} s, {alike:.2f} times"
@@ -298,7 +368,7 @@ def test_memory_does_not_grow_with_the_length_of_a_video(tmp_path, media):
         looped(media / "bikes.mp4", source / "long.mp4", 60 * minutes)
         out.mkdir()
         (out / "go").touch()
-        process = launch(STEPS, {min(os.sched_getaffinity(0))}, source, "ends", out)
+        process = launch(STEPS, {min(os.sched_getaffinity(0))}, source, "packets", out)
         peaks[minutes] = peak_of_tree(process)
         ended(process)
     short, long = peaks.values()

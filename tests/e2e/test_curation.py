@@ -91,6 +91,14 @@ def test_a_dataset_is_registered(workdir, summary):
     assert tag in svdflow("data", "list", "-w", workdir).stdout
 
 
+def test_registering_it_by_hand_finds_what_the_run_validated(workdir, summary):
+    verdicts = sorted((workdir / "data" / "results" / "validate").rglob("*.json"))
+    done = svdflow("data", "register", "-w", workdir)
+    assert f"{summary['dataset']['tag']} has this content already" in done.stdout, done.stderr
+    assert sorted((workdir / "data" / "results" / "validate").rglob("*.json")) == verdicts, "nothing was checked again"
+    assert (workdir / "validation_register.html").read_bytes() == (workdir / "validation_selection.html").read_bytes()
+
+
 def test_the_report_shows_the_funnel_the_set_aside_and_the_slowest_and_asks_the_network_for_nothing(workdir, bad):
     html = (workdir / "report.html").read_text()
     assert "<title>svdflow · curation · test</title>" in html

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from svdflow.common.errors import BadInputError
+from svdflow.common.errors import BadInputError, ValidationFailed
+from svdflow.common.manifests import read_rows, write_manifest
 from svdflow.common.object_store import EmbeddedStore
 from svdflow.common.storage import DataRoot
 from svdflow.pipelines.cli import app
@@ -18,6 +19,15 @@ from tests.dataset_bench import in_one_shard
 from tests.dataset_manifests import make_manifests
 
 pytestmark = pytest.mark.slow
+
+# what the small manifests of these tests are not like real ones in
+MADE_UP = [
+    "video id is a sha256",
+    "a usable video has all its figures",
+    "clip id is an identity",
+    "clips of a video do not overlap",
+    "an axis fails on the wrong side of its cut alone",
+]
 
 
 @pytest.fixture
@@ -28,7 +38,8 @@ def work(tmp_path, store, monkeypatch):
     work = tmp_path / "run"
     root = DataRoot.open(work / "data")
     make_manifests(root, work / "manifests", keep=4)
-    (work / "settings.yaml").write_text("version: {name: demo}\n")
+    settings = {"version": {"name": "demo"}, "validate": {"only_warn": MADE_UP}}
+    (work / "settings.yaml").write_text(json.dumps(settings))
     with EmbeddedStore(work / "store"):
         yield work
 
@@ -40,8 +51,8 @@ def data(work: Path, *arguments: str) -> str:
 
 
 def test_the_whole_round(work, tmp_path):
-    assert data(work, "register", "--note", "the first cut").startswith("demo@v1.0.0 is new: 4 clips in 2 shards")
-    assert data(work, "register").startswith("demo@v1.0.0 has this content already")
+    assert "demo@v1.0.0 is new: 4 clips in 2 shards" in data(work, "register", "--note", "the first cut")
+    assert "demo@v1.0.0 has this content already" in data(work, "register")
     more = make_manifests(DataRoot.open(work / "data"), tmp_path / "more", keep=6)
     in_one_shard(DataRoot.open(work / "data"), more)
     assert "demo@v1.1.0 is new" in data(work, "register", "--manifests", str(tmp_path / "more"))
@@ -79,6 +90,24 @@ def test_the_whole_round(work, tmp_path):
     assert not root.exists(stray)
     pulled = data(work, "pull", "demo@v1.1.0", str(tmp_path / "pulled"))
     assert pulled.startswith(f"{tmp_path}/pulled/demo: 1 shards")
+
+
+def test_what_breaks_a_hard_expectation_is_not_registered(work, tmp_path):
+    """Content that no run has validated: a selection by hand whose video is on both sides."""
+    rows = read_rows("selection", work / "manifests" / "selection.parquet")
+    kept = [row for row in rows if row["keep"]]
+    assert kept[2]["video_id"] == kept[3]["video_id"] and kept[2]["split"] == "train"
+    kept[2]["split"] = "held_out"
+    write_manifest("selection", rows, tmp_path / "mine.parquet")
+    with pytest.raises(
+        ValidationFailed, match=r"^not registered: 1 hard .* selection: no video is in both splits \(1 row"
+    ):
+        data(work, "register", "--selection", str(tmp_path / "mine.parquet"))
+    assert not (work / "registry").exists()
+    (failing,) = (work / "validation_register_failing_rows.jsonl").read_text().splitlines()[-1:]
+    assert "no video is in both splits" in (work / "validation_register.html").read_text() and json.loads(failing)
+    told = data(work, "register")
+    assert "demo@v1.0.0 is new" in told and "soft expectations are broken, which does not stop it" in told
 
 
 def test_every_command_explains_itself():

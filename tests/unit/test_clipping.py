@@ -8,6 +8,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from field_coded import field_coded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_ingest import rotated
@@ -360,3 +361,27 @@ def test_a_source_that_is_shorter_the_second_time_loses_no_clip_unseen(tmp_path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(RuntimeError, match="reading breaks off"):
         list(cut_clips(path, scan, plan.spans, tmp_path))
+
+
+@pytest.mark.parametrize("end", ["cut", "key_frame"])
+def test_frames_in_two_packets_a_field_each_are_kept_whole(tmp_path, end):
+    """Interlaced H.264 as broadcasters code it: each packet holds one field, each sample of a clip both."""
+    path = tmp_path / "v.ts"
+    path.write_bytes(field_coded(40))
+    with av.open(str(path)) as container:
+        assert sum(bool(packet.size) for packet in container.demux(video=0)) == 80
+    source = decoded(path)
+    scan, _ = find_cuts(path)
+    assert len(scan.pts) == len(source) == 40 and scan.times_s[-1] == pytest.approx(40 / 25)
+    plan = plan_spans(scan.packets, scan.times_s, [(0, 17), (18, 39)], end, 0.2, 60.0)
+    ends = [17, 39] if end == "cut" else [17, 38]
+    assert [(span.first, span.last) for span in plan.spans] == [(0, ends[0]), (18, ends[1])]
+    for span, clip in cut_clips(path, scan, plan.spans, tmp_path):
+        assert same_frames(clip, scan, span, every_frame=True)
+        own = decoded(clip)
+        assert len(own) == span.last - span.first + 1
+        assert all(np.array_equal(a, b) for a, b in zip(own, source[span.first : span.last + 1], strict=True))
+        with av.open(str(clip)) as container:
+            packets = [packet for packet in container.demux(video=0) if packet.size]
+        assert len(packets) == len(own), "a sample a frame"
+        assert probe(clip).duration_s == pytest.approx(len(own) / 25, abs=2e-3)

@@ -18,6 +18,8 @@ from svdflow.common.manifests import read_rows
 from svdflow.common.storage import DataRoot
 from svdflow.common.video import encode_mp4
 from svdflow.ingest import take
+from svdflow.ingest.examine import ProbeSettings
+from svdflow.ingest.fetch import FetchSettings
 from svdflow.ingest.footage import FootageSettings, make_scene
 from svdflow.ingest.ingest import IngestSettings, ingest_videos
 
@@ -242,3 +244,23 @@ def test_a_place_whose_folder_another_run_removes_meanwhile_is_taken_all_the_sam
     monkeypatch.setattr(os if done == "open" else fcntl, done, interrupted)
     with take._locked_scratch(root, "https://example.org/a.mp4") as scratch:
         assert scratch.is_dir() and removed == [scratch]
+
+
+@pytest.mark.parametrize("change", ["goes away", "becomes another"])
+def test_a_file_that_changes_while_it_is_probed_gets_no_lasting_verdict(tmp_path, monkeypatch, change):
+    path, root = tmp_path / "a.mp4", DataRoot.open(tmp_path / "data")
+    path.write_bytes(movie(0))
+    examine = take._examine
+
+    def interrupted(*arguments):
+        path.unlink() if change == "goes away" else path.write_bytes(b"another")
+        return examine(*arguments)
+
+    monkeypatch.setattr(take, "_examine", interrupted)
+    errand = take.Errand(str(path), True, root.location, FetchSettings(), ProbeSettings(), 60.0)
+    if change == "goes away":
+        with pytest.raises(FileNotFoundError):
+            take.take(errand)
+    else:
+        assert take.take(errand).fault.startswith("changed: ")
+    assert list(root.list("results/ingest")) == []

@@ -20,7 +20,7 @@ import av
 from ...common.errors import BadInputError
 from ...common.storage import is_storage_fault, storage_error
 from ...common.video import open_video
-from .scan import Packets, Scan
+from .scan import SECOND_FIELD, Packets, Scan
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,9 @@ def _whole_until(packets: Packets, begin: int, first: int, wanted: int) -> tuple
     best, behind, count, highest = first - 1, begin, 0, first - 1
     for number in range(begin, len(packets)):
         shown = packets.shown[number]
+        if shown == SECOND_FIELD:  # stays with the packet before it
+            behind += behind == number
+            continue
         if 0 <= shown < first:
             continue  # a leading frame of an open GOP: left out
         if shown < 0 or shown > wanted:
@@ -187,6 +190,7 @@ class _Mp4Writer:
         self.start = self.early[0]
         self.delay = max(early - pts for early, pts in zip(self.early, order, strict=True))
         self.written = 0
+        self.waiting: Any = None  # the packet to be written next: its second field may follow
         self.codec = stream.codec_context.name
         try:
             self.target = av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"})
@@ -200,12 +204,22 @@ class _Mp4Writer:
 
     def take(self, number: int, packet: Any) -> None:
         shown = self.scan.packets.shown[number]
+        if shown == SECOND_FIELD:  # one sample of an MP4 holds both
+            self.waiting = _joined(self.waiting, packet) if self.waiting else None
+            return
+        self._flush()
         if shown < self.span.first:  # a leading frame of an open GOP
             return
         packet.pts = self.scan.pts[shown] - self.start
         packet.dts = self.early[self.written] - self.start - self.delay
-        packet.stream = self.copy
         self.written += 1
+        self.waiting = packet
+
+    def _flush(self) -> None:
+        packet, self.waiting = self.waiting, None
+        if packet is None:
+            return
+        packet.stream = self.copy
         try:
             self._write_sound(packet.dts * self.seconds)
             self.target.mux(packet)
@@ -213,6 +227,7 @@ class _Mp4Writer:
             raise self._refused(error) from error
 
     def close(self) -> Path:
+        self._flush()
         try:
             self._write_sound(float("inf"))
             self.target.close()
@@ -231,6 +246,14 @@ class _Mp4Writer:
         if isinstance(error, (OSError, MemoryError)):
             return error
         return BadInputError(f"{self.source}: MP4 cannot hold its stream ({self.codec}: {str(error).splitlines()[0]})")
+
+
+def _joined(first: Any, second: Any) -> Any:
+    """The packet of a frame out of those of its two fields."""
+    packet = av.Packet(bytes(first) + bytes(second))
+    packet.pts, packet.dts, packet.time_base = first.pts, first.dts, first.time_base
+    packet.duration, packet.is_keyframe = first.duration + second.duration, first.is_keyframe
+    return packet
 
 
 class _Sound:

@@ -22,6 +22,7 @@ from .refresh import RefreshPoints
 
 Checksums = Literal["frames", "packets", "off"]
 _NO_FRAME = -1
+SECOND_FIELD = -2
 
 
 @dataclass
@@ -30,7 +31,9 @@ class Packets:
 
     Attributes:
         keys: whether each is a key frame.
-        shown: display index of the frame that it shows; -1 when none comes of it (hidden by an edit list, damaged).
+        shown: display index of the frame that it shows; -1 when none comes of it (hidden by an edit list, damaged),
+            SECOND_FIELD when it is the other half of the frame that the packet before it shows (H.264 coded field by
+            field).
         refreshes: whether it is known to begin a stretch that decodes by itself, see ``refresh``.
         checksums: of its bytes.
         extradata: the parameter sets that the stream begins with.
@@ -124,6 +127,8 @@ class _Reader:
         self.size: tuple[int, int] | None = None
         self.packet_pts = array("q")
         self.damaged: set[int] = set()
+        self.later = array("b")  # whether a packet may be the second field of the one before
+        self.interlaced = False  # any frame
 
     def take(self, packet: Any) -> None:
         number = len(self.scan.packets)
@@ -138,6 +143,8 @@ class _Reader:
             self.scan.packets.checksums.append(zlib.crc32(packet) if self.refresh else 0)
             self.scan.packets.shown.append(_NO_FRAME)
             self.packet_pts.append(packet.pts if packet.pts is not None else packet.dts or 0)
+            follows = packet.pts is None or (number > 0 and self.packet_pts[-1] > self.packet_pts[-2])
+            self.later.append(bool(follows and not packet.is_discard and not hidden))
             packet.opaque = number
             if packet.is_corrupt:
                 self.damaged.add(number)
@@ -155,6 +162,7 @@ class _Reader:
             scan.packets.shown[origin] = index
         else:
             origin = len(scan.packets) - 1  # for damage; the packet that shows this frame is not known
+        self.interlaced = self.interlaced or bool(frame.interlaced_frame)
         self.size = self.size or (frame.width, frame.height)
         if (frame.width, frame.height) != self.size:
             self.damaged.add(origin)
@@ -176,8 +184,20 @@ class _Reader:
 
     def finish(self) -> None:
         self.scan.detections += self.finder.finish()
+        if self.interlaced:
+            self.pair_fields()
         self.scan.times_s.append(self.scan.times_s[-1] + self.shown_pts * self.seconds)
         self.scan.detections += self.damage()
+
+    def pair_fields(self) -> None:
+        """Mark the packets that give no frame of their own because they complete the one before."""
+        shown = self.scan.packets.shown
+        for number in range(1, len(shown)):
+            if shown[number] == _NO_FRAME and shown[number - 1] >= 0 and self.later[number]:
+                if not self.damaged & {number - 1, number}:
+                    shown[number] = SECOND_FIELD
+        if shown[-1] == SECOND_FIELD:
+            self.shown_pts *= 2
 
     def damage(self) -> list[Detection]:
         """The frames that are not to be trusted: from each damaged packet to the next key frame that decodes."""

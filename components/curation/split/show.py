@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from ...common.report import StepReport, first_rows, histogram, images, leading, table
 from ...common.storage import DataRoot
+from ...common.tallies import Least, Seconds
 
 _SHOWN, _LISTED = 48, 120
 _DRAWN = 40  # clips of one length to choose the bins by
@@ -33,15 +34,15 @@ class Tally:
         self.dropped = Counter[str]()
         self.lost = Counter[str]()
         self._counts = Counter[str]()
-        self._seconds = _Sum()
-        self._hours_s = _Sum()
+        self._seconds = Seconds()
+        self._hours_s = Seconds()
         self._yields = {way: Counter[str]() for way in _END_WORDS}
-        self._yield_s = {way: _Sum() for way in _END_WORDS}
+        self._yield_s = {way: Seconds() for way in _END_WORDS}
         self._lengths = Counter[float]()
-        self._shown = _Least(_SHOWN)
-        self._cuts = _Least(_LISTED)
-        self._faults = _Least(_LISTED)
-        self._aside = _Least(_LISTED)
+        self._shown = Least[tuple[int, float, str, str]](_SHOWN)
+        self._cuts = Least[tuple[str, dict[str, Any]]](_LISTED)
+        self._faults = Least[list[Any]](_LISTED)
+        self._aside = Least[tuple[str, str]](_LISTED)
         self._slowest: dict[str, float] = {}
 
     def add(self, number: int, name: str, result: Mapping[str, Any], took_s: float | None) -> None:
@@ -89,7 +90,7 @@ class Tally:
         yields = {
             way: {
                 "clips": n["clips"],
-                "seconds": self._yield_s[way].rounded(3),
+                "seconds": round(self._yield_s[way].value, 3),
                 "reordering_frames": n["reordering_frames"],
             }
             for way, n in self._yields.items()
@@ -97,7 +98,7 @@ class Tally:
         seconds = self._seconds.value
         report = StepReport("split", "Shots found, clips cut", done=counts["done"], reused=counts["reused"])
         report.slowest = leading(self._slowest)
-        report.set_aside = first_rows(self._aside.items())
+        report.set_aside = first_rows(self._aside)
         report.counts = {
             "videos": self.videos,
             "cuts": counts["cuts"],
@@ -113,13 +114,13 @@ class Tally:
                 "mean_s": round(self._hours_s.value / max(clips, 1), 3),
                 "cuts": counts["cuts"],
                 "set_aside": counts["aside"],
-                "source_seconds": self._seconds.rounded(3),
+                "source_seconds": round(seconds, 3),
                 "yield": {
                     way: {**y, "share": round(y["seconds"] / max(seconds, 1e-9), 4)} for way, y in yields.items()
                 },
             }
         }
-        pictures = [(_picture(root.read(uri)), caption) for _, _, uri, caption in sorted(self._shown.items())]
+        pictures = [(_picture(root.read(uri)), caption) for _, _, uri, caption in sorted(self._shown)]
         report.sections = [
             images(
                 "First frame of every clip",
@@ -134,51 +135,13 @@ class Tally:
                 table("Frames in no clip", ["why", "frames"], [[reason, n] for reason, n in lost.most_common()])
             )
         if counts["cuts"]:
-            report.sections.append(_cuts_table(self._cuts.items(), counts["cuts"]))
-        if faults := list(self._faults.items()):
+            report.sections.append(_cuts_table(self._cuts, counts["cuts"]))
+        if faults := list(self._faults):
             note = f"the first {_LISTED} are listed" if len(faults) == _LISTED else ""
             report.sections.append(
                 table("Videos that do not decode to their end", ["video", "what happened"], faults, note)
             )
         return report
-
-
-class _Least:
-    """Of many items those with the least keys, in the order of the keys."""
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self._kept: list[tuple[tuple, Any]] = []
-
-    def add(self, key: tuple, item: Any) -> None:
-        self._kept.append((key, item))
-        if len(self._kept) >= 2 * self.most:
-            self._trim()
-
-    def items(self) -> Iterator[Any]:
-        self._trim()
-        return (item for _, item in self._kept)
-
-    def _trim(self) -> None:
-        self._kept.sort(key=lambda entry: entry[0])
-        del self._kept[self.most :]
-
-
-class _Sum:
-    """A sum of seconds in whole microseconds: in whatever order they come it is the same."""
-
-    def __init__(self) -> None:
-        self.microseconds = 0
-
-    def add(self, seconds: float) -> None:
-        self.microseconds += round(seconds * 1e6)
-
-    @property
-    def value(self) -> float:
-        return self.microseconds / 1e6
-
-    def rounded(self, digits: int) -> float:
-        return round(self.value, digits)
 
 
 def _lengths(counts: Mapping[float, int]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from ...common.storage import DataRoot, is_storage_fault, storage_error
 from .clip_check import is_the_source
 from .clipping import Plan, Span, cut_clips, plan_spans
 from .cuts import CutFinder, Transition, merge_detections, shots_between
-from .scan import Checksums, Scan, scan_video
+from .scan import SECOND_FIELD, Checksums, Scan, scan_video
 from .settings import SplitSettings
 from .show import Tally
 from .tar_shard import TarShard
@@ -199,6 +199,8 @@ def _require_readable(path: Path) -> None:
 def _split_file(path: Path, unit: _Unit, root: DataRoot) -> dict[str, Any]:
     settings = unit.settings
     scan = scan_video(path, _finder(settings), unit.fps, _CHECKSUMS[settings.verify])
+    if settings.verify == "packets" and SECOND_FIELD in scan.packets.shown:
+        scan = scan_video(path, _finder(settings), unit.fps)  # MP4 joins a frame's packets: told by its frames then
     cuts = merge_detections(scan.detections, scan.times_s, scan.gap_s)
     shots = shots_between(cuts, len(scan.pts))
     limits = (settings.min_s, settings.max_s)

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...common.errors import BadInputError
-from ...common.manifests import read_manifest
+from ...common.manifests import read_blocks
 from .registry import BRANCH, Registry
 
 FOLDER = "forgotten"
@@ -41,14 +42,19 @@ def refuse_forgotten(registry: Registry, manifests: Mapping[str, Path]) -> None:
     denied = forgotten_videos(registry)
     if not denied:
         return
-    videos = read_manifest("videos", manifests["videos"])
-    usable = videos.filter(pc.equal(videos["status"], "ok"))["video_id"]
-    present = set(read_manifest("clips", manifests["clips"])["video_id"].to_pylist()) | set(usable.to_pylist())
-    if taken := sorted(denied & present):
+    present: set[str] = set()
+    names: dict[str, str] = {}
+    wanted = pa.array(sorted(denied), pa.string())
+    for table in read_blocks("videos", manifests["videos"], ("video_id", "name", "status")):
+        found = table.filter(pc.is_in(table["video_id"], wanted)).to_pylist()
+        present |= {row["video_id"] for row in found if row["status"] == "ok"}
+        names |= {row["video_id"]: row["name"] for row in found}
+    for table in read_blocks("clips", manifests["clips"], ("video_id",)):
+        present |= set(table.filter(pc.is_in(table["video_id"], wanted))["video_id"].to_pylist())
+    if taken := sorted(present):
         receipt = read_receipt(registry, taken[0]) or {}
-        names = videos.filter(pc.equal(videos["video_id"], taken[0]))["name"].to_pylist()
         raise BadInputError(
             f"{manifests['videos']}: {len(taken)} of its videos were taken down, such as {taken[0]} "
-            f"({', '.join(names) or 'not named'}; forgotten {receipt.get('forgotten_at', 'before')}, receipt "
+            f"({names.get(taken[0], 'not named')}; forgotten {receipt.get('forgotten_at', 'before')}, receipt "
             f"{receipt_path(taken[0])} in {registry.directory}); remove the file from the source and run again"
         )
