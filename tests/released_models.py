@@ -69,7 +69,7 @@ def sd21_pipeline(folder: Path, prediction: str) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(letters)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
     text = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(letters), hidden_size=32, intermediate_size=37, num_hidden_layers=2, num_attention_heads=4,
