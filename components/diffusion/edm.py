@@ -114,6 +114,23 @@ def training_loss(
     return weight_B * error_B
 
 
+def in_edm_terms(model_fn: ModelFn, parameterisation: Parameterisation) -> ModelFn:
+    """A network of another parameterisation, seen as one of the paper's: the same denoised latents.
+
+    The returned function takes 0.25 ln sigma and gives v, so that a model can be measured and sampled before it is
+    adapted exactly as after. No weights can be changed to the same end: that is what the adaptation trains.
+    """
+
+    def edm_fn(x_BFCHW: torch.Tensor, c_noise_B: torch.Tensor) -> torch.Tensor:
+        sigma_B = (4 * c_noise_B).exp()
+        c = precondition(sigma_B)
+        noisy_BFCHW = x_BFCHW / _expand(c.c_in, x_BFCHW)
+        denoised_BFCHW = denoise(model_fn, noisy_BFCHW, sigma_B, parameterisation)
+        return (denoised_BFCHW - _expand(c.c_skip, x_BFCHW) * noisy_BFCHW) / _expand(c.c_out, x_BFCHW)
+
+    return edm_fn
+
+
 def karras_sigmas(steps: int, sigma_min: float = 0.002, sigma_max: float = 700.0, rho: float = 7.0) -> torch.Tensor:
     """Noise levels from sigma_max down to sigma_min, then 0: [steps + 1], float32."""
     ramp = np.linspace(0, 1, steps)

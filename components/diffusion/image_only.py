@@ -36,10 +36,10 @@ def allow_image_only(unet: UNetT) -> UNetT:
     return unet
 
 
-def _take(
-    unet: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    indicator = kwargs.pop(_NAME, None)
+def _take(unet: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+    if _NAME not in kwargs:
+        return None
+    indicator = kwargs.pop(_NAME)
     for block in _blocks(unet):
         block.image_only = indicator
     return args, kwargs
@@ -47,7 +47,8 @@ def _take(
 
 def _forget(unet: torch.nn.Module, *_: Any) -> None:
     for block in _blocks(unet):
-        block.image_only = None  # type: ignore[assignment]
+        if getattr(block, "image_only", None) is not None:
+            block.image_only = None  # type: ignore[assignment]
 
 
 def _hand_over(block: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:

@@ -167,3 +167,27 @@ def test_the_released_noise_levels_start_at_sigma_max_and_the_latents_with_them(
     edm.euler_sample(network, torch.randn(1, 2, 4, 32, 32, generator=torch.Generator().manual_seed(0)), sigmas[:2])
     assert seen[0][0] == pytest.approx(1, abs=0.03)  # c_in undoes sqrt(sigma_max² + 1)
     assert seen[0][1] == pytest.approx(0.25 * math.log(700))  # the label is 0.25 ln sigma, not sigma
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_model_before_adaptation_can_be_measured_and_sampled_as_one_after_it(prediction):
+    def network(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return 0.3 * torch.sin(x) + 0.0005 * timestep.view(-1, 1, 1, 1, 1)
+
+    told = Parameterisation(prediction, DiscreteSchedule())
+    seen = edm.in_edm_terms(network, told)
+    x0, noise = _latents()
+    sigma_B = torch.tensor([0.3, 7.0], dtype=torch.float64)
+    before, after = edm.training_loss(network, x0, noise, sigma_B, told), edm.training_loss(seen, x0, noise, sigma_B)
+    assert torch.allclose(before.double(), after.double(), rtol=1e-4)
+    levels = edm.karras_sigmas(6, sigma_min=0.03, sigma_max=14.6).double()
+    ours, theirs = (
+        edm.euler_sample(seen, noise, levels),
+        edm.euler_sample(network, noise, levels, parameterisation=told),
+    )
+    assert torch.allclose(ours, theirs, atol=1e-6)
+    # in closed form, for a model that predicts the noise: v = sqrt(1 + sigma²) · epsilon - sigma · c_in · x
+    if prediction == "epsilon":
+        s = sigma_B.view(-1, 1, 1, 1, 1)
+        epsilon = network(x0, told.schedule.nearest_timestep(sigma_B).double())
+        assert torch.allclose(seen(x0, 0.25 * sigma_B.log()), (1 + s**2).sqrt() * epsilon - s * x0, atol=1e-6)

@@ -14,9 +14,9 @@ from svdflow.diffusion.edm import EDM, Parameterisation
 from svdflow.diffusion.import_model import import_directory, open_model
 from svdflow.diffusion.model_directory import VideoModel, load_model, save_model
 from svdflow.diffusion.sampling import generate, generate_from_text
-from svdflow.diffusion.unet import inflate
+from svdflow.diffusion.unet import inflate, to_image_to_video
 from svdflow.diffusion.weights_files import find_weights
-from tests.released_models import sd21_pipeline, svd_pipeline
+from tests.released_models import sd21_pipeline, shake, svd_pipeline
 
 STORED = {
     "whole": {},
@@ -128,6 +128,27 @@ def test_the_whole_of_a_stable_diffusion_model_goes_with_it_and_grows_into_a_vid
     assert np.abs(image.astype(int) - generate_from_text(video, "a red ball", frames=2, **size).astype(int)).max() <= 3
     save_model(video, tmp_path / "video")
     assert load_model(tmp_path / "video").parameterisation == told  # an ablation model stays one
+
+
+def test_what_grew_out_of_stable_diffusion_loads_with_diffusers_pipeline(image, tmp_path):
+    """With Stable Diffusion's own autoencoder, whose decoder knows no time."""
+    from diffusers import StableVideoDiffusionPipeline
+    from PIL import Image
+
+    sd21_pipeline(tmp_path / "letters", "epsilon").save_pretrained(tmp_path / "sd")
+    start, clip = import_directory(tmp_path / "sd"), svd_pipeline()
+    unet = shake(to_image_to_video(inflate(start.unet)))
+    model = VideoModel("image_to_video", unet, start.vae, clip.image_encoder, clip.feature_extractor)
+    save_model(model, tmp_path / "ours")
+    ours = generate(load_model(tmp_path / "ours"), image, frames=2, steps=2, seed=4)
+    pipeline = StableVideoDiffusionPipeline.from_pretrained(tmp_path / "ours")
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        Image.fromarray(image), height=16, width=24, num_frames=2, num_inference_steps=2,
+        generator=torch.Generator().manual_seed(4), output_type="np",
+    ).frames[0]  # fmt: skip
+    assert ours.std() > 5
+    assert np.abs(ours.astype(int) - (theirs * 255).round().astype(int)).max() <= 2
 
 
 def test_an_old_autoencoders_attention_is_read_under_its_old_names(tmp_path):
