@@ -151,9 +151,8 @@ def test_the_image_encoder_is_open_clips(model, path):
 def test_half_precision_halves_the_file_and_reads_back_rounded(model, path, tmp_path):
     export_single_file(model, tmp_path / "half.safetensors", torch.float16)
     assert (tmp_path / "half.safetensors").stat().st_size < 0.55 * path.stat().st_size
-    again = open_model(tmp_path / "half.safetensors")
-    for name, tensor in model.unet.state_dict().items():
-        assert torch.equal(again.unet.state_dict()[name], tensor.half().float())
+    again = open_model(tmp_path / "half.safetensors").unet.state_dict()
+    assert all(torch.equal(again[name], tensor.half().float()) for name, tensor in model.unet.state_dict().items())
 
 
 def test_missing_unknown_and_misshapen_tensors_are_named(path, tmp_path):
