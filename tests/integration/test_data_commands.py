@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from svdflow.common.errors import BadInputError, ValidationFailed
+from svdflow.common.errors import BadInputError, StorageError, ValidationFailed
 from svdflow.common.manifests import read_rows, write_manifest
 from svdflow.common.object_store import EmbeddedStore
 from svdflow.common.storage import DataRoot
+from svdflow.curation.version import claims
 from svdflow.pipelines.cli import app
 from svdflow.pipelines.local.run import _locked
 from tests.dataset_bench import in_one_shard
@@ -76,6 +77,9 @@ def test_the_whole_round(work, tmp_path):
 
     with pytest.raises(BadInputError, match="cannot be undone; run it again with --yes"):
         data(work, "forget", "video1")
+    elsewhere = claims.adding(DataRoot.open(work / "data"), "running svd in /elsewhere")
+    with elsewhere, pytest.raises(StorageError, match="is running svd in /elsewhere now"):
+        data(work, "forget", "video1", "--yes")
     told = data(work, "forget", "video1", "--yes", "--reason", "asked for")
     assert "video1 left 3 versions" in told and "forgotten/video1.json" in told
     assert [line.split()[1] for line in data(work, "list").splitlines()[1:]] == ["2", "4", "2"]

@@ -129,6 +129,18 @@ def test_a_second_run_writes_nothing_and_one_more_video_costs_one(chain):
     assert len(read_rows("clips", more / "clips.parquet")) == len(rows) + 1
 
 
+def test_the_number_of_workers_is_a_setting_and_changes_no_result(chain, tmp_path, monkeypatch):
+    base, asked = chain[0], []
+    one = LOOSE.model_copy(update={"workers": 1})
+    root, here = DataRoot.open(base / "data"), tmp_path / "clips.parquet"
+    report = split_videos(base / "videos.parquet", here, root, one)
+    assert report.done == 0 and here.read_bytes() == (base / "clips.parquet").read_bytes()
+    monkeypatch.setattr(split_module, "map_units", lambda *arguments: asked.append(arguments[3]) or [])
+    with pytest.raises(BadInputError):
+        split_videos(base / "videos.parquet", here, DataRoot.open(tmp_path / "data"), one)
+    assert asked == [1]
+
+
 def test_no_clip_at_all_is_an_error_that_says_why(chain, tmp_path):
     base = chain[0]
     with pytest.raises(BadInputError, match=r"too short: \d+.*lower split.min_s"):
