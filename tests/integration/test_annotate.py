@@ -1,6 +1,6 @@
 """The annotate step on real clips in a data root: what is measured, what is reused, what is set aside."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from clip_sets import ClipSet, clip_set
 from svdflow.common.config import load_settings
 from svdflow.common.errors import BadInputError, SvdflowError
 from svdflow.common.fanout import Outcome
-from svdflow.common.manifests import read_rows
+from svdflow.common.manifests import read_rows, write_manifest
 from svdflow.common.report import StepReport
 from svdflow.common.storage import DataRoot
 from svdflow.curation.annotate import annotate as step
@@ -24,7 +24,7 @@ LOCAL = load_settings(AnnotateSettings, "annotate", "local")
 QUICK = LOCAL.model_copy(update={"workers": 1})
 
 
-def here(function: Callable, units: list, *_: Any) -> Iterator[Outcome]:
+def here(function: Callable, units: Sequence, *_: Any, **__: Any) -> Iterator[Outcome]:
     """Work in this process, so that a test can change the code."""
     for unit in units:
         try:
@@ -75,6 +75,21 @@ def test_worker_processes_fill_every_column_and_a_second_run_changes_no_byte(
     again, _ = run(scenes, tmp_path / "b.parquet", root)
     assert (again.done, again.reused) == (0, 24) and root.writes == writes
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+
+
+@pytest.mark.usefixtures("in_process")
+def test_the_manifest_is_that_of_its_rows_whatever_the_order_in_which_clips_are_done(
+    tmp_path: Path, root: DataRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Backwards, looked up and made into rows two at a time."""
+    shots: list[Any] = [make_scene(n, 6, 64, 96).frames for n in range(7)]
+    clips = clip_set(root, tmp_path, shots)
+    monkeypatch.setattr(step, "map_units", lambda function, units, *_, **__: here(function, list(units)[::-1]))
+    monkeypatch.setattr(step, "_BATCH", 2)
+    _, rows = run(clips, tmp_path / "a.parquet", root)
+    written = write_manifest("annotations", list(rows.values())[::-1], tmp_path / "whole.parquet")
+    assert written.num_rows == 7 and [row["clip_id"] for row in written.to_pylist()] == sorted(clips.ids)
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
 
 
 @pytest.mark.usefixtures("in_process")
@@ -129,8 +144,6 @@ def test_a_clip_that_does_not_decode_is_set_aside_and_counted(tmp_path: Path, ro
         {**r, "offset": 0, "bytes": 100} if r is row or r["clip_id"] == clips.ids[1] else r
         for r in read_rows("clips", clips.clips)
     ]
-    from svdflow.common.manifests import write_manifest
-
     write_manifest("clips", broken, clips.clips)
     report, rows = run(clips, tmp_path / "a.parquet", root)
     assert (report.counts["clips annotated"], report.counts["clips set aside"]) == (1, 1)
