@@ -56,7 +56,8 @@ def typed(kind: str, columns: dict[str, str]) -> str:
         if field.name == "sources":
             return "[]::STRUCT(name VARCHAR, uri VARCHAR, licence VARCHAR, metadata VARCHAR)[] AS sources"
         kind = str(field.type)
-        kind = "DOUBLE[]" if "double" in kind and "list" in kind else "INTEGER[]" if "list" in kind else types[kind]
+        inner = next(sql for name, sql in types.items() if name in kind)
+        kind = f"{inner}[]" if "list" in kind else inner
         return f'({columns.get(field.name, "NULL")})::{kind} AS "{field.name}"'
 
     return ", ".join(sql(field) for field in SCHEMAS[kind])

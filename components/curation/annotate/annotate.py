@@ -10,7 +10,6 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, overload
 
@@ -66,9 +65,9 @@ def annotate_clips(videos: Path, clips: Path, out: Path, root: DataRoot, setting
                     if found is None:
                         pending.add(work.number)
                     else:
-                        results.put(work.number, asdict(found))
+                        results.put(work.number, vars(found))
         for measured in _measured(pending, annotators, kept, settings):
-            results.put(measured.work.number, asdict(measured.result))
+            results.put(measured.work.number, vars(measured.result))
             for axis, reason in measured.result.failed.items():
                 count, first = failed.get(axis, (0, reason))
                 failed[axis] = count + 1, first
