@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,22 @@ def test_members_are_named_and_described_in_batches_as_they_would_be_as_a_whole(
     seconds = [row["end_s"] - row["start_s"] for row in kept]
     assert members.counts["seconds"] == round(sum(seconds), 3)
     assert members.statistics["clip_seconds"] == pytest.approx(spread(seconds), abs=1e-6)
+
+
+def test_members_are_read_without_holding_them(root, tmp_path: Path, monkeypatch):
+    """Python's own memory, that is; DuckDB has its limit."""
+    monkeypatch.setattr(card_module, "_BATCH", 500)
+    manifests = make_manifests(root, tmp_path, videos=1, keep=2)
+    first = {kind: read_rows(kind, manifests[kind])[0] for kind in ("clips", "selection", "annotations")}
+    peaks = []
+    for count in (2000, 12_000):
+        for kind, row in first.items():
+            write_manifest(kind, [{**row, "clip_id": f"{n:032x}"} for n in range(count)], manifests[kind])
+        tracemalloc.start()
+        assert read_members(manifests).clips == count
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (peaks[1] - peaks[0]) / 10_000 < 20
 
 
 def test_the_name_of_members_is_that_of_the_versions_that_there_are(root, tmp_path: Path):
