@@ -93,13 +93,24 @@ def row_groups(kind: str, query: Any) -> Iterator[pa.Table]:
     for batch in query.to_arrow_reader(_BATCH):
         table = pa.Table.from_batches([batch]).select(schema.names).cast(schema)
         while rows + len(table) >= ROW_GROUP:
-            whole = pa.concat_tables([*waiting, table.slice(0, ROW_GROUP - rows)])
-            table, waiting, rows = table.slice(ROW_GROUP - rows), [], 0
-            yield whole
+            waiting.append(table.slice(0, ROW_GROUP - rows))
+            table, rows = table.slice(ROW_GROUP - rows), 0
+            yield joined(waiting)
         waiting.append(table)
         rows += len(table)
     if rows:
-        yield pa.concat_tables(waiting)
+        yield joined(waiting)
+
+
+def joined(tables: list[pa.Table]) -> pa.Table:
+    """Tables of one schema as one, a chunk a column. The list is emptied: of one column alone are the rows held twice."""
+    schema, pieces = tables[0].schema, pa.concat_tables(tables)
+    tables.clear()
+    columns = []
+    for name in schema.names:
+        columns.append(pieces[name].combine_chunks())
+        pieces = pieces.drop_columns([name])
+    return pa.table(columns, schema=schema)
 
 
 def _view(connection: Any, kind: str, shards: Sequence[Path], scratch: Path) -> None:

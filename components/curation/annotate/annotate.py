@@ -18,7 +18,7 @@ import pyarrow as pa
 from ...common.errors import BadInputError
 from ...common.fanout import default_workers, machine_memory_bytes, map_units
 from ...common.identity import identity
-from ...common.manifest_views import alone_in, open_views
+from ...common.manifest_views import alone_in, joined, open_views
 from ...common.manifests import ROW_GROUP, SCHEMAS, write_in_order
 from ...common.report import StepReport
 from ...common.storage import DataRoot
@@ -214,4 +214,4 @@ def _row_groups(pending: _Pending, results: Shelf, tally: Tally) -> Iterator[pa.
                 tables.append(pa.Table.from_pylist(rows, schema=loose).cast(schema))
             except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
                 raise BadInputError(f"annotations manifest: {error}") from error
-        yield pa.concat_tables(tables)
+        yield joined(tables)
