@@ -98,7 +98,9 @@ def histogram(
     """A histogram of finite values; ``cut`` marks what was dropped (``side``: "below" or "above")."""
     import numpy as np
 
-    array = np.asarray([v for v in values if v is not None], dtype=float)
+    if not isinstance(values, np.ndarray):
+        values = [value for value in values if value is not None]
+    array = np.asarray(values, dtype=float)
     array = array[np.isfinite(array)]
     if not len(array):
         return text(title, "no values")

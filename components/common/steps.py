@@ -8,7 +8,9 @@ another),
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +21,7 @@ from .config import Settings, load_settings
 from .errors import ConfigError, StorageError, SvdflowError
 from .progress import emit
 from .report import StepReport
-from .storage import DISK_FULL, DataRoot, is_disk_full, write_atomic
+from .storage import DISK_FULL, DataRoot, is_disk_full, storage_error, write_atomic
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
@@ -54,13 +56,13 @@ class Step:
         """
         target = Path(self.workdir) / place
         if path.is_file():
-            write_atomic(target, path.read_bytes())
+            _copy(path, target)
             return
         files = {file.relative_to(path): file for file in path.rglob("*") if file.is_file()}
         for old in [p for p in target.rglob("*") if p.is_file() and p.relative_to(target) not in files]:
             old.unlink()
         for name, file in files.items():
-            write_atomic(target / name, file.read_bytes())
+            _copy(file, target / name)
 
     def finish(self, report: StepReport) -> StepReport:
         """Keep the report; it is written when the step ends."""
@@ -101,6 +103,23 @@ def run_step(
             raise SystemExit(1) from None
         if error is not None:
             raise error
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file of any size so that readers see the old or the new content, never a part."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        os.close(handle)
+        try:
+            shutil.copyfile(source, name)
+            os.chmod(name, 0o644)
+            os.replace(name, target)
+        except BaseException:
+            os.unlink(name)
+            raise
+    except OSError as error:
+        raise storage_error(target, error) from error
 
 
 def steps_directory(workdir: str, run_id: str) -> Path:

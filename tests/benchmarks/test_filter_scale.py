@@ -20,10 +20,13 @@ import duckdb
 import numpy as np
 import pandas as pd
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save
 
 from svdflow.common.manifests import SCHEMAS
+from svdflow.common.storage import DataRoot
 from svdflow.curation.filter.settings import FilterSettings
 
 SMALL, LARGE = 2_000_000, int(os.environ.get("FILTER_SCALE_ROWS", 20_000_000))
@@ -56,7 +59,8 @@ def typed(kind: str, columns: dict[str, str]) -> str:
         if field.name == "sources":
             return "[]::STRUCT(name VARCHAR, uri VARCHAR, licence VARCHAR, metadata VARCHAR)[] AS sources"
         kind = str(field.type)
-        kind = "DOUBLE[]" if "double" in kind and "list" in kind else "INTEGER[]" if "list" in kind else types[kind]
+        inner = next(sql for name, sql in types.items() if name in kind)
+        kind = f"{inner}[]" if "list" in kind else inner
         return f'({columns.get(field.name, "NULL")})::{kind} AS "{field.name}"'
 
     return ", ".join(sql(field) for field in SCHEMAS[kind])
@@ -130,9 +134,9 @@ def make(folder: Path, rows: int) -> None:
         write(typed("videos", videos), 0, -(-rows // PER_VIDEO), folder / "videos.parquet")
 
 
-def measured(folder: Path) -> dict:
+def measured(folder: Path, asked: dict = ASKED) -> dict:
     """The step in a process of its own on two cores: what it told, with ``gib``, the peak of its process tree."""
-    command = [sys.executable, "-c", RUN, str(folder), json.dumps(ASKED)]
+    command = [sys.executable, "-c", RUN, str(folder), json.dumps(asked)]
     process = subprocess.Popen(command)
     whole, peak = psutil.Process(process.pid), 0
     whole.cpu_affinity(sorted(os.sched_getaffinity(0))[:2])
@@ -233,3 +237,49 @@ def test_twenty_million_stay_within_memory_and_time(runs) -> None:
     assert told["gib"] < GIB
     if not os.environ.get("FILTER_SCALE_WAIVE"):
         assert told["seconds"] < SECONDS
+
+
+NEAR = [int(n * min(1.0, LARGE / 20_000_000)) for n in (20_000, 200_000)]
+NEAR_ASKED = {"motion_percent": 0, "aesthetic_percent": 0, "similarity_percent": 0, "text_percent": 0, "shown": 0}
+
+
+def embed(folder: Path, rows: int) -> None:
+    """Embeddings of 768 values and thumbnails in objects of their own, one clip in ten like another."""
+    rng, root = np.random.default_rng(0), DataRoot.open(folder / "root")
+    path = folder / "annotations" / "0.parquet"
+    notes = pq.read_table(path)
+    common = rng.normal(size=768).astype(np.float32)
+    uris: list[str] = []
+    for start in range(0, rows, 10_000):
+        count = min(10_000, rows - start)
+        kinds = {"image": rng.normal(size=(count, 768)) + common, "thumbnail": rng.normal(size=(count, 256))}
+        for vectors in kinds.values():
+            again = np.arange(9, count, 10)
+            vectors[again] = vectors[again - 1] + 0.05 * rng.normal(size=(len(again), vectors.shape[1]))
+        halves = {name: vectors.astype(np.float16) for name, vectors in kinds.items()}
+        uris += [root.put_bytes(save({name: np.stack([v[n]] * 3) for name, v in halves.items()})) for n in range(count)]
+    at = notes.schema.get_field_index("embedding_uri")
+    pq.write_table(notes.set_column(at, "embedding_uri", pa.array(uris)), path)
+
+
+def test_near_duplicates_as_clips_become_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First with every embedding read by itself, then out of the packs, then by clusters as beyond the exact limit."""
+    monkeypatch.setattr(sys.modules[__name__], "SHARDS", 1)
+    ways = {
+        "each read by itself": {},
+        "out of packs": {"near_duplicate_cosine": 0.951},
+        "by clusters, out of packs": {"duplicates_exact_up_to": 1000},
+    }
+    for rows in NEAR:
+        folder = tmp_path / str(rows)
+        make(folder, rows)
+        embed(folder, rows)
+        for way, more in ways.items():
+            told = measured(folder, {**NEAR_ASKED, **more})
+            found = told["duplicates"]
+            print(
+                f"{rows:,} embeddings, {way}: {told['seconds']:.0f} s, {told['cpu']:.0f} s of CPU, "
+                f"{told['gib']:.2f} GiB; {found['groups']:,} groups"
+            )
+            assert found["groups"] >= (0.9 if "clusters" in way else 1) * (rows // 10)
+            assert told["gib"] < GIB

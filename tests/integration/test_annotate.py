@@ -1,6 +1,7 @@
 """The annotate step on real clips in a data root: what is measured, what is reused, what is set aside."""
 
-from collections.abc import Callable, Iterator
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from clip_sets import ClipSet, clip_set
 from svdflow.common.config import load_settings
 from svdflow.common.errors import BadInputError, SvdflowError
 from svdflow.common.fanout import Outcome
-from svdflow.common.manifests import read_rows
+from svdflow.common.manifests import read_rows, write_manifest
 from svdflow.common.report import StepReport
 from svdflow.common.storage import DataRoot
 from svdflow.curation.annotate import annotate as step
 from svdflow.curation.annotate import measure
 from svdflow.curation.annotate.annotator import load
+from svdflow.curation.annotate.results import ClipResult, Results
 from svdflow.curation.annotate.settings import AnnotateSettings
 from svdflow.ingest.footage import make_scene, make_title_card
 
@@ -24,7 +26,7 @@ LOCAL = load_settings(AnnotateSettings, "annotate", "local")
 QUICK = LOCAL.model_copy(update={"workers": 1})
 
 
-def here(function: Callable, units: list, *_: Any) -> Iterator[Outcome]:
+def here(function: Callable, units: Sequence, *_: Any, **__: Any) -> Iterator[Outcome]:
     """Work in this process, so that a test can change the code."""
     for unit in units:
         try:
@@ -75,6 +77,41 @@ def test_worker_processes_fill_every_column_and_a_second_run_changes_no_byte(
     again, _ = run(scenes, tmp_path / "b.parquet", root)
     assert (again.done, again.reused) == (0, 24) and root.writes == writes
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+
+
+@pytest.mark.usefixtures("in_process")
+def test_the_manifest_is_that_of_its_rows_whatever_the_order_in_which_clips_are_done(
+    tmp_path: Path, root: DataRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Backwards, looked up and made into rows two at a time."""
+    shots: list[Any] = [make_scene(n, 6, 64, 96).frames for n in range(7)]
+    clips = clip_set(root, tmp_path, shots)
+    monkeypatch.setattr(step, "map_units", lambda function, units, *_, **__: here(function, list(units)[::-1]))
+    monkeypatch.setattr(step, "_BATCH", 2)
+    without_networks = QUICK.model_copy(update={"text": None, "embedding": None, "similarity": None})
+    _, rows = run(clips, tmp_path / "a.parquet", root, without_networks)
+    written = write_manifest("annotations", list(rows.values())[::-1], tmp_path / "whole.parquet")
+    assert written.num_rows == 7 and [row["clip_id"] for row in written.to_pylist()] == sorted(clips.ids)
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
+def test_of_a_clip_that_is_known_the_step_holds_a_few_numbers(
+    tmp_path: Path, root: DataRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python's own memory, that is; the rows of one row group lie in Arrow's."""
+    columns = {"motion_score": 1.5, "aesthetic": [1.0, 2.0, 3.0], "caption_summary": "a man walks along a street " * 4}
+    monkeypatch.setattr(Results, "whole", lambda *_: ClipResult(dict(columns), reused=["motion"]))
+    monkeypatch.setattr(step, "_BATCH", 200)
+    one = clip_set(root, tmp_path, [make_scene(1, 6, 64, 96).frames])
+    (clip,), peaks = read_rows("clips", one.clips), []
+    for count in (1000, 5000):
+        write_manifest("clips", [{**clip, "clip_id": f"{n:032x}"} for n in range(count)], one.clips)
+        tracemalloc.start()
+        report = step.annotate_clips(one.videos, one.clips, tmp_path / "a.parquet", root, QUICK)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert report.counts["clips annotated"] == count
+    assert (peaks[1] - peaks[0]) / 4000 < 150
 
 
 @pytest.mark.usefixtures("in_process")
@@ -129,8 +166,6 @@ def test_a_clip_that_does_not_decode_is_set_aside_and_counted(tmp_path: Path, ro
         {**r, "offset": 0, "bytes": 100} if r is row or r["clip_id"] == clips.ids[1] else r
         for r in read_rows("clips", clips.clips)
     ]
-    from svdflow.common.manifests import write_manifest
-
     write_manifest("clips", broken, clips.clips)
     report, rows = run(clips, tmp_path / "a.parquet", root)
     assert (report.counts["clips annotated"], report.counts["clips set aside"]) == (1, 1)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,18 @@ import pytest
 from clip_sets import ClipSet, clip_set
 
 from svdflow.common.config import load_settings
+from svdflow.common.fanout import Outcome
 from svdflow.common.manifests import read_rows
 from svdflow.common.report import StepReport
 from svdflow.common.storage import DataRoot
+from svdflow.curation.annotate import annotate as step
 from svdflow.curation.annotate.annotate import annotate_clips
+from svdflow.curation.annotate.annotator import ClipView
 from svdflow.curation.annotate.measure import Measured
 from svdflow.curation.annotate.model_process import ModelProcess
 from svdflow.curation.annotate.settings import AnnotateSettings
 from svdflow.ingest.footage import make_scene
+from tests.killed_annotate import CLIPS, annotate, commits, killed_and_run_again, prepare
 
 # axes that need no network of their own: what is tested here is the frame around them
 AXES = {
@@ -133,11 +138,49 @@ def hangs_on_b(unit: list[Measured]) -> list[Measured]:
     return unit
 
 
+def takes_much_for_b(unit: list[Measured]) -> list[Measured]:
+    """A process of models that fills its memory when it sees one clip."""
+    for measured in unit:
+        filled = bytearray(500_000_000 if measured.content == "b" else 1000)
+        time.sleep(5 if measured.content == "b" else 0)
+        measured.result.computed["watermark"] = float(len(filled))
+    return unit
+
+
+def test_a_model_that_takes_too_much_memory_for_a_clip_is_stopped_and_goes_on_with_the_others() -> None:
+    with ModelProcess(["watermark"], 60.0, 400_000_000, takes_much_for_b) as models:
+        models.submit([Measured(work=None, content=name) for name in "abc"])  # type: ignore[arg-type]
+        done = {m.content: m.result for m in models.measured(wait=True)}
+    assert "more than 400 MB of memory and were stopped" in done.pop("b").failed["watermark"]
+    assert sorted(done) == ["a", "c"] and all(result.computed and not result.failed for result in done.values())
+
+
+def test_a_unit_is_closed_by_its_bytes_before_it_has_all_its_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings(AnnotateSettings, "annotate", "local", {"annotate.unit_mb": 10, "annotate.unit_clips": 4})
+    megabytes = [1, 1, 1, 1, 6, 6, 30, 1, 4, 4, 4]
+    units: list[list[int]] = []
+
+    class Models(ModelProcess):
+        def submit(self, unit: Sequence[Measured]) -> None:
+            units.append([m.view.bytes // 10**6 for m in unit])  # type: ignore[union-attr]
+
+    def decoded(*_: Any, **__: Any) -> Iterator[Outcome]:
+        for size in megabytes:
+            view = ClipView("clip", taken={"frames": ([0.5], np.zeros(size * 10**6, np.uint8))})
+            yield Outcome(None, Measured(work=None, view=view), None, 0.0)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(step, "ModelProcess", Models)
+    monkeypatch.setattr(step, "map_units", decoded)
+    monkeypatch.setattr(step, "late_axes", lambda *_: {"motion"})
+    assert list(step._measured([], [], None, settings)) == []  # type: ignore[arg-type]
+    assert units == [[1, 1, 1, 1], [6], [6], [30], [1, 4, 4], [4]]
+
+
 def test_a_model_that_hangs_on_a_clip_is_stopped_and_goes_on_with_the_others() -> None:
     def clip(name: str) -> Measured:
         return Measured(work=None, content=name)  # type: ignore[arg-type]
 
-    with ModelProcess(["watermark"], 0.3, hangs_on_b) as models:
+    with ModelProcess(["watermark"], 0.3, 1 << 40, hangs_on_b) as models:
         models.submit([clip("a"), clip("b"), clip("c")])
         models.submit([clip("d"), clip("e")])
         done = {m.content: m.result for m in models.measured(wait=True)}
@@ -147,6 +190,24 @@ def test_a_model_that_hangs_on_a_clip_is_stopped_and_goes_on_with_the_others() -
 
 
 # kill -9
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, int]:
+    base = prepare(tmp_path_factory.mktemp("calm") / "base")
+    assert annotate(base)
+    return (base / "annotations.parquet").read_bytes(), commits(base)
+
+
+@pytest.mark.parametrize(("part", "side"), [(0.4, "before"), (0.8, "after"), (1.0, "before")])
+def test_killed_at_a_commit_the_next_run_ends_as_if_nothing_had_been(
+    undisturbed: tuple[bytes, int], tmp_path: Path, part: float, side: str
+) -> None:
+    """Objects, results, the whole of a clip and the manifest itself; every one of them in tests/benchmarks."""
+    manifest, last = undisturbed
+    assert last > 7 * CLIPS
+    killed_and_run_again(tmp_path / "base", round(part * last), side, manifest, last)
+
 
 SCRIPT = f"""
 import sys

@@ -159,6 +159,9 @@ def test_an_export_holds_the_kept_clips_and_nothing_else(bench, tmp_path):
         assert root.read_range(row["shard_uri"], row["offset"], row["bytes"]) == _exported(place)[row["clip_id"]]
     assert {row["video_id"] for row in read_rows("videos", place / "manifests/videos.parquet")} == {"video0", "video1"}
     assert all(row["keep"] for row in read_rows("selection", place / "manifests/selection.parquet"))
+    for written in (place / "manifests").iterdir():  # in canonical form
+        write_manifest(written.stem, read_rows(written.stem, written), tmp_path / "again.parquet")
+        assert written.read_bytes() == (tmp_path / "again.parquet").read_bytes()
 
 
 def test_an_export_that_was_killed_goes_on_after_the_last_shard(bench, tmp_path):

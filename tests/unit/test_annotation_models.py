@@ -6,13 +6,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from svdflow.common.config import load_settings
 from svdflow.common.errors import BadInputError, ConfigError
 from svdflow.common.video import VideoFrame
+from svdflow.curation.annotate import captioners, clip
 from svdflow.curation.annotate.annotator import ClipView, ModelAnnotator, load
 from svdflow.curation.annotate.coca import greedy_tokens, words_of
 from svdflow.curation.annotate.convert_weights import RELEASES, Release, convert, main
+from svdflow.curation.annotate.generation import padded_length
 from svdflow.curation.annotate.settings import AnnotateSettings
 
 LOCAL = load_settings(AnnotateSettings, "annotate", "local")
@@ -279,7 +283,40 @@ def test_captions_do_not_depend_on_the_clips_beside_them(tiny_blip: Path) -> Non
     assert_neighbours_do_not_matter(annotator, clips_of(4), 4)
 
 
-def test_a_video_captioner_sees_the_frames_and_the_prompt(tmp_path: Path) -> None:
+def batches_seen(monkeypatch: pytest.MonkeyPatch, network) -> list[tuple[int, ...]]:
+    """Shapes of the prompts that a network is given from now on."""
+    shapes: list[tuple[int, ...]] = []
+    real = network.generate
+
+    def generate(**inputs):
+        shapes.append(tuple(inputs["input_ids"].shape))
+        return real(**inputs)
+
+    monkeypatch.setattr(network, "generate", generate)
+    return shapes
+
+
+@given(tokens=st.integers(1, 20_000))
+def test_a_prompt_is_always_filled_up_and_never_by_much(tokens: int) -> None:
+    assert tokens < padded_length(tokens) <= max(tokens * 1.125 + 1, tokens + 64)
+    assert padded_length(tokens) <= padded_length(tokens + 1)
+
+
+def test_of_a_large_frame_captioners_take_along_what_they_read_and_no_more(tiny_blip: Path) -> None:
+    """An 8K frame is 100 MB; sixteen clips of them would wait for the models, and sixteen more in every next unit."""
+    large = [np.zeros((4320, 7680, 3), np.uint8)] * 3
+    server = {"endpoint_url": "http://127.0.0.1:9/v1", "endpoint_model": "x"}
+    for name, most in (("transformers-captioner", 512 * 911 * 3), ("endpoint", 100_000)):
+        annotator = chosen(
+            "caption_image", caption_image=name, captioner_model=str(tiny_blip), prefer_description=False, **server
+        )
+        assert 0 < handed_on(annotator, view_of(large)).bytes <= most
+    spread = [np.zeros((224, 398, 3), np.uint8)] * 8
+    annotator = chosen("caption_video", caption_video="endpoint", **server)
+    assert 0 < handed_on(annotator, ClipView("clip", spread_frames=spread)).bytes <= 100_000
+
+
+def test_a_video_captioner_sees_the_frames_and_the_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
     from transformers import (
         BertTokenizerFast,
@@ -321,17 +358,29 @@ def test_a_video_captioner_sees_the_frames_and_the_prompt(tmp_path: Path) -> Non
         "caption_video": "transformers-video-captioner",
         "video_captioner_model": str(tmp_path),
         "caption_tokens": 4,
+        "caption_clips": 4,
+        "unit_clips": 16,
         "video_caption_frames": 3,
     }
     annotator = chosen("caption_video", **changed)
     assert annotator.spread == 3
-    said = assert_neighbours_do_not_matter(annotator, clips_of(3), 3)
+    views = clips_of(3)
+    said = assert_neighbours_do_not_matter(annotator, views, 3)
+    shapes = batches_seen(monkeypatch, captioners._vision_model(str(tmp_path), None, "cpu")[1])
+    assert annotator.measure([handed_on(annotator, view) for view in views]) == said
+    assert shapes == [(4, 64)], "one batch for all, filled up, and longer than the longest prompt"
+    few = views[1]
+    few.spread_frames = few.spread_frames[:2]  # one of a clip too short: it has a batch of its own
+    few.taken.clear()
+    odd = [handed_on(annotator, view) for view in (views[0], few, views[2])]
+    found = annotator.measure(odd)
+    assert [found[0], found[2]] == [said[0], said[2]] and shapes[1:] == [(4, 64), (4, 64)]
     assert all(set(found["caption_video"].split()) <= {*words} for found in said)
     assert said[0]["caption_video_model"] == f"{tmp_path}@main prompt@1"
     assert chosen("caption_video", **{**changed, "video_caption_frames": 4}).identity() != annotator.identity()
 
 
-def test_a_language_model_joins_the_captions(tmp_path: Path) -> None:
+def test_a_language_model_joins_the_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
     from transformers import BertTokenizerFast, LlamaConfig, LlamaForCausalLM
 
@@ -345,11 +394,24 @@ def test_a_language_model_joins_the_captions(tmp_path: Path) -> None:
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     tokenizer.save_pretrained(tmp_path)
     annotator = chosen(
-        "caption_summary", caption_summary="transformers-summary", summary_model=str(tmp_path), caption_tokens=4
+        "caption_summary",
+        caption_summary="transformers-summary",
+        summary_model=str(tmp_path),
+        caption_tokens=4,
+        caption_clips=2,
+        unit_clips=16,
     )
-    said = assert_neighbours_do_not_matter(annotator, clips_of(3), 3)
-    assert all(set(found["caption_summary"].split()) <= {*WORDS} for found in said)
+    views = [
+        view_of([texture(48, 64)] * 3, caption_image="red disc", caption_video="moves " * n) for n in (1, 9, 30, 90)
+    ]
+    said = assert_neighbours_do_not_matter(annotator, views, 4)
+    shapes = batches_seen(monkeypatch, captioners._language_model(str(tmp_path), None, "cpu")[1])
     silent = view_of([texture(48, 64)] * 3, caption_image=None, caption_video=None)
+    assert annotator.measure([views[0], silent, *views[1:]]) == [
+        said[0], {"caption_summary": None, "caption_summary_model": None}, *said[1:]
+    ]  # fmt: skip
+    assert sorted(shapes) == [(2, 64), (2, 64), (2, 128)], "two at a time, and by length"
+    assert all(set(found["caption_summary"].split()) <= {*WORDS} for found in said)
     assert annotator.annotate(silent) == {"caption_summary": None, "caption_summary_model": None}
 
 
@@ -390,11 +452,47 @@ def test_a_watermark_score_is_the_labels_probability(tiny_classifier: Path) -> N
         load(LOCAL.model_copy(update={"nsfw": "transformers-classifier"}))
 
 
-def test_open_clip_models_ask_for_their_package_when_it_is_not_there() -> None:
+@pytest.mark.parametrize(
+    "model",
+    [
+        "",
+        "ViT-L-14",
+        "ViT-L-14/openai",
+        "ViT-L-14/absent.safetensors",
+        "ViT-L-14/{}/w.pt",
+        "hf-hub:a/b/{}/w.safetensors",
+    ],
+)
+def test_open_clip_reads_weights_from_a_safetensors_file_and_from_nowhere_else(model: str, tmp_path: Path) -> None:
+    for name in ("w.pt", "w.safetensors"):
+        (tmp_path / name).write_bytes(b"weights")
+    model = model.format(tmp_path)
+    with pytest.raises(ConfigError, match=r"annotate.coca_model: .* is not ARCHITECTURE/FILE.safetensors"):
+        chosen("caption_image", caption_image="coca", coca_model=model)
+    with pytest.raises(ConfigError, match="annotate.clip_model"):
+        chosen("embedding", embedding="clip", clip_model=f"open_clip:{model}").identity()
+
+
+def test_open_clip_models_ask_for_their_package_when_it_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").write_bytes(b"weights")
+    model = f"ViT-L-14/{tmp_path}/w.safetensors"
     with pytest.raises(BadInputError, match="open_clip_torch"):
-        chosen("caption_image", caption_image="coca", prefer_description=False).annotate(clips_of(1)[0])
+        chosen("caption_image", caption_image="coca", coca_model=model, prefer_description=False).annotate(
+            clips_of(1)[0]
+        )
+    embedding = chosen("embedding", embedding="clip", clip_model=f"open_clip:{model}")
     with pytest.raises(BadInputError, match="open_clip_torch"):
-        chosen("embedding", embedding="clip", clip_model="open_clip:ViT-L-14/openai").annotate(clips_of(1)[0])
+        embedding.annotate(clips_of(1)[0])
+    before = embedding.identity()
+    (tmp_path / "again").mkdir()
+    shutil.copy(tmp_path / "w.safetensors", tmp_path / "again")
+    moved = f"open_clip:ViT-L-14/{tmp_path}/again/w.safetensors"
+    assert chosen("embedding", embedding="clip", clip_model=moved).identity() == before, (
+        "named by content, not by place"
+    )
+    (tmp_path / "again" / "w.safetensors").write_bytes(b"others")
+    clip._file.cache_clear()
+    assert chosen("embedding", embedding="clip", clip_model=moved).identity() != before
 
 
 class _Parrot:
@@ -490,3 +588,17 @@ def test_another_file_and_a_pickle_that_does_things_are_not_read(tmp_path: Path,
     assert not (tmp_path / "harmed").exists() and not (tmp_path / "out").exists()
     with pytest.raises(BadInputError, match="has no x"):
         convert(Release(file_sha256(tmp_path / "other.pth"), "", {"x": (1,)}), tmp_path / "other.pth", tmp_path / "out")
+
+
+def test_any_other_pickle_needs_a_digest_that_somebody_vouches_for(tmp_path: Path, capsys) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    from svdflow.common.identity import file_sha256
+
+    weights, source, target = torch.randn(3, 2), tmp_path / "model.pt", tmp_path / "model.safetensors"
+    torch.save({"epoch": 3, "state_dict": {"visual.proj": weights}}, source)
+    assert main(["any", str(source), str(target)]) == 1 and "--sha256" in capsys.readouterr().err
+    assert main(["any", str(source), str(target), "--sha256", "0" * 64]) == 1 and not target.exists()
+    assert main(["any", str(source), str(target), "--sha256", file_sha256(source)]) == 0
+    assert torch.equal(load_file(target)["visual.proj"], weights)

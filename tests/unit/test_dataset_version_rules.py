@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -12,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svdflow.common.errors import BadInputError, StorageError
-from svdflow.common.identity import file_md5
-from svdflow.common.manifests import SCHEMA_VERSION, read_rows
+from svdflow.common.identity import file_md5, identity
+from svdflow.common.manifests import SCHEMA_VERSION, read_rows, write_manifest
 from svdflow.common.storage import uri_md5
+from svdflow.curation.version import card as card_module
 from svdflow.curation.version import claims, dvc_files
 from svdflow.curation.version.card import MANIFESTS, card_bytes, make_card, next_number, read_members
 from svdflow.curation.version.croissant import croissant_bytes, make_croissant
@@ -119,6 +122,66 @@ def test_members_identity_follows_clips_not_captions(root, tmp_path: Path):
         for name, changes in (("a", {}), ("b", {"caption": "another", "cut": 0.3}), ("c", {"keep": 5}))
     )
     assert first == captioned != more
+
+
+def _random(root, place: Path, rows: int) -> dict[str, Path]:
+    """Manifests with values of every size, NaN and null."""
+    rng = np.random.default_rng(0)
+    manifests = make_manifests(root, place, videos=rows // 2, keep=rows - 3)
+    chosen = read_rows("selection", manifests["selection"])
+    for row in chosen:
+        text = rng.choice(["number", "nan", "null"], p=[0.8, 0.1, 0.1])
+        row["text_value"] = {"number": rng.lognormal(0, 9), "nan": np.nan, "null": None}[text]
+    write_manifest("selection", chosen, manifests["selection"])
+    clips = [
+        {**row, "end_s": rng.uniform(1, 9), "fps": rng.uniform(8, 60)} for row in read_rows("clips", manifests["clips"])
+    ]
+    write_manifest("clips", clips, manifests["clips"])
+    return manifests
+
+
+def test_members_are_named_and_described_in_batches_as_they_would_be_as_a_whole(root, tmp_path: Path, monkeypatch):
+    """The name of what versions hold is that of a list of all members; spreads are NumPy's."""
+    monkeypatch.setattr(card_module, "_BATCH", 7)
+    manifests = _random(root, tmp_path, 60)
+    members = read_members(manifests)
+    split = {row["clip_id"]: row for row in read_rows("selection", manifests["selection"]) if row["keep"]}
+    kept = [row for row in read_rows("clips", manifests["clips"]) if row["clip_id"] in split]
+    listed = [[r["clip_id"], split[r["clip_id"]]["split"], r["shard_uri"], r["offset"], r["bytes"]] for r in kept]
+    assert members.identity == identity(members=listed) and members.clips == 57
+    assert members.shards == sorted({row["shard_uri"] for row in kept})
+
+    def spread(values: list[float]) -> dict[str, float]:
+        there = np.array([value for value in values if value is not None and np.isfinite(value)])
+        points = np.quantile(there, [0, 0.05, 0.5, 0.95, 1])
+        return dict(zip(("min", "p5", "median", "p95", "max"), points, strict=True)) | {"mean": there.mean()}
+
+    assert members.statistics["text"] == pytest.approx(spread([row["text_value"] for row in split.values()]), abs=1e-6)
+    assert members.statistics["fps"] == pytest.approx(spread([row["fps"] for row in kept]), abs=1e-6)
+    seconds = [row["end_s"] - row["start_s"] for row in kept]
+    assert members.counts["seconds"] == round(sum(seconds), 3)
+    assert members.statistics["clip_seconds"] == pytest.approx(spread(seconds), abs=1e-6)
+
+
+def test_members_are_read_without_holding_them(root, tmp_path: Path, monkeypatch):
+    """Python's own memory, that is; DuckDB has its limit."""
+    monkeypatch.setattr(card_module, "_BATCH", 500)
+    manifests = make_manifests(root, tmp_path, videos=1, keep=2)
+    first = {kind: read_rows(kind, manifests[kind])[0] for kind in ("clips", "selection", "annotations")}
+    peaks = []
+    for count in (2000, 12_000):
+        for kind, row in first.items():
+            write_manifest(kind, [{**row, "clip_id": f"{n:032x}"} for n in range(count)], manifests[kind])
+        tracemalloc.start()
+        assert read_members(manifests).clips == count
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (peaks[1] - peaks[0]) / 10_000 < 20
+
+
+def test_the_name_of_members_is_that_of_the_versions_that_there_are(root, tmp_path: Path):
+    """Pinned: were it another, an unchanged dataset would get a new number."""
+    assert read_members(make_manifests(root, tmp_path)).identity == "8e6a81b7531f2ea3e7d35e3457b83af7"
 
 
 def test_manifests_that_do_not_belong_together_are_refused(root, tmp_path: Path):

@@ -3,6 +3,7 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from svdflow.common.errors import BadInputError
 from svdflow.common.manifests import read_manifest, read_rows, write_manifest
 from svdflow.common.storage import DataRoot
 from svdflow.curation.filter import filter as module
+from svdflow.curation.filter import vectors
 from svdflow.curation.filter.filter import filter_clips
 from svdflow.curation.filter.settings import FilterSettings
 from svdflow.curation.validate.settings import ValidateSettings
@@ -261,6 +263,40 @@ def test_of_near_duplicates_the_best_that_passes_the_other_axes_is_kept(tmp_path
     found = report.summary["selection"]["duplicates"]
     assert (found["groups"], found["clips"], found["largest"], found["embedded"]) == (2, 5, 3, 23)
     assert report.summary["selection"]["dropped_by_axis"]["duplicate"] == 3
+
+
+@pytest.mark.parametrize("pack", [4096, 3])
+def test_an_embedding_is_read_by_itself_once_and_with_many_others_from_then_on(
+    tmp_path: Path, root: DataRoot, monkeypatch: pytest.MonkeyPatch, pack: int
+) -> None:
+    monkeypatch.setattr(vectors, "_PACK", pack)
+    read: list[str] = []
+    real = type(root).read
+    monkeypatch.setattr(type(root), "read", lambda self, uri: (read.append(uri), real(self, uri))[1])
+    asked = {"motion_percent": 0, "held_out_fraction": 0}
+    notes = embedded(root, annotations(), {7: 3, 9: 7, 20: 19})
+    own = {note["embedding_uri"] for note in notes}
+
+    def groups(notes: list, **more: Any) -> tuple[dict[str, Any], list[str]]:
+        read.clear()
+        _, rows = run(tmp_path, root, notes, **asked, **more)
+        return {clip: row["group"] for clip, row in rows.items()}, [uri for uri in read if uri in own]
+
+    few, by_itself = groups(notes[:20])
+    assert len(by_itself) == 20
+    whole, by_itself = groups(notes)
+    assert sorted(by_itself) == sorted(note["embedding_uri"] for note in notes[20:])
+    again, by_itself = groups(notes, near_duplicate_cosine=0.949)  # another question about the same clips
+    assert by_itself == [] and again == whole
+    ids = [note["clip_id"] for note in notes]
+    assert whole[ids[3]] == whole[ids[7]] == whole[ids[9]] == few[ids[9]] and whole[ids[19]] == whole[ids[20]]
+    assert {n for n, clip in enumerate(ids) if whole[clip]} == {3, 7, 9, 19, 20} and few[ids[19]] is None
+    records = {uri: json.loads(real(root, uri)) for uri in root.list("results/filter_vectors")}
+    named = {clip for record in records.values() for clip in record["clips"]}
+    assert named >= {note["clip_id"] for note in notes}, "a takedown finds a pack by the clips that are in it"
+    for record in records.values():
+        root.remove(record["pack"])
+    assert groups(notes, near_duplicate_cosine=0.951)[0] == whole  # made anew
 
 
 def test_near_duplicates_never_straddle_though_one_comes_that_links_the_two_sides(

@@ -1,8 +1,12 @@
+import errno
 import json
+import os
+import tracemalloc
+from pathlib import Path
 
 import pytest
 
-from svdflow.common.errors import BadInputError, ConfigError
+from svdflow.common.errors import BadInputError, ConfigError, StorageError
 from svdflow.common.report import StepReport
 from svdflow.common.steps import Step, run_step, steps_directory
 
@@ -47,6 +51,27 @@ def test_a_kept_directory_replaces_what_an_earlier_run_kept_there_and_nothing_el
         step.keep("generated/served.mp4", tmp_path / run / "deep" / "b")
     kept = {p.name: p.read_text() for p in (tmp_path / "work" / "generated").rglob("*") if p.is_file()}
     assert kept == {"b": "two", "c": "two", "served.mp4": "two"}
+
+
+def test_what_is_kept_is_copied_piece_by_piece_and_whole_or_not_at_all(tmp_path, monkeypatch):
+    step = Step("split", str(tmp_path / "work"), "r1", "test", {})
+    manifest = tmp_path / "clips.parquet"
+    manifest.write_bytes(os.urandom(32 << 20))
+    tracemalloc.start()
+    step.keep("manifests/clips.parquet", manifest)
+    assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    tracemalloc.stop()
+    kept = tmp_path / "work" / "manifests" / "clips.parquet"
+    assert kept.read_bytes() == manifest.read_bytes()
+
+    def full(source, target):
+        Path(target).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    with pytest.raises(StorageError, match="the disk is full"):
+        step.keep("manifests/clips.parquet", manifest)
+    assert kept.read_bytes() == manifest.read_bytes() and [p.name for p in kept.parent.iterdir()] == [kept.name]
 
 
 def test_a_work_directory_in_s3_is_refused_with_the_remedy():

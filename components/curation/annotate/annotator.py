@@ -73,9 +73,24 @@ class ClipView:
             self.taken[name] = make()
         return self.taken[name]
 
+    @property
+    def bytes(self) -> int:
+        """Size of what annotators took."""
+        return _size(self.taken)
+
     def without_frames(self) -> ClipView:
         """What is handed on to the process of the models."""
         return ClipView(self.clip_id, self.description, columns=self.columns, taken=self.taken)
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if isinstance(value, (str, bytes)):
+        return len(value)
+    if isinstance(value, dict):
+        value = list(value.values())
+    return sum(map(_size, value)) if isinstance(value, (list, tuple)) else 8
 
 
 class Watcher(ABC):

@@ -1,4 +1,7 @@
-"""Captions by models that transformers loads, by hub id or from a local directory; greedy decoding throughout."""
+"""Captions by models that transformers loads, by hub id or from a local directory; greedy decoding throughout.
+
+Each model sees several clips at once, in batches that are always of one size (see ``batching`` and ``generation``).
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,20 @@ from typing import Any
 import numpy as np
 
 from ...common.errors import BadInputError, SvdflowError
+from ...common.picture import shrink
 from .annotator import ClipView, ModelAnnotator, register
 from .captions_local import described
+from .generation import written_after
 from .pretrained import loaded, one_thread, weights
 from .prompts import PROMPTS, summary_question
 from .settings import AnnotateSettings
 
+PICTURE_PX = 512  # short side of the picture to be captioned: as large as any of these models reads it
+
 
 def middle_frame(clip: ClipView) -> np.ndarray:
-    """The middle frame, uint8 RGB [H, W, 3]; taken along, for captioners that run late."""
-    return clip.once("middle frame", lambda: clip.key_frames[1].rgb)
+    """The middle frame, made as small as models read it, uint8 RGB [H, W, 3]; taken along, as they run late."""
+    return clip.once("middle frame", lambda: shrink(clip.key_frames[1].rgb, PICTURE_PX))
 
 
 def spread_frames(clip: ClipView) -> list[np.ndarray]:
@@ -62,7 +69,7 @@ class ImageCaptioner(ModelAnnotator):
 class TransformersCaptioner(ImageCaptioner):
     """An image-to-text model that asks for nothing but a picture, as BLIP."""
 
-    name, version = "transformers-captioner", "2"
+    name, version = "transformers-captioner", "3"
 
     def config(self) -> dict[str, Any]:
         """The settings its result depends on."""
@@ -71,12 +78,16 @@ class TransformersCaptioner(ImageCaptioner):
 
     def captions(self, clips: Sequence[ClipView]) -> list[dict[str, Any] | SvdflowError]:
         """See the base class."""
+        import torch
+
         s = self.settings
         model = f"{s.captioner_model}@{s.captioner_revision or 'main'}"
         processor, network = _vision_model(s.captioner_model, s.captioner_revision, s.device)
         pictures = filled([middle_frame(clip) for clip in clips], s.unit_clips)
         inputs = processor(images=pictures, return_tensors="pt").to(s.device)
-        written = processor.batch_decode(_generate(network, inputs, s.caption_tokens), skip_special_tokens=True)
+        with torch.inference_mode():
+            tokens = network.generate(**inputs, max_new_tokens=s.caption_tokens, do_sample=False, num_beams=1)
+        written = processor.batch_decode(tokens, skip_special_tokens=True)
         return [caption_columns(self.axis, text, model) for text in written[: len(clips)]]
 
 
@@ -84,7 +95,7 @@ class TransformersCaptioner(ImageCaptioner):
 class TransformersVideoCaptioner(ModelAnnotator):
     """A vision-language model with a chat template, shown frames spread over the clip."""
 
-    name, version, axis = "transformers-video-captioner", "1", "caption_video"
+    name, version, axis = "transformers-video-captioner", "2", "caption_video"
     columns = ("caption_video", "caption_video_model")
 
     def __init__(self, settings: AnnotateSettings) -> None:
@@ -106,28 +117,30 @@ class TransformersVideoCaptioner(ModelAnnotator):
         spread_frames(clip)
 
     def measure(self, clips: Sequence[ClipView]) -> list[dict[str, Any] | SvdflowError]:
-        """Their columns: one clip at a time, as the number of its tokens hangs on the frames' aspect."""
-        s, prompt = self.settings, PROMPTS[self.axis]
+        """Their columns."""
+        s = self.settings
         processor, network = _vision_model(s.video_captioner_model, s.video_captioner_revision, s.device)
-        model = prompt.signed(f"{s.video_captioner_model}@{s.video_captioner_revision or 'main'}")
-        found = []
-        for clip in clips:
-            frames = [{"type": "image", "image": _picture(rgb)} for rgb in spread_frames(clip)]
-            chat = [{"role": "user", "content": [*frames, {"type": "text", "text": prompt.text}]}]
-            inputs = processor.apply_chat_template(
-                chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-            ).to(s.device)
-            tokens = _generate(network, inputs, 2 * s.caption_tokens)[:, inputs["input_ids"].shape[1] :]
-            written = processor.batch_decode(tokens, skip_special_tokens=True)[0]
-            found.append(caption_columns(self.axis, written, model))
-        return found
+        model = PROMPTS[self.axis].signed(f"{s.video_captioner_model}@{s.video_captioner_revision or 'main'}")
+        asked = [self._prompt(processor, clip) for clip in clips]
+        pad = _pad_token(getattr(processor, "tokenizer", processor))
+        written = written_after(network, asked, s.caption_rows(), 2 * s.caption_tokens, pad)
+        texts = processor.batch_decode(written, skip_special_tokens=True)
+        return [caption_columns(self.axis, text, model) for text in texts]
+
+    def _prompt(self, processor: Any, clip: ClipView) -> dict[str, Any]:
+        frames = [{"type": "image", "image": _picture(rgb)} for rgb in spread_frames(clip)]
+        chat = [{"role": "user", "content": [*frames, {"type": "text", "text": PROMPTS[self.axis].text}]}]
+        made = processor.apply_chat_template(
+            chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        return dict(made)
 
 
 @register
 class TransformersSummary(ModelAnnotator):
     """A language model with a chat template, given the image's and the video's caption."""
 
-    name, version, axis = "transformers-summary", "1", "caption_summary"
+    name, version, axis = "transformers-summary", "2", "caption_summary"
     columns = ("caption_summary", "caption_summary_model")
     needs = ("caption_image", "caption_video")
 
@@ -141,23 +154,30 @@ class TransformersSummary(ModelAnnotator):
         }
 
     def measure(self, clips: Sequence[ClipView]) -> list[dict[str, Any] | SvdflowError]:
-        """Their columns: one clip at a time, as padding to a longer neighbour would change sums."""
+        """Their columns; null for clips without captions."""
         s = self.settings
         tokenizer, network = _language_model(s.summary_model, s.summary_revision, s.device)
         model = PROMPTS[self.axis].signed(f"{s.summary_model}@{s.summary_revision or 'main'}")
-        found: list[dict[str, Any] | SvdflowError] = []
-        for clip in clips:
-            captions = [text for name in self.needs if (text := clip.columns.get(name))]
-            if not captions:
-                found.append(dict.fromkeys(self.columns))
-                continue
-            chat = [{"role": "user", "content": summary_question(captions)}]
-            inputs = tokenizer.apply_chat_template(
-                chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-            ).to(s.device)
-            tokens = _generate(network, inputs, 2 * s.caption_tokens)[0, inputs["input_ids"].shape[1] :]
-            found.append(caption_columns(self.axis, tokenizer.decode(tokens, skip_special_tokens=True), model))
-        return found
+        captions = [[text for name in self.needs if (text := clip.columns.get(name))] for clip in clips]
+        asked = [self._prompt(tokenizer, texts) for texts in captions if texts]
+        written = written_after(network, asked, s.caption_rows(), 2 * s.caption_tokens, _pad_token(tokenizer))
+        summaries = iter(tokenizer.batch_decode(written, skip_special_tokens=True) if written else [])
+        return [
+            caption_columns(self.axis, next(summaries), model) if texts else dict.fromkeys(self.columns)
+            for texts in captions
+        ]
+
+    def _prompt(self, tokenizer: Any, captions: list[str]) -> dict[str, Any]:
+        chat = [{"role": "user", "content": summary_question(captions)}]
+        made = tokenizer.apply_chat_template(
+            chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        return {"input_ids": made["input_ids"]}
+
+
+def _pad_token(tokenizer: Any) -> int:
+    """What fills a prompt up. It is masked: any token would do where the model has none of its own."""
+    return next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
 
 
 def filled(pictures: list[np.ndarray], size: int) -> list[np.ndarray]:
@@ -169,13 +189,6 @@ def _picture(rgb: np.ndarray) -> Any:
     from PIL import Image
 
     return Image.fromarray(rgb)
-
-
-def _generate(network: Any, inputs: Any, tokens: int) -> Any:
-    import torch
-
-    with torch.inference_mode():
-        return network.generate(**inputs, max_new_tokens=tokens, do_sample=False, num_beams=1)
 
 
 @lru_cache(maxsize=2)

@@ -85,17 +85,17 @@ class TransformersClip(ClipEncoder):
 
 
 class OpenClip(ClipEncoder):
-    """By the names of the package open_clip: ``open_clip:ViT-L-14/openai``."""
+    """An architecture of the package open_clip with weights from a file: ``open_clip:ViT-L-14/clip.safetensors``."""
 
     def __init__(self, model: str, device: str) -> None:
-        self.architecture, _, self.weights = model.removeprefix(OPEN_CLIP).partition("/")
+        self.architecture, self.weights = open_clip_parts(model.removeprefix(OPEN_CLIP), "annotate.clip_model")
         self.device = device
 
     def pixels(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """See the base class."""
         from PIL import Image
 
-        transform = open_clip_model(self.architecture, self.weights, self.device)[1]
+        transform = open_clip_transform(self.architecture)
         return np.stack([transform(Image.fromarray(rgb)).numpy() for rgb in pictures])
 
     def tokens(self, texts: Sequence[str]) -> np.ndarray:
@@ -105,12 +105,12 @@ class OpenClip(ClipEncoder):
 
     def image_features(self, pixels_NCHW: np.ndarray) -> Any:
         """See the base class."""
-        network = open_clip_model(self.architecture, self.weights, self.device)[0]
+        network = open_clip_model(self.architecture, self.weights, self.device)
         return network.encode_image(_tensor(pixels_NCHW, self.device))
 
     def text_features(self, tokens_N2L: np.ndarray) -> Any:
         """See the base class."""
-        network = open_clip_model(self.architecture, self.weights, self.device)[0]
+        network = open_clip_model(self.architecture, self.weights, self.device)
         return network.encode_text(_tensor(tokens_N2L[:, 0], self.device))
 
 
@@ -129,17 +129,44 @@ def open_clip_module() -> Any:
     return open_clip
 
 
+def open_clip_parts(model: str, setting: str) -> tuple[str, str]:
+    """Architecture and weights of ``ARCHITECTURE/FILE.safetensors``.
+
+    open_clip's own names are not taken: behind many lie pickles, which it would fetch and read.
+
+    Raises:
+        ConfigError: the weights are no such file.
+    """
+    architecture, _, file = model.partition("/")
+    if not architecture or ":" in architecture or Path(file).suffix != ".safetensors" or not Path(file).is_file():
+        raise ConfigError(
+            f"{setting}: {model!r} is not ARCHITECTURE/FILE.safetensors with a file that is there; weights "
+            "published as a pickle are converted by python -m svdflow.curation.annotate.convert_weights any --sha256 …"
+        )
+    return architecture, file
+
+
 @lru_cache(maxsize=2)
-def open_clip_model(architecture: str, weights_name: str, device: str) -> tuple[Any, Any]:
-    """A network of open_clip and its picture transform."""
+def open_clip_model(architecture: str, file: str, device: str) -> Any:
+    """A network of open_clip with weights from a safetensors file, and from nowhere else."""
     one_thread(device)
     try:
-        network, _, transform = open_clip_module().create_model_and_transforms(
-            architecture, pretrained=weights_name or None, device=device
+        network = open_clip_module().create_model(
+            architecture, pretrained=file, device=device, pretrained_image=False, pretrained_text=False
         )
     except (RuntimeError, OSError, ValueError) as error:
-        raise BadInputError(f"open_clip cannot load {architecture}/{weights_name}: {error}") from error
-    return network.eval().requires_grad_(False), transform
+        raise BadInputError(f"open_clip cannot load {architecture}/{file}: {error}") from error
+    return network.eval().requires_grad_(False)
+
+
+@lru_cache(maxsize=2)
+def open_clip_transform(architecture: str) -> Any:
+    """How pictures are made ready for an architecture; the network is not loaded for it."""
+    package = open_clip_module()
+    known = package.get_model_config(architecture)
+    if known is None:
+        raise BadInputError(f"open_clip knows no architecture {architecture!r}")
+    return package.image_transform(known["vision_cfg"].get("image_size", 224), is_train=False)
 
 
 def _tensor(rows: np.ndarray, device: str) -> Any:
@@ -186,11 +213,20 @@ def encoder_of(settings: AnnotateSettings) -> ClipEncoder:
 
 
 def clip_identity(model: str, revision: str | None) -> str:
-    """What names the weights; a file that open_clip reads, by its content."""
-    file = model.removeprefix(OPEN_CLIP).partition("/")[2]
-    if model.startswith(OPEN_CLIP) and Path(file).is_file():
-        return f"{model}:{_file(file)}"
+    """What names the weights; a file that open_clip reads, by the architecture and its content."""
+    if model.startswith(OPEN_CLIP):
+        return open_clip_identity(model.removeprefix(OPEN_CLIP), "annotate.clip_model")
     return weights(model, revision)
+
+
+def open_clip_identity(model: str, setting: str) -> str:
+    """What names an architecture with a file's weights.
+
+    Raises:
+        ConfigError: the weights are no safetensors file.
+    """
+    architecture, file = open_clip_parts(model, setting)
+    return f"{OPEN_CLIP}{architecture}:{_file(file)}"
 
 
 def cosine_columns(images_ND: np.ndarray, captions: Sequence[str | None], texts_ND: np.ndarray) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ...common.errors import SvdflowError
 from .annotator import ClipView, register
 from .captioners import ImageCaptioner, caption_columns, filled, middle_frame
-from .clip import OPEN_CLIP, clip_identity, open_clip_model, open_clip_module
+from .clip import open_clip_identity, open_clip_model, open_clip_module, open_clip_parts, open_clip_transform
+from .settings import AnnotateSettings
 
 _START, _END = 49406, 49407  # of CLIP's tokenizer
 
@@ -17,11 +19,15 @@ _START, _END = 49406, 49407  # of CLIP's tokenizer
 class CoCa(ImageCaptioner):
     """Caption of the middle frame by open_clip's CoCa; greedy, so that it is the same every time."""
 
-    name, version = "coca", "1"
+    name, version = "coca", "2"
+
+    def __init__(self, settings: AnnotateSettings) -> None:
+        super().__init__(settings)
+        self.architecture, self.file = open_clip_parts(settings.coca_model, "annotate.coca_model")
 
     def config(self) -> dict[str, Any]:
         """The settings its result depends on."""
-        return {**super().config(), "weights": clip_identity(OPEN_CLIP + self.settings.coca_model, None)}
+        return {**super().config(), "weights": open_clip_identity(self.settings.coca_model, "annotate.coca_model")}
 
     def captions(self, clips: Sequence[ClipView]) -> list[dict[str, Any] | SvdflowError]:
         """See the base class."""
@@ -29,13 +35,15 @@ class CoCa(ImageCaptioner):
         from PIL import Image
 
         s = self.settings
-        architecture, _, weights_name = s.coca_model.partition("/")
-        network, transform = open_clip_model(architecture, weights_name, s.device)
+        network, transform = (
+            open_clip_model(self.architecture, self.file, s.device),
+            open_clip_transform(self.architecture),
+        )
         pictures = filled([middle_frame(clip) for clip in clips], s.unit_clips)
         x_NCHW = torch.stack([transform(Image.fromarray(rgb)) for rgb in pictures]).to(s.device)
         tokens_NL = greedy_tokens(network, x_NCHW, s.caption_tokens)
         return [
-            caption_columns(self.axis, open_clip_module().decode(row), s.coca_model)
+            caption_columns(self.axis, open_clip_module().decode(row), f"{self.architecture}/{Path(self.file).name}")
             for row in (words_of(tokens) for tokens in tokens_NL[: len(clips)].tolist())
         ]
 

@@ -1,13 +1,15 @@
 """Weights published as pickles, made into safetensors once: ``python -m svdflow.curation.annotate.convert_weights``.
 
 Each file is known by the sha256 of its bytes, and read with torch's restricted unpickler, which builds tensors and
-nothing else. Nothing else in svdflow reads a pickle.
+nothing else. The digest is pinned here, or (``any``) given by whoever vouches for the file. Besides this module
+``split/transnet_weights.py`` reads a pickle, in the same way; models themselves are loaded from safetensors alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -67,7 +69,10 @@ def convert(release: Release, source: Path, target: Path) -> None:
         state: Any = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler's refusals are of many kinds
         raise BadInputError(f"{source}: cannot be read as weights: {str(error).splitlines()[0]}") from None
+    state = state.get("state_dict", state) if isinstance(state, Mapping) else {}
     tensors = {name: value.contiguous() for name, value in dict(state).items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise BadInputError(f"{source}: holds no weights by name")
     for name, shape in release.shapes.items():
         if name not in tensors or tuple(tensors[name].shape) != shape:
             raise BadInputError(f"{source}: has no {name} of shape {list(shape)}")
@@ -77,15 +82,28 @@ def convert(release: Release, source: Path, target: Path) -> None:
     partial.replace(target)
 
 
+def pinned(sha256: str) -> Release:
+    """A file that somebody else vouches for by its digest, whatever weights it holds.
+
+    Raises:
+        BadInputError: this is no sha256.
+    """
+    if not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise BadInputError("any: give the file's sha256, as its publisher states it, by --sha256 (64 hex digits)")
+    return Release(sha256, "the digest given", {})
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="convert_weights", description="Make safetensors of weights in a pickle.")
-    parser.add_argument("release", choices=sorted(RELEASES))
+    parser.add_argument("release", choices=[*sorted(RELEASES), "any"])
     parser.add_argument("source", type=Path, help="the published file")
     parser.add_argument("target", type=Path, help="the safetensors file to write")
+    parser.add_argument("--sha256", default="", help="of the file, for `any`")
     chosen = parser.parse_args(arguments)
     try:
-        convert(RELEASES[chosen.release], chosen.source, chosen.target)
+        release = pinned(chosen.sha256.lower()) if chosen.release == "any" else RELEASES[chosen.release]
+        convert(release, chosen.source, chosen.target)
     except SvdflowError as error:
         print(f"convert_weights: {error}", file=sys.stderr)
         return 1

@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
+
 from ...common.errors import ConfigError, ServiceError, SvdflowError
 from ...common.report import jpeg_data_uri
 from .annotator import ClipView, ModelAnnotator, register
-from .captioners import caption_columns, middle_frame, spread_frames
+from .captioners import caption_columns
 from .captions_local import described
 from .prompts import PROMPTS, summary_question
 from .settings import AnnotateSettings
@@ -99,6 +101,10 @@ def _seconds(retry_after: str | None) -> float:
         return 0.0
 
 
+def _as_sent(rgb: np.ndarray) -> str:
+    return jpeg_data_uri(rgb, max_side=_PICTURE_PX)
+
+
 class _Endpoint(ModelAnnotator):
     name, version = "endpoint", "2"
 
@@ -133,9 +139,9 @@ class _Endpoint(ModelAnnotator):
         """Its columns for one clip."""
         raise NotImplementedError
 
-    def answer(self, prompt: str, pictures: Sequence[Any] = ()) -> dict[str, Any] | SvdflowError:
+    def answer(self, prompt: str, pictures: Sequence[str] = ()) -> dict[str, Any] | SvdflowError:
         """Ask, and name the model and the prompt."""
-        words = ask(self.settings, prompt, [jpeg_data_uri(p, max_side=_PICTURE_PX) for p in pictures])
+        words = ask(self.settings, prompt, list(pictures))
         return caption_columns(self.axis, words, PROMPTS[self.axis].signed(self.settings.endpoint_model))
 
 
@@ -150,14 +156,17 @@ class EndpointImageCaption(_Endpoint):
         return {**super().config(), "prefer_description": self.settings.prefer_description}
 
     def prepare(self, clip: ClipView) -> None:
-        """Keep the middle frame."""
+        """Keep the middle frame, as it is sent."""
         if not described(clip, self.settings.prefer_description):
-            middle_frame(clip)
+            self._pictures(clip)
 
     def caption(self, clip: ClipView) -> dict[str, Any] | SvdflowError:
         """Its columns for one clip."""
         own = described(clip, self.settings.prefer_description)
-        return own or self.answer(PROMPTS[self.axis].text, [middle_frame(clip)])
+        return own or self.answer(PROMPTS[self.axis].text, self._pictures(clip))
+
+    def _pictures(self, clip: ClipView) -> list[str]:
+        return clip.once("middle frame to be sent", lambda: [_as_sent(clip.key_frames[1].rgb)])
 
 
 @register
@@ -175,12 +184,15 @@ class EndpointVideoCaption(_Endpoint):
         return {**super().config(), "frames": self.spread}
 
     def prepare(self, clip: ClipView) -> None:
-        """Keep the frames."""
-        spread_frames(clip)
+        """Keep the frames, as they are sent."""
+        self._pictures(clip)
 
     def caption(self, clip: ClipView) -> dict[str, Any] | SvdflowError:
         """Its columns for one clip."""
-        return self.answer(PROMPTS[self.axis].text, spread_frames(clip))
+        return self.answer(PROMPTS[self.axis].text, self._pictures(clip))
+
+    def _pictures(self, clip: ClipView) -> list[str]:
+        return clip.once("spread frames to be sent", lambda: [_as_sent(rgb) for rgb in clip.spread_frames])
 
 
 @register

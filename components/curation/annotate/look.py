@@ -42,42 +42,58 @@ def look(mp4: bytes, watchers: Iterable[Watcher] = (), spread: int = 0) -> tuple
         spread: frames wanted evenly over the clip's time.
 
     Returns:
-        First, middle and last frame at full size; the spread frames, made small.
+        First, middle and last frame at full size; the spread frames, made small. Beside these and the decoder's own
+        few frames, memory holds the clip's bytes once, and one packet at a time.
 
     Raises:
         BadInputError: no frame decodes, or decoding breaks off.
     """
     keys: list[VideoFrame] = []
     small: list[np.ndarray] = []
+    stamps, tick_s = _stamps(mp4)
     with open_video(mp4) as container:
         stream = container.streams.video[0]
         try:
-            packets = list(container.demux(stream))
-            stamps = sorted({p.pts for p in packets if p.size and p.pts is not None and not p.is_discard})
-            if not stamps:
-                raise BadInputError("no frame of the clip decodes")
-            times_s = (np.array(stamps) - stamps[0]) * float(stream.time_base)
+            times_s = (np.array(stamps) - stamps[0]) * tick_s
             requests: list[_Request] = [(index, keys.append) for index in key_indices(times_s)]
             requests += [(frame_at(times_s, t), _small_into(small)) for t in np.linspace(0, times_s[-1], spread)]
             requests += [(int(index), watcher.see) for watcher in watchers for index in watcher.wants(times_s)]
             requests.sort(key=lambda request: request[0])
             wanted = {stamps[index] for index, _ in requests}
-            if not _hand_out(deque(requests), _frames(stream, packets, wanted), stamps, times_s):
+            if not _hand_out(deque(requests), _frames(container, stream, wanted), stamps, times_s):
                 raise BadInputError("no frame of the clip decodes")
         except av.error.FFmpegError as error:
             raise BadInputError(f"decoding the clip breaks off ({error.strerror or error})") from error
     return keys, small
 
 
+def _stamps(mp4: bytes) -> tuple[list[int], float]:
+    """Time stamps of the frames to be shown, rising, and their unit in s; read off the packets, none of which is kept.
+
+    Raises:
+        BadInputError: there is none, or reading breaks off.
+    """
+    with open_video(mp4) as container:
+        stream = container.streams.video[0]
+        try:
+            packets = container.demux(stream)
+            stamps = sorted({p.pts for p in packets if p.size and p.pts is not None and not p.is_discard})
+        except av.error.FFmpegError as error:
+            raise BadInputError(f"reading the clip breaks off ({error.strerror or error})") from error
+        if not stamps:
+            raise BadInputError("no frame of the clip decodes")
+        return stamps, float(stream.time_base)
+
+
 def _small_into(small: list[np.ndarray]) -> Callable[[VideoFrame], None]:
     return lambda frame: small.append(shrink(frame.rgb))
 
 
-def _frames(stream: Any, packets: list[Any], wanted: set[int]) -> Iterator[Any]:
+def _frames(container: Any, stream: Any, wanted: set[int]) -> Iterator[Any]:
     """Decoded frames in display order; unwanted ones are left out where the decoder can do without them."""
     context = stream.codec_context
     skips = context.codec.name in _SKIPPING_CODECS
-    for packet in packets:
+    for packet in container.demux(stream):
         if skips:
             context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
         yield from context.decode(packet if packet.size else None)

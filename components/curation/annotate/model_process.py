@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any
 
 from ...common.errors import StorageError
+from ...common.fanout import private_memory_bytes
 from ...common.processes import die_with_parent
 from .measure import Measured, measure_unit
 
 _WAITING_UNITS = 2  # ready for the models; decoding waits when there are more
 _TRIES = 2  # of a clip alone
+_MEMORY_POLL_S = 0.05
 
 MeasureUnit = Callable[[Sequence[Measured]], list[Measured]]
 
@@ -22,19 +25,22 @@ MeasureUnit = Callable[[Sequence[Measured]], list[Measured]]
 class ModelProcess:
     """Takes units of clips and gives them back measured. Use as a context manager.
 
-    A unit that ends or hangs the process is measured again clip by clip in a new one; a clip that does so alone is
-    given up. Units can be split so because no clip's result depends on its neighbours.
+    A unit that ends or hangs the process, or makes it take too much memory, is measured again clip by clip in a new
+    one; a clip that does so alone is given up. Units can be split so, as no clip's result depends on its neighbours.
     """
 
-    def __init__(self, axes: Sequence[str], clip_timeout_s: float, function: MeasureUnit = measure_unit) -> None:
+    def __init__(
+        self, axes: Sequence[str], clip_timeout_s: float, memory_bytes: int, function: MeasureUnit = measure_unit
+    ) -> None:
         """Start nothing yet.
 
         Args:
             axes: what is measured here, to be marked as failed for a clip that is given up.
             clip_timeout_s: the time of a unit is this, times its clips.
+            memory_bytes: private memory above which the process is stopped, models included.
             function: what the process does with a unit; picklable.
         """
-        self.axes, self.clip_timeout_s, self.function = axes, clip_timeout_s, function
+        self.axes, self.clip_timeout_s, self.memory_bytes, self.function = axes, clip_timeout_s, memory_bytes, function
         self._thread = ThreadPoolExecutor(1)  # one for the life of the process: it dies when the thread does
         self._room = threading.BoundedSemaphore(_WAITING_UNITS)
         self._futures: list[Future[list[Measured]]] = []
@@ -104,9 +110,9 @@ class ModelProcess:
                 self._pipe.recv()  # it has started: until then the unit's time does not run
                 self._ready = True
             self._pipe.send(unit)
-            if not self._pipe.poll(limit_s):
+            if excess := self._excess(limit_s):
                 self._stop()
-                return f"the models took longer than {limit_s:g} s and were stopped"
+                return f"the models took {excess} and were stopped"
             value, error = self._pipe.recv()
         except (EOFError, OSError):
             self._process.join(5)
@@ -116,6 +122,17 @@ class ModelProcess:
         if isinstance(error, StorageError):
             raise error
         return value if error is None else str(error)
+
+    def _excess(self, limit_s: float) -> str:
+        """Wait for the answer; returns what there was too much of before it came."""
+        assert self._pipe is not None
+        until = time.monotonic() + limit_s
+        while not self._pipe.poll(_MEMORY_POLL_S):
+            if private_memory_bytes(self._process.pid) > self.memory_bytes:
+                return f"more than {self.memory_bytes / 1e6:,.0f} MB of memory"
+            if time.monotonic() > until:
+                return f"longer than {limit_s:g} s"
+        return ""
 
     def _stop(self) -> None:
         if self._process is not None:

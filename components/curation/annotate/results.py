@@ -24,12 +24,21 @@ CONTENT, RESULT, WHOLE = "clip_content", "annotate", "annotate_clip"
 
 @dataclass(frozen=True)
 class ClipWork:
-    """One clip to annotate; picklable."""
+    """One clip to annotate; picklable.
+
+    Attributes:
+        root: the data root.
+        settings: of the step.
+        clip: of the manifest, what is needed: the id and where the bytes lie.
+        description: the caption that came with the video, if any.
+        number: the clip's place in the manifest.
+    """
 
     root: str
     settings: AnnotateSettings
     clip: dict[str, Any]
     description: str | None
+    number: int = 0
 
     @property
     def clip_id(self) -> str:

@@ -54,13 +54,13 @@ class AnnotateSettings(Settings):
     nsfw_revision: str | None = None
     nsfw_label: str = "nsfw"
     # CLIP: ViT-L/14 is the variant that LAION's head was trained on (ours: the paper names none)
-    clip_model: str = "openai/clip-vit-large-patch14"  # hub id, directory, or "open_clip:ARCHITECTURE/WEIGHTS"
+    clip_model: str = "openai/clip-vit-large-patch14"  # hub id, directory, or "open_clip:ARCHITECTURE/FILE.safetensors"
     clip_revision: str | None = None
     aesthetic_head: str = ""  # safetensors file of LAION's head, made by convert_weights
     # captions
     captioner_model: str = "Salesforce/blip-image-captioning-large"  # ours; or a local directory
     captioner_revision: str | None = None
-    coca_model: str = "coca_ViT-L-14/mscoco_finetuned_laion2B-s13B-b90k"  # open_clip's name; the paper: "CoCa"
+    coca_model: str = ""  # open_clip's architecture and a file, as "coca_ViT-L-14/coca.safetensors"; the paper: "CoCa"
     video_captioner_model: str = "llava-hf/llava-onevision-qwen2-7b-ov-hf"  # ours; or a local directory
     video_captioner_revision: str | None = None
     summary_model: str = "HuggingFaceH4/zephyr-7b-beta"  # ours; or a local directory
@@ -78,9 +78,16 @@ class AnnotateSettings(Settings):
     device: Literal["cpu", "cuda"] = "cpu"
     workers: int | None = None  # processes that decode; all cores when None
     unit_clips: int = Field(16, ge=1)  # clips a model sees at once, in a process of its own; 1: where they were decoded
+    unit_mb: int = Field(128, ge=1)  # 10⁶ bytes of pictures in a unit: it is closed before they are more; 3 units wait
+    models_memory_mb: int | None = Field(None, ge=1)  # of the process of the models; when None 40 % of the machine's
+    caption_clips: int = Field(8, ge=1)  # clips a language model sees at once
     raft_pairs: int = Field(8, ge=1)  # pairs of frames RAFT sees at once
     endpoint_requests: int = Field(16, ge=1)  # requests under way at once
     clip_timeout_s: float = Field(600.0, gt=0)
+
+    def caption_rows(self) -> int:
+        """Rows of every batch of a language model."""
+        return min(self.caption_clips, self.unit_clips)
 
     def chosen(self) -> dict[str, str]:
         """Axis to annotator name, in the order in which they run."""

@@ -15,11 +15,12 @@ import pyarrow.compute as pc
 
 from ...common.errors import BadInputError
 from ...common.identity import identity
+from ...common.manifest_views import alone_in
 from ...common.manifests import ROW_GROUP, SCHEMAS, write_in_order
 from ...common.report import StepReport
 from ...common.storage import DataRoot
 from .duplicates import Duplicates, find_duplicates
-from .inputs import Manifest, alone_in, content_of, open_tables, shards_of
+from .inputs import Manifest, content_of, open_tables, shards_of
 from .settings import FilterSettings
 from .show import fill_report
 from .sides import bar_from_training, divide

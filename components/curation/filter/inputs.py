@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from ...common.errors import BadInputError, StorageError
+from ...common.errors import BadInputError
 from ...common.identity import file_sha256
-from ...common.manifests import SCHEMAS, current_file, read_manifest
+from ...common.manifest_views import open_views
+from ...common.manifests import read_manifest
 from .settings import FilterSettings
 from .values import ANNOTATED, value_sql
 
@@ -48,23 +45,6 @@ def content_of(shards: Sequence[Path]) -> list[str]:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[Path]:
-    """A folder for what spills, empty, and ours alone until the block ends: a second one for it waits.
-
-    What a killed process left there goes first.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
 def open_tables(shards: Mapping[str, Sequence[Path]], scratch: Path, settings: FilterSettings) -> Iterator[Any]:
     """A connection with the views ``clips`` and ``annotations``, and the tables ``sources`` and ``scored``.
 
@@ -81,52 +61,10 @@ def open_tables(shards: Mapping[str, Sequence[Path]], scratch: Path, settings: F
         BadInputError: a manifest cannot be used.
         StorageError: memory or disk do not suffice.
     """
-    import duckdb
-
-    try:
-        with duckdb.connect() as connection:
-            connection.execute("SET memory_limit = ?", [settings.memory_limit])
-            connection.execute("SET temp_directory = ?", [str(scratch / "spilled")])
-            connection.execute("SET threads = ?", [settings.threads])
-            connection.execute("SET enable_progress_bar = false")  # it writes to standard output, which is not ours
-            rows = {kind: _view(connection, kind, paths, scratch) for kind, paths in shards.items()}
-            _score(connection, settings)
-            _refuse_doubles(connection, rows["clips"], shards)
-            yield connection
-    except duckdb.OutOfMemoryException as error:
-        raise StorageError(
-            f"filter: {_first_line(error)}; free disk space below {scratch}, or raise filter.memory_limit"
-        ) from error
-    except duckdb.IOException as error:
-        raise StorageError(f"filter: {_first_line(error)}") from error
-    except duckdb.Error as error:
-        names = ", ".join(str(paths[0]) for paths in shards.values())
-        raise BadInputError(
-            f"filter: the manifests {names} cannot be read: {_first_line(error)}; run validate to see what is wrong"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
-
-
-def _view(connection: Any, kind: str, shards: Sequence[Path], scratch: Path) -> int:
-    """Make the view ``kind`` of the shards; returns how many rows they have."""
-    files, rows = [], 0
-    for number, shard in enumerate(shards):
-        path = current_file(kind, shard, scratch / f"shard-{number}")
-        try:
-            parquet = pq.ParquetFile(path)
-        except (OSError, ValueError):
-            read_manifest(kind, path)
-            raise
-        if parquet.schema_arrow.names != SCHEMAS[kind].names:
-            read_manifest(kind, path)  # says which columns are odd
-        rows += parquet.metadata.num_rows
-        files.append(str(path))
-    quoted = ", ".join("'" + file.replace("'", "''") + "'" for file in sorted(files))
-    connection.execute(f"CREATE VIEW {kind} AS SELECT * FROM read_parquet([{quoted}])")
-    return rows
+    with open_views("filter", shards, scratch, settings.memory_limit, settings.threads) as connection:
+        _score(connection, settings)
+        _refuse_doubles(connection, shards)
+        yield connection
 
 
 def _score(connection: Any, settings: FilterSettings) -> None:
@@ -166,9 +104,10 @@ def _join(connection: Any, settings: FilterSettings) -> None:
     )
 
 
-def _refuse_doubles(connection: Any, clips: int, shards: Mapping[str, Sequence[Path]]) -> None:
+def _refuse_doubles(connection: Any, shards: Mapping[str, Sequence[Path]]) -> None:
     """A clip with two annotations would be decided on twice; clips that stand twice are found when they are written."""
-    if connection.execute("SELECT count(*) FROM scored").fetchall()[0][0] == clips:
+    clips, scored = (connection.execute(f"SELECT count(*) FROM {of}").fetchall()[0][0] for of in ("clips", "scored"))
+    if scored == clips:
         return
     repeated = connection.execute(
         "SELECT clip_id FROM annotations GROUP BY clip_id HAVING count(*) > 1 ORDER BY clip_id LIMIT 1"

@@ -4,9 +4,10 @@
     <destination>/manifests/{videos,clips,annotations,selection}.parquet      kept rows alone; URIs below destination
     <destination>/dataset.json · croissant.json · SHA256SUMS                   the latter for `sha256sum -c`
 
-Clips are read by range, a few ahead: of the bytes, memory holds a few clips. Which clip goes where depends
-on the version and the shard size alone. A shard is there whole or not at all; an export that was cut off goes on after
-the last one. The destination can be used as a data root: the clips manifest is right there.
+Clips are read by range, a few ahead: of the bytes, memory holds a few clips, and of the manifests one shard's rows.
+Which clip goes where depends on the version and the shard size alone. A shard is there whole or not at all; an export
+that was cut off goes on after the last one. The destination can be used as a data root: the clips manifest is right
+there.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...common.errors import BadInputError, StorageError
 from ...common.identity import file_md5, file_sha256, identity
-from ...common.manifests import read_manifest, write_manifest
+from ...common.manifest_views import row_groups
+from ...common.manifests import write_in_order
 from ...common.progress import track
 from ...common.storage import DataRoot
-from .card import card_bytes, make_card, read_members
+from .card import card_bytes, make_card, open_kept, read_members
 from .croissant import croissant_bytes, make_croissant
 from .provenance import own_version
 from .registry import Registry, VersionTag
@@ -43,6 +44,7 @@ SHARD_MB = 256
 SPLITS = ("train", "held_out")
 _STATE = ".export"  # what the export is of, and a record of each finished shard, for going on
 _AHEAD = 8  # clips read ahead
+_BATCH = 1 << 12  # rows of the manifests
 _COLUMNS = ("clip_id", "split", "shard_uri", "member", "offset", "bytes")
 
 
@@ -95,21 +97,23 @@ def export_version(
     wanted = identity(version=VERSION, tag=str(tag), content=read_card(registry, tag).get("content"),
                       splits=sorted(splits), shard_mb=shard_mb)  # fmt: skip
     _claim(destination, wanted, str(tag))
-    kept = read_members(manifests).kept
-    kept = kept.filter(pc.is_in(kept["split"], pa.array(sorted(splits), pa.string())))
-    if not len(kept):
-        raise BadInputError(f"{tag}: keeps no clip in {' or '.join(sorted(splits))}")
-    annotations = read_manifest("annotations", manifests["annotations"])
-    shards = list(_plan(kept, shard_mb * 1e6))
-    records: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as scratch:
+    chosen = sorted(splits)
+    with tempfile.TemporaryDirectory() as scratch, open_kept(manifests) as connection:
         folder = Path(scratch)
-        for shard in track(shards, "shards exported", total=len(shards)):
+        connection.execute("DELETE FROM kept WHERE NOT list_contains($1, split)", [chosen])
+        clips = connection.execute("SELECT count(*) FROM kept").fetchall()[0][0]
+        if not clips:
+            raise BadInputError(f"{tag}: keeps no clip in {' or '.join(chosen)}")
+        connection.execute('CREATE TABLE places (clip_id VARCHAR, shard_uri VARCHAR, "offset" BIGINT)')
+        records: dict[str, dict[str, Any]] = {}
+        found = 0
+        total = sum(1 for _ in _plan(connection, shard_mb * 1e6))
+        for shard in track(_plan(connection, shard_mb * 1e6), "shards exported", total=total):
             record = _found(shard, destination)
-            records[shard.name] = record or _write_shard(shard, remote, destination, annotations, folder)
-        found = len(shards) - sum(bool(record.pop("fresh", False)) for record in records.values())
-        places = {clip: (name, at) for name, each in records.items() for clip, at in each["offsets"].items()}
-        files = _write_manifests(manifests, kept, places, folder)
+            found += record is not None
+            records[shard.name] = record or _write_shard(shard, remote, destination, folder)
+            _put_places(connection, shard.name, records[shard.name].pop("offsets"))
+        files = _write_manifests(connection, folder)
         sizes = {name: (record["md5"], record["bytes"]) for name, record in records.items()}
         sizes |= {f"manifests/{kind}.parquet": (file_md5(path), path.stat().st_size) for kind, path in files.items()}
         card = make_card(tag.name, read_members(files), sizes, own_version())
@@ -126,8 +130,8 @@ def export_version(
             destination.put_named(name, data)
             sums[name] = sha256(data).hexdigest()
     destination.put_named("SHA256SUMS", "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode())
-    total = sum(record["bytes"] for record in records.values())
-    return Exported(destination.location, len(kept), total, len(shards) - found, found)
+    written_bytes = sum(record["bytes"] for record in records.values())
+    return Exported(destination.location, clips, written_bytes, total - found, found)
 
 
 def _claim(destination: DataRoot, wanted: str, tag: str) -> None:
@@ -146,12 +150,21 @@ def _claim(destination: DataRoot, wanted: str, tag: str) -> None:
         destination.put_named(mark, json.dumps({"export": wanted, "tag": tag}).encode())
 
 
-def _plan(kept: pa.Table, shard_bytes: float) -> Iterator[_Shard]:
+def _plan(connection: Any, shard_bytes: float) -> Iterator[_Shard]:
     """Clips to shards: by split, in the order of their ids, which are digests: neighbours are of different videos."""
+    columns = ", ".join(f'kept."{name}"' for name in _COLUMNS)
     for split in SPLITS:
         rows: list[dict[str, Any]] = []
         size = number = 0
-        for batch in kept.filter(pc.equal(kept["split"], split)).select(list(_COLUMNS)).to_batches(10_000):
+        reader = (
+            connection.cursor()  # others run statements meanwhile
+            .sql(
+                f"""SELECT {columns}, annotations AS note FROM kept LEFT JOIN annotations USING (clip_id)
+                    WHERE split = '{split}' ORDER BY kept.clip_id"""
+            )
+            .to_arrow_reader(_BATCH)
+        )
+        for batch in reader:
             for row in batch.to_pylist():
                 if rows and size + row["bytes"] > shard_bytes:
                     yield _Shard(f"shards/{split}-{number:06d}.tar", rows)
@@ -162,6 +175,12 @@ def _plan(kept: pa.Table, shard_bytes: float) -> Iterator[_Shard]:
             yield _Shard(f"shards/{split}-{number:06d}.tar", rows)
 
 
+def _put_places(connection: Any, shard: str, offsets: Mapping[str, int]) -> None:
+    connection.register("written", pa.table({"clip_id": list(offsets), "at": list(offsets.values())}))
+    connection.execute(f"INSERT INTO places SELECT clip_id, '{shard}', \"at\" FROM written")
+    connection.unregister("written")
+
+
 def _found(shard: _Shard, destination: DataRoot) -> dict[str, Any] | None:
     """What is recorded of a shard that an earlier run wrote."""
     if not destination.exists(shard.record) or not destination.exists(shard.name):
@@ -170,23 +189,19 @@ def _found(shard: _Shard, destination: DataRoot) -> dict[str, Any] | None:
     return record if destination.size(shard.name) == record["bytes"] else None
 
 
-def _write_shard(
-    shard: _Shard, remote: DataRoot, destination: DataRoot, annotations: pa.Table, folder: Path
-) -> dict[str, Any]:
+def _write_shard(shard: _Shard, remote: DataRoot, destination: DataRoot, folder: Path) -> dict[str, Any]:
     """Write a shard, and then its record: digests, bytes, and the offset of every clip in it."""
-    ids = pa.array([row["clip_id"] for row in shard.rows], pa.string())
-    notes = {row["clip_id"]: row for row in annotations.filter(pc.is_in(annotations["clip_id"], ids)).to_pylist()}
     path, offsets = folder / "shard.tar", {}
     with open(path, "wb") as stream, tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for row, data in _read_ahead(remote, shard.rows):
             clip = row["clip_id"]
             _add(tar, f"{clip}.mp4", data)
             offsets[clip] = tar.offset - _blocks(len(data))
-            _add(tar, f"{clip}.json", json.dumps(_note(row, notes.get(clip, {})), sort_keys=True).encode())
+            _add(tar, f"{clip}.json", json.dumps(_note(row, row["note"] or {}), sort_keys=True).encode())
     record = {"sha256": file_sha256(path), "md5": file_md5(path), "bytes": path.stat().st_size, "offsets": offsets}
     destination.put_named(shard.name, path)
     destination.put_named(shard.record, json.dumps(record).encode())
-    return record | {"fresh": True}
+    return record
 
 
 def _read_ahead(remote: DataRoot, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], bytes]]:
@@ -235,25 +250,17 @@ def _note(row: Mapping[str, Any], note: Mapping[str, Any]) -> dict[str, Any]:
     return {"clip_id": row["clip_id"], "split": row["split"], **said}
 
 
-def _write_manifests(
-    manifests: Mapping[str, Path], kept: pa.Table, places: Mapping[str, tuple[str, int]], folder: Path
-) -> dict[str, Path]:
+def _write_manifests(connection: Any, folder: Path) -> dict[str, Path]:
     """The manifests of the kept clips alone; ``clips`` points into the new shards."""
-    out = {kind: folder / f"{kind}.parquet" for kind in manifests}
-    ids = kept["clip_id"]
-    for kind, key, wanted in (
-        ("videos", "video_id", kept["video_id"]), ("annotations", "clip_id", ids), ("selection", "clip_id", ids),
-    ):  # fmt: skip
-        table = read_manifest(kind, manifests[kind])
-        write_manifest(kind, table.filter(pc.is_in(table[key], pc.unique(wanted))), out[kind])
-    clips = kept.drop_columns(["split"])
-    where = [places[clip] for clip in ids.to_pylist()]
-    columns = {
-        "shard_uri": pa.array([shard for shard, _ in where], pa.string()),
-        "member": pc.binary_join_element_wise(ids, pa.scalar(".mp4"), ""),
-        "offset": pa.array([offset for _, offset in where], pa.int64()),
+    queries = {
+        "videos": "SELECT * FROM videos WHERE video_id IN (FROM kept SELECT video_id) ORDER BY video_id",
+        "clips": """SELECT kept.* EXCLUDE (shard_uri, "offset", member), places.shard_uri, places."offset",
+                           clip_id || '.mp4' AS member
+                    FROM kept JOIN places USING (clip_id) ORDER BY clip_id""",
+        "annotations": "SELECT * FROM annotations WHERE clip_id IN (FROM kept SELECT clip_id) ORDER BY clip_id",
+        "selection": "SELECT * FROM selection WHERE clip_id IN (FROM kept SELECT clip_id) ORDER BY clip_id",
     }
-    for name, values in columns.items():
-        clips = clips.set_column(clips.schema.get_field_index(name), name, values)
-    write_manifest("clips", clips, out["clips"])
+    out = {kind: folder / f"{kind}.parquet" for kind in queries}
+    for kind, query in queries.items():
+        write_in_order(kind, row_groups(kind, connection.sql(query)), out[kind])
     return out

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import BadInputError
-from ...common.manifests import read_rows
+from ...common.manifest_views import open_views
 from ...common.storage import DataRoot, object_uri, uri_md5
 from ...common.storage_s3 import S3Root
 from . import claims
@@ -266,7 +266,7 @@ def _without(
     old = read_card(registry, tag)
     card = make_card(tag.name, members, files, old["provenance"]["svdflow"])
     card["manifest_schema"] = old["manifest_schema"]
-    return store_version(remote, tag, files, card, out), old["counts"]["clips"] - len(members.kept)
+    return store_version(remote, tag, files, card, out), old["counts"]["clips"] - members.clips
 
 
 def _commit(registry: Registry, tag: VersionTag, stored: VersionFiles, video_id: str) -> tuple[str, str]:
@@ -310,12 +310,23 @@ def _unknown(video_id: str, registry: Registry, manifests: list[dict[str, Path]]
     near: dict[str, str] = {}
     for each in manifests:
         if "videos" in each:
-            for row in read_rows("videos", each["videos"]):
-                names = {row["name"], *(source["name"] for source in row["sources"])}
-                if video_id in names or row["video_id"].startswith(video_id):
-                    near[row["video_id"]] = row["name"]
+            near |= _called(video_id, each["videos"])
     if near:
         hint = "; did you mean " + " or ".join(f"{known} ({name})" for known, name in sorted(near.items())[:3]) + "?"
     else:
         hint = "; the column video_id of the videos manifest has the ids (sha256 of a video's bytes)"
     return f"{registry.directory}: no version, cached result or manifest knows a video {video_id!r}{hint}"
+
+
+def _called(text: str, videos: Path) -> dict[str, str]:
+    """Videos of a manifest with this name, or whose id begins so: id to name."""
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        open_views("forget", {"videos": videos}, Path(scratch)) as connection,
+    ):
+        found = connection.execute(
+            """SELECT video_id, name FROM videos
+               WHERE list_contains([name] || [source.name FOR source IN sources], $1) OR starts_with(video_id, $1)""",
+            [text],
+        ).fetchall()
+    return dict(found)

@@ -80,7 +80,7 @@ def register_dataset(
         mark_registry(opened, remote)
     dataset: dict[str, Any] = {
         "name": settings.name, "tag": str(tag), "revision": revision, "remote": remote.location,
-        "clips": len(members.kept), "shards": len(members.shards), "bytes": listing.bytes,
+        "clips": members.clips, "shards": len(members.shards), "bytes": listing.bytes,
         "objects_written": written, "objects_found": listing.files + 1 - written,  # the listing is an object too
     }  # fmt: skip
     about = {

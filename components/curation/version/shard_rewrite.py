@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ...common.errors import StorageError
 from ...common.storage import DataRoot
@@ -39,12 +40,15 @@ class ShardRewriter:
 
     def point_anew(self, clips: pa.Table) -> pa.Table:
         """A clips manifest whose rows follow their members into the new shards."""
-        shards, offsets = clips["shard_uri"].to_pylist(), clips["offset"].to_pylist()
-        for at, (shard, member) in enumerate(zip(shards, clips["member"].to_pylist(), strict=True)):
-            new, places = self.moved.get(shard, ("", {}))
+        touched = pc.is_in(clips["shard_uri"], pa.array(sorted(self.moved), pa.string()))
+        rows = clips.filter(touched)
+        shards, offsets = rows["shard_uri"].to_pylist(), rows["offset"].to_pylist()
+        for at, (shard, member) in enumerate(zip(shards, rows["member"].to_pylist(), strict=True)):
+            new, places = self.moved[shard]
             if member in places:
                 shards[at], offsets[at] = new, places[member]
-        for name, values in (("shard_uri", pa.array(shards, pa.string())), ("offset", pa.array(offsets, pa.int64()))):
+        for name, changed in (("shard_uri", pa.array(shards, pa.string())), ("offset", pa.array(offsets, pa.int64()))):
+            values = pc.replace_with_mask(clips[name].combine_chunks(), touched.combine_chunks(), changed)
             field = clips.schema.field(name)
             clips = clips.set_column(clips.schema.get_field_index(name), field, values)
         return clips

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -12,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ...common.manifests import SCHEMA_VERSION, write_manifest
+from ...common.manifest_views import open_views, row_groups
+from ...common.manifests import SCHEMA_VERSION, SCHEMAS, write_in_order
 from ...common.storage import write_atomic
 
 _SAYS = ("caption_image", "caption_video", "caption_summary")
@@ -59,7 +61,7 @@ class Subject:
         for each in sets:
             for kind in ("annotations", "samples"):
                 if kind in each:
-                    shared |= subject._read_objects(pq.read_table(each[kind]), latents=kind == "samples")
+                    shared |= subject._read_objects(each[kind], latents=kind == "samples")
         subject.objects -= shared
         return subject
 
@@ -95,14 +97,28 @@ class Subject:
             out: the file to write; may be the same.
             change: made to the table besides.
         """
+        about = pq.read_schema(path)
+        if (about.metadata or {}).get(b"svdflow.schema_version") == SCHEMA_VERSION.encode():
+            self._stream_without(kind, path, out, change or (lambda table: table))
+            return
         table = self.without(pq.read_table(path))
         table = change(table) if change else table
-        if (table.schema.metadata or {}).get(b"svdflow.schema_version") == SCHEMA_VERSION.encode():
-            write_manifest(kind, table, out)
-            return
         buffer = BytesIO()
         pq.write_table(table, buffer, compression="zstd")
         write_atomic(out, buffer.getvalue())
+
+    def _stream_without(self, kind: str, path: Path, out: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+        columns = SCHEMAS[kind].names
+        others = " AND ".join(
+            test
+            for column, test in (("video_id", "video_id <> $1"), ("clip_id", "NOT list_contains($2, clip_id)"))
+            if column in columns
+        )
+        given = {"1": self.video_id, "2": sorted(self.clips)}
+        with tempfile.TemporaryDirectory() as scratch, open_views("forget", {kind: path}, Path(scratch)) as connection:
+            query = f"SELECT * FROM {kind} WHERE {others or 'true'} ORDER BY {columns[0]}"
+            rows = connection.sql(query, params={n: value for n, value in given.items() if f"${n}" in query})
+            write_in_order(kind, map(change, row_groups(kind, rows)), out)
 
     def _read_videos_and_clips(self, manifests: Mapping[str, Path]) -> None:
         if "videos" in manifests:
@@ -120,20 +136,34 @@ class Subject:
         self.members.setdefault(row["shard_uri"], set()).add(row["member"])
         self.places.add((row["shard_uri"], row["offset"], row["bytes"]))
 
-    def _read_objects(self, table: pa.Table, latents: bool) -> set[str]:
+    def _read_objects(self, path: Path, latents: bool) -> set[str]:
         """Take the objects of its rows; returns those that rows of others name too. A shard of latents goes whole."""
-        own = pc.is_in(table["clip_id"], pa.array(sorted(self.clips), pa.string()))
-        mine, others = table.filter(own), table.filter(pc.invert(own))
-        shared = set()
-        for name in [name for name in table.schema.names if name.endswith("_uri")]:
-            uris = set(mine[name].drop_null().to_pylist())
-            self.objects |= uris
-            if not latents:
-                same = pc.is_in(others[name], pa.array(sorted(uris), pa.string()))
+        names = pq.read_schema(path).names
+        uris = [name for name in names if name.endswith("_uri")]
+        said = [name for name in _SAYS if name in names]
+        clips = pa.array(sorted(self.clips), pa.string())
+        found: dict[str, set[str]] = {name: set() for name in uris}
+        for table in _batches(path, ["clip_id", *uris, *said]):
+            mine = table.filter(pc.is_in(table["clip_id"], clips))
+            for name in uris:
+                found[name] |= set(mine[name].drop_null().to_pylist())
+            for name in said:
+                self.captions |= set(mine[name].drop_null().to_pylist()) - {""}
+        self.objects = self.objects.union(*found.values())
+        shared: set[str] = set()
+        if latents or not any(found.values()):
+            return shared
+        for table in _batches(path, ["clip_id", *uris]):
+            others = table.filter(pc.invert(pc.is_in(table["clip_id"], clips)))
+            for name in uris:
+                same = pc.is_in(others[name], pa.array(sorted(found[name]), pa.string()))
                 shared |= set(others.filter(same)[name].to_pylist())
-        for name in [name for name in _SAYS if name in table.schema.names]:
-            self.captions |= set(mine[name].drop_null().to_pylist()) - {""}
         return shared
+
+
+def _batches(path: Path, columns: list[str]) -> Iterator[pa.Table]:
+    for batch in pq.ParquetFile(path).iter_batches(1 << 16, columns=columns):
+        yield pa.Table.from_batches([batch])
 
 
 def _rows(path: Path, video_id: str) -> list[dict[str, Any]]:
