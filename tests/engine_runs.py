@@ -119,7 +119,7 @@ class Run:
 
 
 def plain_torch(setting: Setting, settings: StageSettings, steps: int) -> dict[str, torch.Tensor]:
-    """Weights, running average and first gradient of a loop in plain torch on one process: what the engine must equal."""
+    """Weights, running average and first gradient of a loop in plain torch: what the engine must equal."""
     unet = setting.unet()
     objective = setting.objective(unet, unet)
     optimizer = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +66,7 @@ class Engine:
         self.deepspeed, *_ = deepspeed.initialize(
             model=unet, optimizer=self._optimizer(unet), config=self._config(), dist_init_required=False
         )
-        self.device = self.deepspeed.device
+        self.device = torch.device(self.deepspeed.device)
         self._state = (*MOMENTS[settings.optimizer], *((AVERAGE,) if settings.ema else ()))
         self.masters = Masters(self.deepspeed, self._state, self.step)
         if resume:
@@ -114,7 +114,7 @@ class Engine:
             group["lr"] = s.lr * warm
         total = torch.zeros((), device=self.device)
         norm = None
-        with self._attention():
+        with self._kernels():
             for index, loss_of in enumerate(losses):
                 loss = loss_of()
                 self.deepspeed.backward(loss)
@@ -176,9 +176,14 @@ class Engine:
                     self.masters.put(name, read(name), None if part == WEIGHTS else part)
         self.masters.publish()
 
-    def _attention(self) -> Any:
-        if self.settings.attention == "auto":
-            return nullcontext()
-        from torch.nn.attention import SDPBackend, sdpa_kernel
+    def _kernels(self) -> ExitStack:
+        stack = ExitStack()
+        if self.settings.precision == "bf16" and self.device.type == "cpu":
+            # oneDNN's Conv3d gives NaN for some bf16 weight gradients (seen in torch 2.13)
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        if self.settings.attention == "memory_efficient":
+            from torch.nn.attention import SDPBackend, sdpa_kernel
 
-        return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION])
+            frugal = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
+            stack.enter_context(sdpa_kernel(frugal))
+        return stack

@@ -75,7 +75,7 @@ class StageSettings(Settings):
     seed: int = Field(0, ge=0)
     timeout_s: float = Field(7 * 86400.0, gt=0)
     hang_timeout_s: float = Field(1800.0, gt=0)  # ours: a process without a sign of life for so long ends the run
-    grace_s: float = Field(30.0, gt=0)  # ours: from being told to end until a checkpoint has to lie on the disk
+    grace_s: float = Field(30.0, gt=0, le=30)  # from being told to end to a checkpoint; torchrun waits no longer
 
     # checkpoints
     checkpoint_every: int = Field(1000, ge=1)  # ours, in steps
