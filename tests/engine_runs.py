@@ -178,7 +178,7 @@ def one_process() -> Iterator[None]:
 
 
 def run_cases(request: dict, rank: int, processes: int) -> dict:
-    """``{"folder": …, "cases": {name: {"settings": …, "steps": n, "save": …, "resume": …, "gradient": true}}}``."""
+    """Cases by name; each has ``settings`` and ``steps``, and may have ``gradient``, ``resume``, ``save``, ``more``."""
     setting, found = Setting(Path(request["folder"]) / f"rank {rank}"), {}
     for name, case in request["cases"].items():
         settings = engine_settings(**{"processes": processes, **case["settings"]})
@@ -194,15 +194,14 @@ def run_cases(request: dict, rank: int, processes: int) -> dict:
         if len(told["figures"]):
             torch.distributed.all_reduce(told["figures"])
         told |= run.parts()
-        if settings.ema:
-            with run.engine.averaged():
-                told["averaged"] = run.whole()
-                draws = [Plan(settings, SAMPLES).draw(10_000 + i) for i in range(2)]
-                with torch.no_grad():
-                    told["averaged loss"] = run.objective.losses(draws)
-            told["after"] = run.whole()
         if "save" in case:
             run.save(Path(case["save"]))
+            draws = [Plan(settings, SAMPLES).draw(10_000 + i) for i in range(2)]
+            with run.engine.averaged(), torch.no_grad():
+                told["averaged loss"] = run.objective.losses(draws)
+        if "more" in case:
+            run.steps(case["more"])
+            told |= {f"later {part}": value for part, value in run.parts().items()}
         run.close()
         found[name] = told
     return found

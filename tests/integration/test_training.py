@@ -1,5 +1,6 @@
-"""Real DeepSpeed in two processes: an interrupted run ends where an uninterrupted one does, and work done is found."""
+"""Real DeepSpeed in two processes: a disturbed run ends where an undisturbed one does, and work done is found."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -9,9 +10,18 @@ import pytest
 from svdflow.common.errors import SvdflowError
 from svdflow.common.manifests import read_rows
 from svdflow.common.storage import DataRoot
-from svdflow.training.train.launcher import TrainingInterrupted
+from svdflow.training.train.launcher import TrainingFailed, TrainingInterrupted
 from svdflow.training.train.train import train_stage
-from tests.training_runs import STEPS, UNET, interrupt_at, make_autoencoder, make_samples, settings_for
+from tests.training_runs import (
+    UNET,
+    interrupt_at,
+    make_autoencoder,
+    make_samples,
+    send,
+    settings_for,
+    steps_done,
+    when,
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,39 +49,80 @@ def weights(model: Path) -> bytes:
     return (model / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
 
 
-@pytest.mark.slow
-def test_an_interrupted_run_goes_on_and_ends_bit_identical_and_is_then_found(data, autoencoder, tmp_path, monkeypatch):
-    root, samples = data
-    settings = settings_for(autoencoder)
-    whole = train_stage("image", samples, None, tmp_path / "whole", root, settings, {"name": "random", "tag": "v1"})
-    told = whole.summary["training"]["image"]
-    assert (told["steps"], told["world_size"], told["zero_stage"], told["resumed_from"]) == (STEPS, 2, 2, None)
-    assert told["held_out_loss_after"] != told["held_out_loss_before"]
+def newest_checkpoint(root: DataRoot) -> Path:
+    return max(Path(root.location).glob("scratch/training/*/checkpoints/step_*"))
 
-    events = tmp_path / "events.jsonl"
-    monkeypatch.setenv("SVDFLOW_EVENTS", str(events))
+
+@pytest.mark.slow
+def test_a_run_that_meets_one_fault_after_another_ends_bit_identical_and_is_then_found(
+    data, autoencoder, tmp_path, monkeypatch
+):
+    root, samples = data
+    version = {"name": "random", "tag": "v1"}
+    settings = settings_for(autoencoder, steps=12, checkpoint_every=1, hang_timeout_s=12)
+    # looking at a run while it trains changes nothing in it
+    looked_at = settings_for(autoencoder, steps=12, validate_every=4)
+    whole = train_stage("image", samples, None, tmp_path / "whole", root, looked_at, version)
+    told = whole.summary["training"]["image"]
+    assert (told["steps"], told["world_size"], told["zero_stage"], told["resumed_from"]) == (12, 2, 2, None)
+    assert told["held_out_loss_after"] != told["held_out_loss_before"]
+    titles = {section["title"]: section for section in whole.sections}
+    assert titles["Held-out loss while it trained"]["series"]["mean"][0] == [0.0, 4.0, 8.0, 12.0]
+    assert len(titles["Norms"]["series"]["gradient, before clipping"][1]) == 12
+    (record,) = (root.find("train", Path(uri).stem) for uri in root.list("results/train"))
+    assert [p.name.split(".")[2] for p in root.fetch_tree(record["logs"]).iterdir()] == ["tfevents"]
+
     other = DataRoot.open(tmp_path / "another root")
     for row in read_rows("samples", samples):
         other.put_file(root.fetch(row["shard_uri"]))
-    handler = signal.getsignal(signal.SIGTERM)
-    watcher = interrupt_at(3, events)
-    with pytest.raises(TrainingInterrupted, match="SIGTERM"):
-        train_stage("image", samples, None, tmp_path / "broken", other, settings, {"name": "random", "tag": "v1"})
-    watcher.join()
-    assert signal.getsignal(signal.SIGTERM) is handler
-    assert not (tmp_path / "broken").exists() and training_processes(other) == []
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
 
-    resumed = train_stage(
-        "image", samples, None, tmp_path / "resumed", other, settings, {"name": "random", "tag": "v1"}
-    )
-    start = resumed.summary["training"]["image"]["resumed_from"]
-    assert 3 <= start <= STEPS
+    def disturbed(name, condition, act, error, says):
+        events = tmp_path / f"{name}.jsonl"
+        monkeypatch.setenv("SVDFLOW_EVENTS", str(events))
+        watcher = when(lambda: condition(events), act)
+        with pytest.raises(error, match=says) as caught:
+            train_stage("image", samples, None, tmp_path / "broken", other, settings, version)
+        watcher.join()
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "broken").exists() and training_processes(other) == []
+
+    def at(step):
+        return lambda events: steps_done(events) >= step
+
+    disturbed("stopped", at(3), lambda: send(other, signal.SIGSTOP, [1]), TrainingFailed,
+              r"training process 1 \(pid \d+\) has given no sign of life for 12 s")  # fmt: skip
+    damaged = newest_checkpoint(other)
+    (damaged / "ema.safetensors").write_bytes((damaged / "ema.safetensors").read_bytes()[:-100])
+    disturbed("killed", at(5), lambda: send(other, signal.SIGKILL, [1]), TrainingFailed,
+              "training process 1 was killed")  # fmt: skip
+    log = next(Path(other.location).glob("scratch/training/*/train.log")).read_text()
+    assert f"damaged checkpoints passed over: {damaged.name}" in log
+    writing = Path(other.location, "scratch/training")
+    disturbed("killed while writing",
+              lambda events: steps_done(events) >= 7 and any(writing.glob("*/checkpoints/.partial-*/ema.*")),
+              lambda: send(other, signal.SIGKILL, [0, 1]), SvdflowError, "was killed")  # fmt: skip
+    asked_for = []
+
+    def checkpoint_and_end():
+        os.kill(os.getpid(), signal.SIGUSR1)  # to a checkpoint, and on
+        asked_for.append(newest_checkpoint(other).name)
+        interrupt_at(9, tmp_path / "told.jsonl").join()
+
+    settings = settings.model_copy(update={"checkpoint_every": 100})
+    disturbed("told", at(8), checkpoint_and_end, TrainingInterrupted, "SIGTERM")
+    assert newest_checkpoint(other).name > asked_for[0]
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == handlers
+
+    settings = settings.model_copy(update={"processes": 2})
+    resumed = train_stage("image", samples, None, tmp_path / "resumed", other, settings, version)
+    assert 9 <= resumed.summary["training"]["image"]["resumed_from"] <= 12
     assert weights(tmp_path / "resumed") == weights(tmp_path / "whole")
     assert resumed.sections[0]["series"] == whole.sections[0]["series"]
     assert list((tmp_path / "another root").glob("scratch/training/*/checkpoints")) == []
 
     writes = root.writes
-    again = train_stage("image", samples, None, tmp_path / "again", root, settings, {"name": "random", "tag": "v1"})
+    again = train_stage("image", samples, None, tmp_path / "again", root, settings, version)
     assert (again.done, again.reused, root.writes) == (0, 1, writes)
     assert weights(tmp_path / "again") == weights(tmp_path / "whole")
     assert again.summary == whole.summary
