@@ -1,8 +1,7 @@
-"""Tiny training runs on random samples, and how to interrupt one."""
+"""Tiny training runs on random samples, and how to disturb one."""
 
 import json
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -95,11 +94,6 @@ def settings_for(autoencoder: Path, **values):
     return stage_settings("image", base | values)
 
 
-def interrupt_at(step: int, events: Path) -> threading.Thread:
-    """Send this process SIGTERM as soon as the progress file tells of that step."""
-    return when(lambda: steps_done(events) >= step, lambda: os.kill(os.getpid(), signal.SIGTERM))
-
-
 def steps_done(events: Path) -> int:
     """What the progress file tells."""
     lines = events.read_text().splitlines() if events.is_file() else []
@@ -109,7 +103,7 @@ def steps_done(events: Path) -> int:
 def send(root: DataRoot, number: int, ranks: Iterable[int]) -> None:
     """Send a signal to training processes of the run that this data root has scratch space for."""
     for rank in ranks:
-        for path in Path(root.location).glob(f"scratch/training/*/beat-{rank}.txt"):
+        for path in root.scratch("training").glob(f"*/beat-{rank}.txt"):
             try:
                 os.kill(int(path.read_text().split()[0]), number)
             except ProcessLookupError:

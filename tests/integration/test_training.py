@@ -1,7 +1,9 @@
 """Real DeepSpeed in two processes: a disturbed run ends where an undisturbed one does, and work done is found."""
 
 import os
+import shutil
 import signal
+import uuid
 from pathlib import Path
 
 import psutil
@@ -14,7 +16,6 @@ from svdflow.training.train.launcher import TrainingFailed, TrainingInterrupted
 from svdflow.training.train.train import train_stage
 from tests.training_runs import (
     UNET,
-    interrupt_at,
     make_autoencoder,
     make_samples,
     send,
@@ -22,6 +23,8 @@ from tests.training_runs import (
     steps_done,
     when,
 )
+
+STEPS = 40
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,7 @@ def training_processes(root: DataRoot) -> list[str]:
             lines.append(" ".join(process.cmdline()))
         except psutil.Error:
             continue
-    return [line for line in lines if "svdflow.training.train.worker" in line and root.location in line]
+    return [line for line in lines if "svdflow.training.train.worker" in line and str(root.scratch("training")) in line]
 
 
 def weights(model: Path) -> bytes:
@@ -50,29 +53,33 @@ def weights(model: Path) -> bytes:
 
 
 def newest_checkpoint(root: DataRoot) -> Path:
-    return max(Path(root.location).glob("scratch/training/*/checkpoints/step_*"))
+    return max(root.scratch("training").glob("*/checkpoints/step_*"))
 
 
 @pytest.mark.slow
 def test_a_run_that_meets_one_fault_after_another_ends_bit_identical_and_is_then_found(
-    data, autoencoder, tmp_path, monkeypatch
+    data, autoencoder, object_store, tmp_path, monkeypatch
 ):
+    """The undisturbed run has a directory for its data root, the disturbed one an object store."""
     root, samples = data
     version = {"name": "random", "tag": "v1"}
-    settings = settings_for(autoencoder, steps=12, checkpoint_every=1, hang_timeout_s=12)
+    settings = settings_for(autoencoder, steps=STEPS, checkpoint_every=1, hang_timeout_s=12)
     # looking at a run while it trains changes nothing in it
-    looked_at = settings_for(autoencoder, steps=12, validate_every=4)
+    looked_at = settings_for(autoencoder, steps=STEPS, checkpoint_every=20, validate_every=10)
     whole = train_stage("image", samples, None, tmp_path / "whole", root, looked_at, version)
     told = whole.summary["training"]["image"]
-    assert (told["steps"], told["world_size"], told["zero_stage"], told["resumed_from"]) == (12, 2, 2, None)
+    assert (told["steps"], told["world_size"], told["zero_stage"], told["resumed_from"]) == (STEPS, 2, 2, None)
     assert told["held_out_loss_after"] != told["held_out_loss_before"]
     titles = {section["title"]: section for section in whole.sections}
-    assert titles["Held-out loss while it trained"]["series"]["mean"][0] == [0.0, 4.0, 8.0, 12.0]
-    assert len(titles["Norms"]["series"]["gradient, before clipping"][1]) == 12
+    assert titles["Held-out loss while it trained"]["series"]["mean"][0] == [0.0, 10.0, 20.0, 30.0, 40.0]
+    assert len(titles["Norms"]["series"]["gradient, before clipping"][1]) == STEPS
     (record,) = (root.find("train", Path(uri).stem) for uri in root.list("results/train"))
     assert [p.name.split(".")[2] for p in root.fetch_tree(record["logs"]).iterdir()] == ["tfevents"]
 
-    other = DataRoot.open(tmp_path / "another root")
+    for name, value in object_store.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SVDFLOW_CACHE_DIR", str(tmp_path / "cache"))
+    other = DataRoot.open(f"s3://{object_store.bucket}/tests/{uuid.uuid4().hex}")
     for row in read_rows("samples", samples):
         other.put_file(root.fetch(row["shard_uri"]))
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
@@ -96,30 +103,31 @@ def test_a_run_that_meets_one_fault_after_another_ends_bit_identical_and_is_then
     (damaged / "ema.safetensors").write_bytes((damaged / "ema.safetensors").read_bytes()[:-100])
     disturbed("killed", at(5), lambda: send(other, signal.SIGKILL, [1]), TrainingFailed,
               "training process 1 was killed")  # fmt: skip
-    log = next(Path(other.location).glob("scratch/training/*/train.log")).read_text()
+    log = next(other.scratch("training").glob("*/train.log")).read_text()
     assert f"damaged checkpoints passed over: {damaged.name}" in log
-    writing = Path(other.location, "scratch/training")
+    writing = other.scratch("training")
     disturbed("killed while writing",
               lambda events: steps_done(events) >= 7 and any(writing.glob("*/checkpoints/.partial-*/ema.*")),
               lambda: send(other, signal.SIGKILL, [0, 1]), SvdflowError, "was killed")  # fmt: skip
-    asked_for = []
-
-    def checkpoint_and_end():
-        os.kill(os.getpid(), signal.SIGUSR1)  # to a checkpoint, and on
-        asked_for.append(newest_checkpoint(other).name)
-        interrupt_at(9, tmp_path / "told.jsonl").join()
-
     settings = settings.model_copy(update={"checkpoint_every": 100})
-    disturbed("told", at(8), checkpoint_and_end, TrainingInterrupted, "SIGTERM")
-    assert newest_checkpoint(other).name > asked_for[0]
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == handlers
+    before = newest_checkpoint(other).name
 
-    settings = settings.model_copy(update={"processes": 2})
+    def checkpoint_then_end():
+        os.kill(os.getpid(), signal.SIGUSR1)  # to a checkpoint, and on
+        when(lambda: newest_checkpoint(other).name > before, lambda: os.kill(os.getpid(), signal.SIGTERM)).join()
+
+    disturbed("told", at(8), checkpoint_then_end, TrainingInterrupted, "SIGTERM")
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == handlers
+    kept = newest_checkpoint(other)
+    copies = {uri.split("/")[-2] for uri in other.list("checkpoints")}
+    assert kept.name in copies and len(copies) <= 3
+
+    shutil.rmtree(other.scratch("training"))  # another machine, with nothing on its disk
     resumed = train_stage("image", samples, None, tmp_path / "resumed", other, settings, version)
-    assert 9 <= resumed.summary["training"]["image"]["resumed_from"] <= 12
+    assert resumed.summary["training"]["image"]["resumed_from"] == int(kept.name.removeprefix("step_")) >= 8
+    assert list(other.list("checkpoints")) == [] and list(other.scratch("training").glob("*/checkpoints/*")) == []
     assert weights(tmp_path / "resumed") == weights(tmp_path / "whole")
     assert resumed.sections[0]["series"] == whole.sections[0]["series"]
-    assert list((tmp_path / "another root").glob("scratch/training/*/checkpoints")) == []
 
     writes = root.writes
     again = train_stage("image", samples, None, tmp_path / "again", root, settings, version)
