@@ -13,7 +13,7 @@ import torch
 from tests.engine_launch import run_in_processes
 from tests.engine_runs import BATCH, Setting, distance, engine_settings, plain_torch
 
-GRADIENT_BOUND, UPDATE_BOUND, ADAM_BOUND = 2e-6, 2e-6, 2e-2
+GRADIENT_BOUND, UPDATE_BOUND, ADAM_BOUND = 2e-6, 2e-6, 1e-3
 SGD = {"optimizer": "sgd", "lr": 1.0, "clip": 0, "weight_decay": 0}
 ADAM = {"ema": 0.99, "clip": 1.0}
 PROCESSES = (1, 2, 4)

@@ -10,7 +10,7 @@ import torch
 from tests.engine_launch import run_in_processes
 from tests.engine_runs import Setting, distance, engine_settings, plain_torch
 
-GRADIENT_BOUND, UPDATE_BOUND, ADAM_BOUND = 2e-6, 2e-6, 2e-2
+GRADIENT_BOUND, UPDATE_BOUND, ADAM_BOUND, AVERAGE_BOUND = 2e-6, 2e-6, 1e-3, 5e-2
 SGD = {"optimizer": "sgd", "lr": 1.0, "clip": 0, "weight_decay": 0}
 STEPS = 2
 ADAM = {"ema": 0.99, "warmup": 3, "clip": 1.0}
@@ -61,7 +61,7 @@ def test_an_adam_update_keeps_its_norm_and_the_average_follows(found, plain, spl
     told, expected = found[f"adam {split}"], plain["adam"]
     norms = [float((weights - plain["start"]).norm()) for weights in (told["model"], expected["model"])]
     assert norms[0] == pytest.approx(norms[1], rel=ADAM_BOUND)
-    assert distance(told["ema"] - plain["start"], expected["ema"] - plain["start"]) < 10 * ADAM_BOUND
+    assert distance(told["ema"] - plain["start"], expected["ema"] - plain["start"]) < AVERAGE_BOUND
 
 
 @pytest.mark.slow

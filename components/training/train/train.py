@@ -185,6 +185,7 @@ def _report(stage: str, settings: StageSettings, found: dict[str, Any], fresh: b
                 ["samples per second", summary["samples_per_second"]],
                 ["went on from step", result["resumed_from"] or "the start"],
                 ["precision", settings.precision],
+                ["best checkpoint by held-out loss", result["best_checkpoint"] or "none was kept with one"],
                 ["copies of checkpoints that failed", (result["uploads"] or {"failed": "none are kept"})["failed"]],
                 ["learning rate", settings.lr],
                 ["running average", settings.ema or "none"],
