@@ -108,8 +108,8 @@ def test_the_engine_costs_little_on_top_of_bare_deepspeed(setting, zero_stage, e
         bare.engine.destroy()
     ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
     print(
-        f"ZeRO {zero_stage}, average {ema}: engine {statistics.median(ours):.3f} s, bare DeepSpeed "
-        f"{statistics.median(theirs):.3f} CPU s a step, ratio {ratio:.3f}; waiting for data {statistics.median(data):.2%}"
+        f"ZeRO {zero_stage}, average {ema}: engine {statistics.median(ours):.3f}, bare DeepSpeed "
+        f"{statistics.median(theirs):.3f} CPU s a step, ratio {ratio:.3f}; waits for data {statistics.median(data):.2%}"
     )
     assert ratio < (1.15 if ema else 1.05)
 
