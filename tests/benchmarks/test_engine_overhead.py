@@ -150,9 +150,10 @@ for stage in range(4):
         masters = run.engine.masters
         size = lambda tensors: sum(t.numel() * t.element_size() for t in tensors)
         parameters = [getattr(p, "ds_tensor", p.data) for p in module.module.parameters()]
+        shared = {t.untyped_storage().data_ptr() for t in parameters}
         told[f"{stage} {checkpointing}"] = held | {
             "parameters": size(parameters),
-            "fp32 weights": 0 if masters.tensors[0].data_ptr() == parameters[0].data_ptr() else size(masters.tensors),
+            "fp32 weights": size([t for t in masters.tensors if t.untyped_storage().data_ptr() not in shared]),
             "moments": size([*masters.state("exp_avg"), *masters.state("exp_avg_sq")]),
             "average": size(masters.state("ema")),
         }
@@ -174,6 +175,7 @@ def test_what_a_process_holds_by_zero_stage(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(out.read_text())
     columns = list(told["0 False"])
+    # at ZeRO 3 DeepSpeed holds tensors below 100,000 elements whole as well: all of this U-Net's, not counted here
     print("KB of process 0 of 2".ljust(28), *(name.rjust(13) for name in columns))
     for case, held in told.items():
         stage, checkpointing = case.split()
@@ -184,4 +186,4 @@ def test_what_a_process_holds_by_zero_stage(tmp_path):
         assert told[f"{stage} False"]["moments"] == pytest.approx(whole["moments"] / 2, rel=0.01)
         assert told[f"{stage} False"]["average"] == pytest.approx(whole["average"] / 2, rel=0.01)
     assert told["3 False"]["parameters"] == pytest.approx(whole["parameters"] / 2, rel=0.01)
-    assert told["2 True"]["activations"] < 0.5 * told["2 False"]["activations"]
+    assert told["2 True"]["activations"] < 0.7 * told["2 False"]["activations"]  # of two levels, a layer each
