@@ -1,10 +1,10 @@
-"""Tiny training runs on random samples, and how to interrupt one."""
+"""Tiny training runs on random samples, and how to disturb one."""
 
 import json
 import os
-import signal
 import threading
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -94,17 +94,32 @@ def settings_for(autoencoder: Path, **values):
     return stage_settings("image", base | values)
 
 
-def interrupt_at(step: int, events: Path) -> threading.Thread:
-    """Send this process SIGTERM as soon as the progress file tells of that step."""
+def steps_done(events: Path) -> int:
+    """What the progress file tells."""
+    lines = events.read_text().splitlines() if events.is_file() else []
+    return max((e["done"] for e in map(json.loads, lines) if e.get("what") == "steps"), default=0)
+
+
+def send(root: DataRoot, number: int, ranks: Iterable[int]) -> None:
+    """Send a signal to training processes of the run that this data root has scratch space for."""
+    for rank in ranks:
+        for path in root.scratch("training").glob(f"*/beat-{rank}.txt"):
+            try:
+                os.kill(int(path.read_text().split()[0]), number)
+            except ProcessLookupError:
+                pass
+
+
+def when(condition: Callable[[], bool], act: Callable[[], None], within_s: float = 400) -> threading.Thread:
+    """Do something as soon as a condition holds, in a thread."""
 
     def watch():
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + within_s
         while time.monotonic() < deadline:
-            lines = events.read_text().splitlines() if events.is_file() else []
-            if any(e.get("what") == "steps" and e["done"] >= step for e in map(json.loads, lines)):
-                os.kill(os.getpid(), signal.SIGTERM)
+            if condition():
+                act()
                 return
-            time.sleep(0.02)
+            time.sleep(0.005)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

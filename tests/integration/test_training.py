@@ -1,6 +1,9 @@
-"""Real DeepSpeed in two processes: an interrupted run ends where an uninterrupted one does, and work done is found."""
+"""Real DeepSpeed in two processes: a disturbed run ends where an undisturbed one does, and work done is found."""
 
+import os
+import shutil
 import signal
+import uuid
 from pathlib import Path
 
 import psutil
@@ -9,9 +12,19 @@ import pytest
 from svdflow.common.errors import SvdflowError
 from svdflow.common.manifests import read_rows
 from svdflow.common.storage import DataRoot
-from svdflow.training.train.launcher import TrainingInterrupted
+from svdflow.training.train.launcher import TrainingFailed, TrainingInterrupted
 from svdflow.training.train.train import train_stage
-from tests.training_runs import STEPS, UNET, interrupt_at, make_autoencoder, make_samples, settings_for
+from tests.training_runs import (
+    UNET,
+    make_autoencoder,
+    make_samples,
+    send,
+    settings_for,
+    steps_done,
+    when,
+)
+
+STEPS = 40
 
 
 @pytest.fixture(scope="module")
@@ -32,46 +45,92 @@ def training_processes(root: DataRoot) -> list[str]:
             lines.append(" ".join(process.cmdline()))
         except psutil.Error:
             continue
-    return [line for line in lines if "svdflow.training.train.worker" in line and root.location in line]
+    return [line for line in lines if "svdflow.training.train.worker" in line and str(root.scratch("training")) in line]
 
 
 def weights(model: Path) -> bytes:
     return (model / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
 
 
+def newest_checkpoint(root: DataRoot) -> Path:
+    return max(root.scratch("training").glob("*/checkpoints/step_*"))
+
+
 @pytest.mark.slow
-def test_an_interrupted_run_goes_on_and_ends_bit_identical_and_is_then_found(data, autoencoder, tmp_path, monkeypatch):
+def test_a_run_that_meets_one_fault_after_another_ends_bit_identical_and_is_then_found(
+    data, autoencoder, object_store, tmp_path, monkeypatch
+):
+    """The undisturbed run has a directory for its data root, the disturbed one an object store."""
     root, samples = data
-    settings = settings_for(autoencoder)
-    whole = train_stage("image", samples, None, tmp_path / "whole", root, settings, {"name": "random", "tag": "v1"})
+    version = {"name": "random", "tag": "v1"}
+    settings = settings_for(autoencoder, steps=STEPS, checkpoint_every=1, hang_timeout_s=12)
+    # looking at a run while it trains changes nothing in it
+    looked_at = settings_for(autoencoder, steps=STEPS, checkpoint_every=20, validate_every=10)
+    whole = train_stage("image", samples, None, tmp_path / "whole", root, looked_at, version)
     told = whole.summary["training"]["image"]
     assert (told["steps"], told["world_size"], told["zero_stage"], told["resumed_from"]) == (STEPS, 2, 2, None)
     assert told["held_out_loss_after"] != told["held_out_loss_before"]
+    titles = {section["title"]: section for section in whole.sections}
+    assert titles["Held-out loss while it trained"]["series"]["mean"][0] == [0.0, 10.0, 20.0, 30.0, 40.0]
+    assert len(titles["Norms"]["series"]["gradient, before clipping"][1]) == STEPS
+    (record,) = (root.find("train", Path(uri).stem) for uri in root.list("results/train"))
+    assert [p.name.split(".")[2] for p in root.fetch_tree(record["logs"]).iterdir()] == ["tfevents"]
 
-    events = tmp_path / "events.jsonl"
-    monkeypatch.setenv("SVDFLOW_EVENTS", str(events))
-    other = DataRoot.open(tmp_path / "another root")
+    for name, value in object_store.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SVDFLOW_CACHE_DIR", str(tmp_path / "cache"))
+    other = DataRoot.open(f"s3://{object_store.bucket}/tests/{uuid.uuid4().hex}")
     for row in read_rows("samples", samples):
         other.put_file(root.fetch(row["shard_uri"]))
-    handler = signal.getsignal(signal.SIGTERM)
-    watcher = interrupt_at(3, events)
-    with pytest.raises(TrainingInterrupted, match="SIGTERM"):
-        train_stage("image", samples, None, tmp_path / "broken", other, settings, {"name": "random", "tag": "v1"})
-    watcher.join()
-    assert signal.getsignal(signal.SIGTERM) is handler
-    assert not (tmp_path / "broken").exists() and training_processes(other) == []
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
 
-    resumed = train_stage(
-        "image", samples, None, tmp_path / "resumed", other, settings, {"name": "random", "tag": "v1"}
-    )
-    start = resumed.summary["training"]["image"]["resumed_from"]
-    assert 3 <= start <= STEPS
+    def disturbed(name, condition, act, error, says):
+        events = tmp_path / f"{name}.jsonl"
+        monkeypatch.setenv("SVDFLOW_EVENTS", str(events))
+        watcher = when(lambda: condition(events), act)
+        with pytest.raises(error, match=says) as caught:
+            train_stage("image", samples, None, tmp_path / "broken", other, settings, version)
+        watcher.join()
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "broken").exists() and training_processes(other) == []
+
+    def at(step):
+        return lambda events: steps_done(events) >= step
+
+    disturbed("stopped", at(3), lambda: send(other, signal.SIGSTOP, [1]), TrainingFailed,
+              r"training process 1 \(pid \d+\) has given no sign of life for 12 s")  # fmt: skip
+    damaged = newest_checkpoint(other)
+    (damaged / "ema.safetensors").write_bytes((damaged / "ema.safetensors").read_bytes()[:-100])
+    disturbed("killed", at(5), lambda: send(other, signal.SIGKILL, [1]), TrainingFailed,
+              "training process 1 was killed")  # fmt: skip
+    log = next(other.scratch("training").glob("*/train.log")).read_text()
+    assert f"damaged checkpoints passed over: {damaged.name}" in log
+    writing = other.scratch("training")
+    disturbed("killed while writing",
+              lambda events: steps_done(events) >= 7 and any(writing.glob("*/checkpoints/.partial-*/ema.*")),
+              lambda: send(other, signal.SIGKILL, [0, 1]), SvdflowError, "was killed")  # fmt: skip
+    settings = settings.model_copy(update={"checkpoint_every": 100})
+    before = newest_checkpoint(other).name
+
+    def checkpoint_then_end():
+        os.kill(os.getpid(), signal.SIGUSR1)  # to a checkpoint, and on
+        when(lambda: newest_checkpoint(other).name > before, lambda: os.kill(os.getpid(), signal.SIGTERM)).join()
+
+    disturbed("told", at(8), checkpoint_then_end, TrainingInterrupted, "SIGTERM")
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == handlers
+    kept = newest_checkpoint(other)
+    copies = {uri.split("/")[-2] for uri in other.list("checkpoints")}
+    assert kept.name in copies and len(copies) <= 3
+
+    shutil.rmtree(other.scratch("training"))  # another machine, with nothing on its disk
+    resumed = train_stage("image", samples, None, tmp_path / "resumed", other, settings, version)
+    assert resumed.summary["training"]["image"]["resumed_from"] == int(kept.name.removeprefix("step_")) >= 8
+    assert list(other.list("checkpoints")) == [] and list(other.scratch("training").glob("*/checkpoints/*")) == []
     assert weights(tmp_path / "resumed") == weights(tmp_path / "whole")
     assert resumed.sections[0]["series"] == whole.sections[0]["series"]
-    assert list((tmp_path / "another root").glob("scratch/training/*/checkpoints")) == []
 
     writes = root.writes
-    again = train_stage("image", samples, None, tmp_path / "again", root, settings, {"name": "random", "tag": "v1"})
+    again = train_stage("image", samples, None, tmp_path / "again", root, settings, version)
     assert (again.done, again.reused, root.writes) == (0, 1, writes)
     assert weights(tmp_path / "again") == weights(tmp_path / "whole")
     assert again.summary == whole.summary

@@ -78,8 +78,15 @@ def _being_built(folder: Path) -> bool:
     return False
 
 
+def gpu_count() -> int:
+    """How many GPUs this machine shows, told without torch."""
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    return sum(path.name.removeprefix("nvidia").isdigit() for path in Path("/dev").glob("nvidia*"))
+
+
 def _has_gpu() -> bool:
-    return shutil.which("nvidia-smi") is not None and Path("/dev/nvidia0").exists()
+    return gpu_count() > 0
 
 
 if __name__ == "__main__":

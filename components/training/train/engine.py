@@ -1,21 +1,35 @@
 """DeepSpeed around a U-Net: start, one optimiser step, the running average, the state by parameter name.
 
-Everything that DeepSpeed splits over processes is given out whole and taken in whole here, so that a checkpoint fits
-any ZeRO stage and any number of processes.
+Everything that DeepSpeed splits over processes is given out whole and taken in whole, one parameter at a time: so a
+checkpoint fits any ZeRO stage and any number of processes, and no process gathers more than one parameter for it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from .checkpoint import Checkpoint
+from .masters import AVERAGE, Masters
 from .settings import StageSettings
+from .signals import Interrupted
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ()}
+WEIGHTS = "model"
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """What one optimiser step tells of itself."""
+
+    loss: float  # mean over this process's samples
+    gradient_norm: float  # of the whole batch, before clipping
+    square_sum: float  # of the fp32 weights; the sum over processes is the squared norm
 
 
 def start_processes() -> tuple[int, int, torch.device]:
@@ -44,25 +58,31 @@ class Engine:
         for name, parameter in unet.named_parameters():
             parameter.requires_grad_(settings.trainable == "all" or name.startswith(("time_embedding.", "time_proj.")))
         if resume:
-            unet.load_state_dict(resume.tensors("model") or {})
+            with resume.reading(WEIGHTS) as read, torch.no_grad():
+                for name, parameter in unet.named_parameters():
+                    parameter.copy_(read(name))
         if settings.gradient_checkpointing:
             unet.enable_gradient_checkpointing()  # type: ignore[operator]
-        trained = [p for p in unet.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
         self.deepspeed, *_ = deepspeed.initialize(
-            model=unet, optimizer=optimizer, config=self._config(), dist_init_required=False
+            model=unet, optimizer=self._optimizer(unet), config=self._config(), dist_init_required=False
         )
-        self._base = getattr(self.deepspeed.optimizer, "optimizer", None) or self.deepspeed.optimizer
-        self.device = self.deepspeed.device
-        self._average: dict[str, torch.Tensor] = {}
-        if settings.ema:
-            self._average = {name: self._held(p).detach().float().clone() for name, p in self._parameters()}
+        self.device = torch.device(self.deepspeed.device)
+        self._state = (*MOMENTS[settings.optimizer], *((AVERAGE,) if settings.ema else ()))
+        self.masters = Masters(self.deepspeed, self._state, self.step)
         if resume:
             self._restore(resume)
+        if settings.compile:
+            self.deepspeed.compile()
+
+    def _optimizer(self, unet: torch.nn.Module) -> torch.optim.Optimizer:
+        s, trained = self.settings, [p for p in unet.parameters() if p.requires_grad]
+        if s.optimizer == "sgd":
+            return torch.optim.SGD(trained, lr=s.lr, weight_decay=s.weight_decay)
+        return torch.optim.AdamW(trained, lr=s.lr, betas=s.betas, weight_decay=s.weight_decay)
 
     def _config(self) -> dict[str, Any]:
         s = self.settings
-        return {
+        config: dict[str, Any] = {
             "train_batch_size": s.batch,
             "train_micro_batch_size_per_gpu": s.micro_batch,
             "gradient_accumulation_steps": s.accumulation,
@@ -73,139 +93,97 @@ class Engine:
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 1 << 30,
         }
+        if s.offload_optimizer:
+            config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
+        if s.precision == "bf16" and s.accumulation > 1 and s.zero_stage:
+            config["data_types"] = {"grad_accum_dtype": "fp32"}  # many small gradients vanish in a bf16 sum
+        return config
 
-    @property
-    def net(self) -> Callable[..., Any]:
-        """The model to call, in training and without gradients alike."""
-        return self.deepspeed
+    def net(self, sample: torch.Tensor, timestep: Any, encoder_hidden_states: torch.Tensor, **others: Any) -> Any:
+        """The model, in training and without gradients alike. Times and scalars keep their digits in bf16 too."""
+        dtype = torch.bfloat16 if self.settings.precision == "bf16" else torch.float32
+        return self.deepspeed(
+            sample.to(dtype), timestep, encoder_hidden_states=encoder_hidden_states.to(dtype), **others
+        )
 
-    def train_step(self, losses: Sequence[Callable[[], torch.Tensor]]) -> float:
-        """One optimiser step over the micro-batches' losses. Returns their mean on this process."""
-        warm = min(1.0, (self.step + 1) / self.settings.warmup) if self.settings.warmup else 1.0
-        for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = self.settings.lr * warm
-        total = 0.0
-        for loss_of in losses:
-            loss = loss_of()
-            self.deepspeed.backward(loss)
-            self.deepspeed.step()
-            total += float(loss.detach()) / len(losses)
+    def train_step(self, losses: Sequence[Callable[[], torch.Tensor]]) -> StepFigures:
+        """One optimiser step over the micro-batches' losses."""
+        s = self.settings
+        warm = min(1.0, (self.step + 1) / s.warmup) if s.warmup else 1.0
+        for group in self.masters.optimizer.param_groups:
+            group["lr"] = s.lr * warm
+        total = torch.zeros((), device=self.device)
+        norm = None
+        with self._kernels():
+            for index, loss_of in enumerate(losses):
+                loss = loss_of()
+                self.deepspeed.backward(loss)
+                if s.zero_stage == 0 and index == len(losses) - 1:  # elsewhere DeepSpeed tells it
+                    gradients = [p.grad for p in self.masters.parameters.values() if p.grad is not None]
+                    norm = torch.nn.utils.get_total_norm(gradients)
+                self.deepspeed.step()
+                total += loss.detach().float() / len(losses)
         self.step += 1
-        if self.settings.ema:
+        if s.ema:
             # The average forgets faster at first (ours, and common): at 0.9999 a short run would otherwise hand on its
             # start.
-            keep = min(self.settings.ema, (1 + self.step) / (10 + self.step))
+            keep = min(s.ema, (1 + self.step) / (10 + self.step))
             with torch.no_grad():
-                for name, p in self._parameters():
-                    self._average[name].lerp_(self._held(p).detach().float(), 1 - keep)
-        return total
+                torch._foreach_lerp_(self.masters.state(AVERAGE), [t.detach() for t in self.masters.tensors], 1 - keep)
+        norm = self.deepspeed.get_global_grad_norm() if norm is None else norm
+        return StepFigures(float(total), float(norm), self.masters.square_sum())
 
-    # whole state, by parameter name; every process must call these together
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Meanwhile the model computes with the running average, where one is kept. All processes call it together."""
+        if not self.settings.ema:
+            yield
+            return
+        self.masters.swap_with_average()
+        try:
+            yield
+        except Interrupted:  # after another failure the other processes would not come along
+            self.masters.swap_with_average()
+            raise
+        self.masters.swap_with_average()
 
-    def state(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Weights, moments and running average in fp32, whole, on the CPU."""
-        from deepspeed.utils import safe_get_full_optimizer_state
+    # whole state, by parameter name; every process must go through these together
 
-        parts: dict[str, dict[str, torch.Tensor]] = {"model": self._weights(), **{key: {} for key in MOMENTS}}
-        for name, p in self._parameters():
-            if not p.requires_grad:
-                continue
-            for key in MOMENTS:
-                moment = (
-                    self._base.state[p][key] if self.settings.zero_stage == 0 else safe_get_full_optimizer_state(p, key)
-                )
-                parts[key][name] = moment.detach().float().cpu().clone().reshape(_shape(p))
-        if self._average:
-            parts["ema"] = {
-                name: self._whole(value, p)
-                for (name, p), value in zip(self._parameters(), self._average.values(), strict=True)
-            }
-        return parts
+    def layout(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """What ``tensors`` gives: part to parameter name to shape, in its order."""
+        masters = self.masters
+        trained = [name for name, p in masters.parameters.items() if p.requires_grad]
+        names = {WEIGHTS: list(masters.parameters)} | {part: trained for part in self._state}
+        return {part: {name: tuple(masters.shape(name)) for name in names[part]} for part in names}
 
-    def final_weights(self) -> dict[str, torch.Tensor]:
-        """What the stage hands on: the running average where one is kept, else the weights."""
-        if not self._average:
-            return self._weights()
-        return {
-            name: self._whole(value, p)
-            for (name, p), value in zip(self._parameters(), self._average.values(), strict=True)
-        }
+    def tensors(self) -> Iterator[tuple[str, str, torch.Tensor]]:
+        """Part, parameter name and whole fp32 tensor in main memory, one at a time."""
+        for part, shapes in self.layout().items():
+            for name in shapes:
+                yield part, name, self.masters.whole(name, None if part == WEIGHTS else part)
 
-    def use_average(self) -> None:
-        """Put the running average in the model's place, for the held-out loss. Training cannot go on after that."""
-        with torch.no_grad():
-            for name, p in self._parameters():
-                if name in self._average:
-                    self._held(p).copy_(self._average[name])
-
-    def _weights(self) -> dict[str, torch.Tensor]:
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        split = self.settings.zero_stage == 3 or (self.settings.precision == "bf16" and self.settings.zero_stage > 0)
-        whole = {}
-        for name, p in self._parameters():
-            value = safe_get_full_fp32_param(p) if split and p.requires_grad else None
-            if value is None:
-                value = self._whole(self._held(p).detach(), p)
-            whole[name] = value.detach().float().cpu().clone().reshape(_shape(p))
-        return whole
+    def final_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """What the stage hands on, one tensor at a time: the running average where one is kept, else the weights."""
+        average = AVERAGE if self.settings.ema else None
+        for name in self.masters.parameters:
+            yield name, self.masters.whole(name, average)
 
     def _restore(self, resume: Checkpoint) -> None:
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+        trained = [name for name, p in self.masters.parameters.items() if p.requires_grad]
+        for part in (WEIGHTS, *(part for part in self._state if part in resume.parts)):
+            with resume.reading(part) as read:
+                for name in trained:
+                    self.masters.put(name, read(name), None if part == WEIGHTS else part)
+        self.masters.publish()
 
-        # AdamW makes its state at the first step; here it comes from the checkpoint before that.
-        if self.settings.zero_stage == 3:  # whose parameter groups are filled for the length of a step only
-            held = self.deepspeed.optimizer.fp32_partitioned_groups_flat
-        else:
-            held = [p for group in self._base.param_groups for p in group["params"]]
-        for p in held:
-            self._base.state[p] = {
-                "step": torch.tensor(float(resume.step)),
-                **{key: torch.zeros_like(p) for key in MOMENTS},
-            }
-        if hasattr(self.deepspeed.optimizer, "_lazy_init_hp_params_optimizer_state"):
-            self.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
-        weights, average = resume.tensors("model") or {}, resume.tensors("ema") or {}
-        moments = {key: resume.tensors(key) or {} for key in MOMENTS}
-        with torch.no_grad():
-            for name, p in self._parameters():
-                if not p.requires_grad:
-                    continue
-                for key in MOMENTS:
-                    value = moments[key][name].to(self.device)
-                    if self.settings.zero_stage == 0:
-                        self._base.state[p][key].copy_(value)
-                    else:
-                        safe_set_full_optimizer_state(p, value, key)
-                if self.settings.zero_stage:
-                    safe_set_full_fp32_param(p, weights[name].to(self.device))
-            for name, p in self._parameters():
-                if name in average and name in self._average:
-                    self._average[name].copy_(self._part(average[name].to(self.device), p))
+    def _kernels(self) -> ExitStack:
+        stack = ExitStack()
+        if self.settings.precision == "bf16" and self.device.type == "cpu":
+            # oneDNN's Conv3d gives NaN for some bf16 weight gradients (seen in torch 2.13)
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        if self.settings.attention == "memory_efficient":
+            from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    # a parameter as this process holds it: whole, or its share at ZeRO 3
-
-    def _parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
-        return list(self.deepspeed.module.named_parameters())
-
-    def _held(self, p: Any) -> torch.Tensor:
-        return p.ds_tensor if hasattr(p, "ds_tensor") else p.data
-
-    def _whole(self, held: torch.Tensor, p: Any) -> torch.Tensor:
-        if not hasattr(p, "ds_tensor"):
-            return held.float().cpu().clone()
-        shares = [torch.empty_like(held) for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather(shares, held.contiguous())
-        return torch.cat(shares).narrow(0, 0, p.ds_numel).reshape(p.ds_shape).float().cpu()
-
-    def _part(self, whole: torch.Tensor, p: Any) -> torch.Tensor:
-        if not hasattr(p, "ds_tensor"):
-            return whole
-        size = p.ds_tensor.numel()
-        padded = torch.zeros(size * torch.distributed.get_world_size(), dtype=whole.dtype, device=whole.device)
-        padded[: whole.numel()] = whole.flatten()
-        return padded.narrow(0, size * torch.distributed.get_rank(), size)
-
-
-def _shape(p: Any) -> torch.Size:
-    return p.ds_shape if hasattr(p, "ds_shape") else p.shape
+            frugal = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
+            stack.enter_context(sdpa_kernel(frugal))
+        return stack

@@ -6,13 +6,14 @@ c_skip times the noisy latent) and D = 0 (the denoised latent is zero).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from .data import Draw, held_out_draws, held_out_sigmas
 from .settings import StageSettings
+from .signals import Interrupted
 
 
 class Judged(Protocol):
@@ -29,10 +30,26 @@ class Judged(Protocol):
         """The same of F = 0 and of D = 0."""
 
 
-def held_out_loss(objective: Judged, settings: StageSettings, rank: int, processes: int) -> dict[str, Any] | None:
+def held_out_loss(
+    objective: Judged,
+    settings: StageSettings,
+    rank: int,
+    processes: int,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> dict[str, Any] | None:
     """The loss by noise level and overall, averaged over samples and noise draws; None without held-out samples.
 
     Every process takes its share; all of them get the whole result, and must call this together.
+
+    Args:
+        objective: gives the losses.
+        settings: of the stage.
+        rank: of this process.
+        processes: how many there are.
+        interrupted: asked before each chunk; all processes must get the same answer.
+
+    Raises:
+        Interrupted: the answer was yes.
     """
     import torch
 
@@ -44,6 +61,8 @@ def held_out_loss(objective: Judged, settings: StageSettings, rank: int, process
     mine = [(index, draws[min(index, len(draws) - 1)]) for index in range(rank * share, (rank + 1) * share)]
     with torch.no_grad():
         for start in range(0, share, settings.micro_batch):
+            if interrupted():
+                raise Interrupted
             chunk = mine[start : start + settings.micro_batch]
             batch = [draw for _, (_, draw) in chunk]
             columns = torch.stack([objective.losses(batch), *objective.blind_losses(batch)]).double().cpu().numpy()

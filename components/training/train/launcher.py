@@ -7,23 +7,28 @@ what a caller sees of a failure is one line.
 from __future__ import annotations
 
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ...common.errors import SvdflowError
+from ...common.errors import ConfigError, SvdflowError
 from ...common.processes import die_with_parent
-from .build_ops import clear_stale_locks, extensions_dir, worker_environment
+from .build_ops import clear_stale_locks, extensions_dir, gpu_count, worker_environment
+from .heartbeat import Watch, read_beats
+from .job import Job
 
 INTERRUPTED = 75  # exit status of a worker that was told to stop and wrote a checkpoint (EX_TEMPFAIL: run it again)
-_GRACE_S = 60.0
+_END_S = 5.0  # beyond the grace, for torchrun itself
 _POLL_S = 0.05
+_WATCH_S = 0.5
 
 
 class TrainingFailed(SvdflowError):
@@ -34,24 +39,27 @@ class TrainingInterrupted(SvdflowError):
     """Training was told to stop; a checkpoint is kept and the next run goes on from it."""
 
 
-def launch(job: dict[str, Any], folder: Path, processes: int, timeout_s: float) -> dict[str, Any]:
-    """Run ``svdflow.training.train.worker`` on a job in ``processes`` processes and return what rank 0 reports.
+def launch(job: Job, folder: Path) -> dict[str, Any]:
+    """Run ``svdflow.training.train.worker`` on a job and return what rank 0 reports.
+
+    SIGUSR1 to this process leads to a checkpoint.
 
     Args:
-        job: plain values, see the worker.
-        folder: for the job file, the log (``train.log``), the result and the error lines.
-        processes: on this machine.
-        timeout_s: after this the processes are told to checkpoint and stop.
+        job: how many processes there are, and how long they may take, is part of its settings.
+        folder: for the job file, the log (``train.log``), signs of life, the result and the error lines.
 
     Raises:
+        ConfigError: this machine cannot run it so.
         TrainingInterrupted: this process was told to end (SIGTERM, SIGINT), or the time was over; a checkpoint is kept.
-        TrainingFailed: a process failed; carries its own line, or the end of the log.
+        TrainingFailed: a process failed or hung; carries its own line, or the end of the log.
     """
+    settings, processes = job.settings, job.settings.processes
+    check_machine(job)
     folder.mkdir(parents=True, exist_ok=True)
     result, log, job_file = folder / "result.json", folder / "train.log", folder / "job.json"
-    for old in (result, *folder.glob("error-*.txt")):
+    for old in (result, *folder.glob("error-*.txt"), *folder.glob("beat-*.txt")):
         old.unlink(missing_ok=True)
-    job_file.write_text(json.dumps(job, indent=1))
+    job.write(job_file)
     extensions_dir().mkdir(parents=True, exist_ok=True)
     clear_stale_locks()
     command = [
@@ -68,7 +76,8 @@ def launch(job: dict[str, Any], folder: Path, processes: int, timeout_s: float) 
     ]
     environment = worker_environment() | {"GLOO_SOCKET_IFNAME": "lo"}
     told: list[str] = []
-    with open(log, "wb") as output, _on_signals(told):
+    watch = Watch(folder, processes, settings.hang_timeout_s)
+    with open(log, "wb") as output, _on_signals(told, lambda: _send(folder, processes, signal.SIGUSR1)):
         process = subprocess.Popen(
             command,
             env=environment,
@@ -79,9 +88,14 @@ def launch(job: dict[str, Any], folder: Path, processes: int, timeout_s: float) 
             preexec_fn=lambda: die_with_parent(signal.SIGTERM),
         )
         try:
-            status = _wait(process, told, timeout_s)
+            hanging = _wait(process, told, watch, settings.timeout_s, settings.grace_s)
         finally:
             _end(process)
+    status = process.returncode
+    if hanging:
+        raise TrainingFailed(
+            f"{hanging}; the run was ended, run it again and it goes on from its last checkpoint (log: {log})"
+        )
     if told:
         raise TrainingInterrupted(
             f"training was interrupted ({told[0]}); run it again and it goes on from its last checkpoint"
@@ -93,19 +107,50 @@ def launch(job: dict[str, Any], folder: Path, processes: int, timeout_s: float) 
     raise TrainingFailed(_cause(folder, log, status))
 
 
-def _wait(process: subprocess.Popen[bytes], told: list[str], timeout_s: float) -> int | None:
-    deadline = time.monotonic() + timeout_s
+def check_machine(job: Job) -> None:
+    """Refuse what this machine cannot run, before anything is started.
+
+    Raises:
+        ConfigError: names the field.
+    """
+    gpus, settings = gpu_count(), job.settings
+    if gpus and settings.processes > gpus:
+        raise ConfigError(
+            f"train_{job.stage}.processes: {settings.processes} processes, but this machine has {gpus} GPUs; "
+            f"take at most {gpus} and more accumulation"
+        )
+
+
+def _wait(
+    process: subprocess.Popen[bytes], told: list[str], watch: Watch, timeout_s: float, grace_s: float
+) -> str | None:
+    """Wait for the processes' end. Returns a line when one of them hangs: they are still to be ended then."""
+    deadline, next_look = time.monotonic() + timeout_s, 0.0
     while process.poll() is None:
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now > deadline:
             told.append(f"it took longer than {timeout_s:g} s")
         if told:
             process.terminate()  # torchrun passes it on; the workers checkpoint at the next step's end
             try:
-                return process.wait(_GRACE_S)
+                process.wait(grace_s + _END_S)
             except subprocess.TimeoutExpired:
-                return None
+                pass
+            return None
+        if now >= next_look:
+            next_look = now + _WATCH_S
+            if hanging := watch.hanging():
+                return hanging
         time.sleep(_POLL_S)
-    return process.returncode
+    return None
+
+
+def _send(folder: Path, processes: int, number: int) -> None:
+    for beat in read_beats(folder, processes).values():
+        try:
+            os.kill(beat.pid, number)
+        except ProcessLookupError:
+            pass
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -116,7 +161,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def _on_signals(told: list[str]) -> Iterator[None]:
+def _on_signals(told: list[str], checkpoint: Callable[[], None]) -> Iterator[None]:
     """Note SIGTERM and SIGINT instead of ending, so that the workers can be told first. Only the main thread can."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -125,6 +170,7 @@ def _on_signals(told: list[str]) -> Iterator[None]:
         s: signal.signal(s, lambda number, _: told.append(signal.Signals(number).name))
         for s in (signal.SIGTERM, signal.SIGINT)
     }
+    before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda *_: checkpoint())
     try:
         yield
     finally:
@@ -133,10 +179,15 @@ def _on_signals(told: list[str]) -> Iterator[None]:
 
 
 def _cause(folder: Path, log: Path, status: int | None) -> str:
-    for line in sorted(folder.glob("error-*.txt")):
-        return f"{line.read_text().strip()} (log: {log})"
+    lines = sorted(folder.glob("error-*.txt"))
     text = log.read_text(errors="replace") if log.is_file() else ""
-    if "exitcode: -9" in text or "exitcode  : -9" in text or "Signal 9" in text:
-        return f"a training process was killed, most likely for want of memory: take more accumulation (log: {log})"
+    killed = re.search(r"Root Cause.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*-9", text, re.S)
+    if killed and not any("error-z" not in line.name for line in lines):
+        return (
+            f"training process {killed[1]} was killed, most likely for want of memory: take more accumulation; "
+            f"run again and it goes on from its last checkpoint (log: {log})"
+        )
+    for line in lines:
+        return f"{line.read_text().strip()} (log: {log})"
     last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output")
     return f"the training processes ended with status {status}: {last} (log: {log})"

@@ -21,7 +21,7 @@ from .objective import UNKNOWN_MOTION
 from .settings import StageSettings
 
 if TYPE_CHECKING:
-    from .worker import Job
+    from .job import Job
 
 KIND_OF_STAGE: dict[str, Any] = {
     "image": "image",

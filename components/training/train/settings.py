@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ...common.config import Settings, load_profile, merge, validate_settings
 from ...common.errors import ConfigError
@@ -45,7 +45,8 @@ class StageSettings(Settings):
     steps: int = Field(150_000, ge=0)  # 0 hands on the weights that the stage starts from: an untrained baseline
     batch: int = Field(1536, ge=1)  # global: over all processes and accumulated micro-batches
     accumulation: int = Field(1, ge=1)
-    lr: float = Field(1e-4, gt=0)  # AdamW [P D.2]
+    optimizer: Literal["adamw", "sgd"] = "adamw"  # AdamW [P D.2]; plain SGD is for comparing runs
+    lr: float = Field(1e-4, gt=0)  # [P D.2]
     warmup: int = Field(0, ge=0)  # ours: the paper is silent
     betas: tuple[float, float] = (0.9, 0.999)  # ours: the paper is silent
     weight_decay: float = Field(0.01, ge=0)  # ours: the paper is silent
@@ -67,16 +68,54 @@ class StageSettings(Settings):
     # how it runs
     processes: int = Field(8, ge=1)  # ours: as many as there are GPUs
     zero_stage: Literal[0, 1, 2, 3] = 2  # ours
-    gradient_checkpointing: bool = False
-    checkpoint_every: int = Field(1000, ge=1)  # ours, in steps
-    keep_checkpoints: int = Field(3, ge=1)  # ours
+    offload_optimizer: bool = False  # fp32 weights, moments and running average in main memory; at stages 1 to 3
+    gradient_checkpointing: bool = False  # activations are computed again in the backward pass, not kept
+    compile: bool = False  # torch.compile around the U-Net
+    attention: Literal["auto", "memory_efficient"] = "auto"  # the latter refuses kernels that hold all scores at once
     seed: int = Field(0, ge=0)
     timeout_s: float = Field(7 * 86400.0, gt=0)
+    hang_timeout_s: float = Field(1800.0, gt=0)  # ours: a process without a sign of life for so long ends the run
+    grace_s: float = Field(30.0, gt=0, le=30)  # from being told to end to a checkpoint; torchrun waits no longer
+
+    # checkpoints
+    checkpoint_every: int = Field(1000, ge=1)  # ours, in steps
+    checkpoint_minutes: float | None = Field(None, gt=0)  # beside it, for long steps
+    keep_checkpoints: int = Field(3, ge=1)  # ours: so many of the last, and the best by held-out loss
+    upload_checkpoints: bool = True  # to the object store, where the data root lies in one
+
+    # what is looked at while it trains
+    validate_every: int | None = Field(None, ge=1)  # held-out loss of the running average, in steps; None: at the ends
+    sample_every: int | None = Field(None, ge=1)  # pictures or videos of the running average, in steps; None: none
+    sample_count: int = Field(4, ge=1)  # of held-out samples
+    sample_steps: int = Field(25, ge=1)  # of the sampler
+    diverged_ratio: float = Field(100.0, gt=1)  # ours: loss or gradient norm above so many times its median, see below
+    diverged_steps: int = Field(5, ge=1)  # ours: for so many steps in a row
 
     # the held-out loss, before and after: fixed noise levels, fixed noise
     held_out_samples: int = Field(64, ge=0)  # ours; 0 leaves it out
     held_out_levels: int = Field(5, ge=1)  # noise levels, at equal steps of the training distribution's mass
     held_out_seeds: int = Field(2, ge=1)  # noise draws per sample and level
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_fp16(cls, value: Any) -> Any:
+        if value in ("fp16", "float16", "half"):
+            raise ValueError("fp16 is not offered: CPUs refuse it and the noise weights overflow it; take bf16 or fp32")
+        return value
+
+    @field_validator("offload_optimizer")
+    @classmethod
+    def _offload_needs_zero(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("zero_stage") == 0:
+            raise ValueError("the optimizer's state can be offloaded where ZeRO holds it: set zero_stage to 1, 2 or 3")
+        return value
+
+    @field_validator("compile")
+    @classmethod
+    def _compiles_whole_weights(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("zero_stage") == 3:
+            raise ValueError("at zero_stage 3 every layer gathers its weights, which torch.compile cannot follow")
+        return value
 
     @model_validator(mode="after")
     def _splits_evenly(self) -> StageSettings:
@@ -101,11 +140,24 @@ class StageSettings(Settings):
 OPERATIONAL = (
     "processes",
     "zero_stage",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "timeout_s",
-    "preset",
+    "offload_optimizer",
     "gradient_checkpointing",
+    "compile",
+    "attention",
+    "timeout_s",
+    "hang_timeout_s",
+    "grace_s",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "keep_checkpoints",
+    "upload_checkpoints",
+    "validate_every",
+    "sample_every",
+    "sample_count",
+    "sample_steps",
+    "diverged_ratio",
+    "diverged_steps",
+    "preset",
 )
 """Settings that do not change what is learned (up to rounding), and so are no part of a result's identity."""
 

@@ -8,12 +8,14 @@ from typing import Any
 
 from ...common.errors import BadInputError
 from ...common.identity import file_sha256, identity, tree_sha256
-from ...common.report import StepReport, curves, table, text
+from ...common.report import StepReport, curves, images, table, text, videos
 from ...common.storage import DataRoot, link_tree
+from .checkpoint_store import CheckpointStore
+from .job import GRID, Job
 from .launcher import launch
 from .settings import KINDS, OPERATIONAL, StageSettings
 
-VERSION = "1"
+VERSION = "2"
 _TITLES = {
     "image": "Train: image",
     "video": "Train: text to video",
@@ -62,15 +64,17 @@ def train_stage(
     key = identity(version=VERSION, stage=stage, samples=file_sha256(samples), init=init_tree, settings=learned)
     found = root.find("train", key)
     if found is None:
-        result, tree = _train(stage, samples, init, init_tree, root, settings, dataset, key, learned)
-        found = {"tree": tree, "result": result}
+        found = _train(stage, samples, init, init_tree, root, settings, dataset, key, learned)
         root.record("train", key, found)
-        shutil.rmtree(root.scratch("training", key))  # not before: until here a run that is killed goes on from it
+        # Not before: until here a run that is killed goes on from its checkpoints.
+        shutil.rmtree(root.scratch("training", key))
+        if _keeps_copies(root, settings):
+            CheckpointStore(root, key, root.scratch("training", key), print).remove()
         fresh = True
     else:
         fresh = False
     link_tree(root.fetch_tree(found["tree"]), out)
-    return _report(stage, settings, found["result"], fresh, samples)
+    return _report(stage, settings, found, fresh, root)
 
 
 def _train(
@@ -83,25 +87,34 @@ def _train(
     dataset: dict[str, Any],
     key: str,
     learned: dict[str, Any],
-) -> tuple[dict[str, Any], str]:
+) -> dict[str, Any]:
     folder = root.scratch("training", key)
-    model = folder / "model"
-    job = {
-        "stage": stage,
-        "settings": settings.model_dump(mode="json"),
-        "samples": str(samples.resolve()),
-        "root": root.location,
-        "init": str(init.resolve()) if init else None,
-        "checkpoints": str(folder / "checkpoints"),
-        "out": str(model),
-        "card": {"dataset": dataset, "configuration": learned, "init": init_tree, "samples": file_sha256(samples)},
-    }
-    result = launch(job, folder, settings.processes, settings.timeout_s)
-    tree = root.put_tree(model)
-    return result, tree
+    job = Job(
+        stage=stage,
+        settings=settings,
+        samples=samples.resolve(),
+        root=root.location,
+        init=init.resolve() if init else None,
+        checkpoints=folder / "checkpoints",
+        store=key if _keeps_copies(root, settings) else None,
+        logs=folder / "tensorboard",
+        samples_out=folder / "samples",
+        out=folder / "model",
+        card={"dataset": dataset, "configuration": learned, "init": init_tree, "samples": file_sha256(samples)},
+    )
+    result = launch(job, folder)
+    kept = {name: root.put_tree(path) for name, path in (("logs", job.logs), ("samples", job.samples_out))
+            if path.is_dir()}  # fmt: skip
+    return {"tree": root.put_tree(job.out), "result": result, **kept}
 
 
-def _report(stage: str, settings: StageSettings, result: dict[str, Any], fresh: bool, samples: Path) -> StepReport:
+def _keeps_copies(root: DataRoot, settings: StageSettings) -> bool:
+    """Whether checkpoints go to the object store too: a data root in a directory is on this machine's disk itself."""
+    return settings.upload_checkpoints and root.location.startswith("s3://")
+
+
+def _report(stage: str, settings: StageSettings, found: dict[str, Any], fresh: bool, root: DataRoot) -> StepReport:
+    result = found["result"]
     before, after = result["before"], result["after"]
     zero = after or {"mean": None, "zero_network_mean": None, "zero_output_mean": None}
     summary = {
@@ -122,6 +135,16 @@ def _report(stage: str, settings: StageSettings, result: dict[str, Any], fresh: 
         "running mean": (steps, _smooth(result["loss"], max(5, len(steps) // 20))),
     }
     sections = [curves("Training loss", series, "step", "weighted loss", note=f"global batch {settings.batch}")]
+    if steps:
+        norms = {"gradient, before clipping": "gradient_norm", "parameters": "parameter_norm"}
+        sections.append(
+            curves("Norms", {name: (steps, result[key]) for name, key in norms.items()}, "step", "L2 norm", log_y=True)
+        )
+    if validation := _validation(result):
+        note = "with the running average" if settings.ema else ""
+        sections.append(curves("Held-out loss while it trained", validation, "step", "weighted loss", note=note))
+    if "samples" in found:
+        sections += _samples(root.fetch_tree(found["samples"]))
     if before and after:
         levels = [f"{sigma:.3g}" for sigma in after["sigmas"]]
         rows = [
@@ -162,6 +185,8 @@ def _report(stage: str, settings: StageSettings, result: dict[str, Any], fresh: 
                 ["samples per second", summary["samples_per_second"]],
                 ["went on from step", result["resumed_from"] or "the start"],
                 ["precision", settings.precision],
+                ["best checkpoint by held-out loss", result["best_checkpoint"] or "none was kept with one"],
+                ["copies of checkpoints that failed", (result["uploads"] or {"failed": "none are kept"})["failed"]],
                 ["learning rate", settings.lr],
                 ["running average", settings.ema or "none"],
                 ["ln sigma", f"N({settings.p_mean:g}, {settings.p_std:g}²)"],
@@ -182,6 +207,34 @@ def _report(stage: str, settings: StageSettings, result: dict[str, Any], fresh: 
         sections=sections,
         versions=result.get("versions", {}),
     )
+
+
+def _validation(result: dict[str, Any]) -> dict[str, tuple[list[float], list[float]]]:
+    """Held-out loss over steps, overall and at each noise level."""
+    points = result["validation"]
+    if not points or not result["after"]:
+        return {}
+    points = [{"step": 0, **result["before"]}, *points, {"step": result["steps"], **result["after"]}]
+    steps = [float(point["step"]) for point in points]
+    by_level = {f"sigma {sigma:.3g}": (steps, [point["loss"][level] for point in points])
+                for level, sigma in enumerate(result["after"]["sigmas"])}  # fmt: skip
+    return {"mean": (steps, [point["mean"] for point in points]), **by_level}
+
+
+def _samples(tree: Path) -> list[dict[str, Any]]:
+    """The grids over the steps, and the last step's videos."""
+    import numpy as np
+    from PIL import Image
+
+    folders = sorted(tree.iterdir())
+    grids = [(np.asarray(Image.open(folder / GRID)), folder.name) for folder in folders if (folder / GRID).is_file()]
+    last: list[tuple[Path | bytes, str]] = (
+        [(path, path.stem) for path in sorted(folders[-1].glob("*.mp4"))] if folders else []
+    )
+    shown = (
+        [images("Samples while it trained", grids, note="a row per held-out sample", height_px=160)] if grids else []
+    )
+    return shown + ([videos("Samples at the end", last)] if last else [])
 
 
 def _smooth(values: list[float], window: int) -> list[float]:

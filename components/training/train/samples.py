@@ -1,0 +1,102 @@
+"""What the model makes of a few held-out samples, while it trains: one MP4 each, and a grid of their frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...common.video import encode_mp4
+from ...diffusion.model_directory import VideoModel
+from ...diffusion.motion import MotionCalibration
+from ...diffusion.sampling import generate, generate_from_text
+from .data import SampleSource
+from .job import GRID
+from .objective import UNKNOWN_MOTION
+from .settings import StageSettings
+
+_COLUMNS = 8
+
+
+class _Network:
+    """The network under training as sampling calls a U-Net: tensors in main memory in and out."""
+
+    def __init__(self, net: Callable[..., Any], config: Any, device: torch.device) -> None:
+        self.net, self.config, self.device = net, config, device
+
+    def __call__(self, sample: torch.Tensor, timestep: torch.Tensor, **given: Any) -> tuple[torch.Tensor]:
+        moved = {name: v.to(self.device) if torch.is_tensor(v) else v for name, v in given.items()}
+        return (self.net(sample.to(self.device), timestep.to(self.device), **moved)[0].float().cpu(),)
+
+
+def write_samples(
+    folder: Path,
+    model: VideoModel,
+    net: Callable[..., Any],
+    device: torch.device,
+    source: SampleSource,
+    settings: StageSettings,
+    rank: int,
+    processes: int,
+) -> None:
+    """Generate from ``sample_count`` samples with fixed seeds; write ``sample_<i>.mp4``, and frames for the grid.
+
+    Every process makes its share; all must call this together, equally often, since at ZeRO 3 each call of the network
+    needs them all. Rank 0 joins the frames with ``write_grid`` afterwards.
+    """
+    count = min(settings.sample_count, len(source.rows))
+    if not count:
+        return
+    seen = replace(model, unet=_Network(net, model.unet.config, device))
+    model.vae.to("cpu")
+    try:
+        for first in range(0, count, processes):
+            index = min(first + rank, count - 1)
+            frames_FHWC = _generate(seen, source, index, settings)
+            if first + rank < count:
+                rate = float(source.rows[index]["fps"])
+                np.save(folder / f"sample_{index}.npy", frames_FHWC)
+                if len(frames_FHWC) > 1:
+                    (folder / f"sample_{index}.mp4").write_bytes(encode_mp4(frames_FHWC, rate))
+    finally:
+        model.vae.to(device)
+
+
+def write_grid(folder: Path) -> np.ndarray | None:
+    """Join the samples' frames to one picture, a row each, and remove the single arrays. uint8 [H, W, 3]."""
+    from PIL import Image
+
+    paths = sorted(folder.glob("sample_*.npy"), key=lambda p: int(p.stem.removeprefix("sample_")))
+    if not paths:
+        return None
+    rows = []
+    for path in paths:
+        frames_FHWC = np.load(path)
+        chosen = np.linspace(0, len(frames_FHWC) - 1, min(_COLUMNS, len(frames_FHWC))).round().astype(int)
+        rows.append(np.concatenate(list(frames_FHWC[chosen]), axis=1))
+        path.unlink()
+    grid = np.concatenate(rows)
+    Image.fromarray(grid).save(folder / GRID, quality=90)
+    return grid
+
+
+def _generate(model: VideoModel, source: SampleSource, index: int, settings: StageSettings) -> np.ndarray:
+    row = source.rows[index]
+    calibration = model.card.get("motion_calibration")
+    score = row["motion_score"]
+    bucket = UNKNOWN_MOTION
+    if calibration and score is not None:
+        bucket = MotionCalibration.from_dict(calibration).apply(score)
+    common: dict[str, Any] = {"fps": row["fps"], "motion_bucket": bucket, "steps": settings.sample_steps, "seed": index}
+    if model.kind in ("image", "text_to_video"):
+        frames = 1 if model.kind == "image" else row["frames"]
+        return generate_from_text(
+            model, row["captions"][0], frames=frames, height=row["height"], width=row["width"], **common
+        )
+    elevation = row["elevation_deg"] if model.kind == "multi_view" else None
+    image_HWC = source.tensor(index, "frame")
+    return generate(model, image_HWC, frames=row["frames"], elevation_deg=elevation, **common)

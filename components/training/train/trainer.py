@@ -1,0 +1,274 @@
+"""One process's part of a training run: steps, checkpoints, validation, samples, logs. All processes run the same."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+
+from ...common.errors import SvdflowError
+from ...common.progress import Progress
+from ...common.storage import DataRoot
+from .checkpoint import Checkpoint, best_by_held_out_loss, newest_sound, read_checkpoint, read_state, save_checkpoint
+from .checkpoint_store import CheckpointStore
+from .divergence import Divergence
+from .engine import Engine, start_processes
+from .heartbeat import Heartbeat
+from .held_out import held_out_loss
+from .job import Job
+from .model import prepare_model, save_trained
+from .objective import Objective
+from .samples import write_grid, write_samples
+from .signals import Asked, Interrupted
+from .tensorboard_log import TensorBoardLog
+
+T = TypeVar("T")
+_UPLOAD_S = 5.0  # of the grace, kept for the end of the process
+
+
+class TrainingDiverged(SvdflowError):
+    """The loss or the gradient went astray; the last checkpoint from before is kept."""
+
+
+class Trainer:
+    """A job under training in this process.
+
+    Args:
+        job: what is to be trained.
+        asked: what signals have asked of this process.
+        beat: its signs of life.
+    """
+
+    def __init__(self, job: Job, asked: Asked, beat: Heartbeat) -> None:
+        self.job, self.settings, self.asked, self.beat = job, job.settings, asked, beat
+        self.rank, self.processes, self.device = start_processes()
+        beat.at("reading the model and the samples")
+        self.model, self.train, self.held_out, self.plan = prepare_model(job)
+        self.store = self._open_store()
+        resume = self._agree_on_checkpoint()
+        self.state: dict[str, Any] = {
+            "loss": [], "gradient_norm": [], "parameter_norm": [], "validation": [], "before": None, "trained_s": 0.0
+        }  # fmt: skip
+        if resume:
+            self.state |= resume.state["kept"]
+        beat.at("setting up the engine")
+        self.engine = Engine(self.model.unet, self.settings, resume)
+        self.started_at = self.engine.step
+        self.objective = Objective(self.model, self.train, self.engine.net, self.device)
+        self.judge = Objective(self.model, self.held_out, self.engine.net, self.device)
+        self.divergence = Divergence(self.settings.diverged_ratio, self.settings.diverged_steps)
+        self.log = TensorBoardLog(job.logs, self.engine.step) if self.rank == 0 and job.logs else None
+        self.saved_at, self.saved_time = self.engine.step, time.monotonic()
+
+    def run(self) -> dict[str, Any] | None:
+        """Train to the end. Returns the result, or None when told to stop: then a checkpoint is kept."""
+        s = self.settings
+        try:
+            if self.state["before"] is None:
+                self.state["before"] = self._held_out_loss()
+            with Progress("steps", s.steps) as progress:
+                if self.rank:
+                    progress.advance = lambda *_, **__: None  # type: ignore[method-assign]
+                progress.advance(self.engine.step)
+                while self.engine.step < s.steps:
+                    stopping, saving = self._step(progress)
+                    if stopping:
+                        raise Interrupted
+                    held_out = self._look() if self.engine.step < s.steps else None
+                    if (saving or self._due(s.checkpoint_every)) and self.engine.step < s.steps:
+                        self._save(held_out)
+            with self.engine.averaged():
+                after = self._held_out_loss()
+                if s.sample_every:
+                    self._write_samples()
+        except Interrupted:
+            if self.engine.step > self.saved_at:
+                self._save(None)
+            if self.store and self.rank == 0:
+                self.store.wait(max(0.0, self.asked.seconds_left(s.grace_s) - _UPLOAD_S))
+            return None
+        return self._finish(after)
+
+    # steps
+
+    def _step(self, progress: Progress) -> tuple[bool, bool]:
+        """One optimiser step. Returns whether to stop, and whether a checkpoint was asked for."""
+        s, began = self.settings, time.monotonic()
+        self.beat.at(f"in step {self.engine.step + 1}")
+        batches = [
+            self.plan.micro_batch(self.engine.step, index, self.rank, self.processes) for index in range(s.accumulation)
+        ]
+        figures = self.engine.train_step([partial(self._loss, draws) for draws in batches])
+        minutes = self.rank == 0 and began - self.saved_time > 60 * (s.checkpoint_minutes or math.inf)
+        told = [figures.loss / self.processes, figures.gradient_norm / self.processes, figures.square_sum,
+                float(self.asked.to_stop), float(self.asked.take_save() or minutes)]  # fmt: skip
+        loss, norm, square_sum, stopping, saving = self._sum(told)
+        wrong = self.divergence.look(loss, norm)
+        if wrong:
+            raise TrainingDiverged(self._diverged(wrong))
+        curves = {"loss": loss, "gradient_norm": norm, "parameter_norm": math.sqrt(square_sum)}
+        for name, value in curves.items():
+            self.state[name].append(value)
+        self.state["trained_s"] += time.monotonic() - began
+        if self.log:
+            self.log.scalars(self.engine.step, {f"train/{name}": value for name, value in curves.items()})
+        progress.advance(note=f"loss {loss:.3f}")
+        return stopping > 0, saving > 0
+
+    def _loss(self, draws: Any) -> torch.Tensor:
+        loss = self.objective.mean_loss(draws)
+        self.beat.at(f"in step {self.engine.step + 1}")
+        return loss
+
+    def _look(self) -> float | None:
+        """Validation and samples with the running average, where they are due. Returns the held-out loss."""
+        s, held_out = self.settings, None
+        if not (self._due(s.validate_every) or self._due(s.sample_every)):
+            return None
+        with self.engine.averaged():
+            if self._due(s.validate_every) and (found := self._held_out_loss()):
+                held_out = found["mean"]
+                self.state["validation"].append({"step": self.engine.step, "mean": held_out, "loss": found["loss"]})
+                if self.log:
+                    levels = {f"held_out/sigma_{a:.3g}": b for a, b in zip(found["sigmas"], found["loss"], strict=True)}
+                    self.log.scalars(self.engine.step, {"held_out/mean": held_out, **levels})
+            if self._due(s.sample_every):
+                self._write_samples()
+        return held_out
+
+    def _due(self, every: int | None) -> bool:
+        return bool(every) and self.engine.step % every == 0  # type: ignore[operator]
+
+    def _held_out_loss(self) -> dict[str, Any] | None:
+        return held_out_loss(self.judge, self.settings, self.rank, self.processes, self._interrupted)
+
+    def _interrupted(self) -> bool:
+        self.beat.at("measuring the held-out loss")
+        return self._sum([float(self.asked.to_stop)])[0] > 0
+
+    def _write_samples(self) -> None:
+        folder = self.job.samples_out / f"step_{self.engine.step:08d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.beat.at("generating samples")
+        source = self.held_out if self.held_out.rows else self.train
+        write_samples(
+            folder, self.model, self.engine.net, self.device, source, self.settings, self.rank, self.processes
+        )
+        torch.distributed.barrier()
+        grid = write_grid(folder) if self.rank == 0 else None
+        if self.log and grid is not None:
+            self.log.picture(self.engine.step, "samples", grid)
+
+    def _finish(self, after: dict[str, Any] | None) -> dict[str, Any]:
+        """Rank 0 writes the model directory; all get the result."""
+        self.beat.at("writing the model")
+        s, best = self.settings, best_by_held_out_loss(self.job.checkpoints) if self.rank == 0 else None
+        weights = dict(self._beating(self.engine.final_weights(), "writing the model", keep=self.rank == 0))
+        result = {
+            "steps": self.engine.step,
+            "resumed_from": self.started_at or None,
+            "world_size": self.processes,
+            "zero_stage": s.zero_stage,
+            **{name: self.state[name] for name in ("loss", "gradient_norm", "parameter_norm", "validation", "before")},
+            "after": after,
+            "best_checkpoint": best.name if best else None,
+            "samples_per_second": s.steps * s.batch / max(self.state["trained_s"], 1e-9),
+            "parameters": sum(math.prod(self.engine.masters.shape(name)) for name in self.engine.masters.parameters),
+            "train_samples": len(self.train.rows),
+            "held_out_samples": len(self.held_out.rows),
+            "uploads": {"sent": self.store.sent, "failed": self.store.failures} if self.store else None,
+        }
+        if self.rank == 0:
+            save_trained(self.job, self.model, self.train, weights, result)
+        if self.log:
+            if after:
+                self.log.scalars(self.engine.step, {"held_out/mean": after["mean"]})
+            self.log.close()
+        torch.distributed.barrier()
+        return result
+
+    # checkpoints
+
+    def _save(self, held_out: float | None) -> None:
+        """Write a checkpoint, unless the run looks as if it were going astray."""
+        if self.divergence.suspicious:
+            return
+        doing = f"writing the checkpoint of step {self.engine.step}"
+        tensors = self._beating(self.engine.tensors(), doing)
+        if self.rank == 0:
+            state = {"kept": self.state, "held_out": held_out}
+            keep = self.settings.keep_checkpoints
+            written = save_checkpoint(
+                self.job.checkpoints, self.engine.step, self.engine.layout(), tensors, state, keep
+            )
+            if self.store:
+                self.store.send(written)
+        else:
+            for _ in tensors:
+                pass
+        torch.distributed.barrier()
+        self.saved_at, self.saved_time = self.engine.step, time.monotonic()
+
+    def _open_store(self) -> CheckpointStore | None:
+        if self.job.store is None:
+            return None
+        self.job.checkpoints.mkdir(parents=True, exist_ok=True)
+        return CheckpointStore(
+            DataRoot.open(self.job.root), self.job.store, self.job.checkpoints, lambda line: print(line, flush=True)
+        )
+
+    def _agree_on_checkpoint(self) -> Checkpoint | None:
+        """The newest sound checkpoint, here or in the store, the same for all; fetched where it is not yet."""
+        step, folder = -1, self.job.checkpoints
+        if self.rank == 0:
+            found, damaged = newest_sound(folder)
+            if damaged:
+                print(f"damaged checkpoints passed over: {', '.join(damaged)}", flush=True)
+            step = found.step if found else -1
+            for copy in self.store.steps() if self.store else []:
+                if copy <= step:
+                    break
+                self.beat.at(f"fetching the checkpoint of step {copy}")
+                if self.store and self.store.fetch(copy):
+                    step = copy
+                    break
+        chosen = torch.tensor([step], dtype=torch.int64, device=self.device)
+        torch.distributed.broadcast(chosen, 0)
+        step = int(chosen)
+        if step < 0:
+            return None
+        directory = folder / f"step_{step:08d}"
+        if self.rank and os.environ.get("LOCAL_RANK") == "0" and read_checkpoint(directory) is None:  # another machine
+            if not self.store or not self.store.fetch(step):
+                raise SvdflowError(f"{directory}: this machine has no sound copy of the checkpoint, nor has the store")
+        torch.distributed.barrier()
+        state = read_state(directory)
+        return Checkpoint(directory, step, state) if state else None
+
+    def _diverged(self, wrong: str) -> str:
+        kept, _ = newest_sound(self.job.checkpoints) if self.rank == 0 else (None, [])
+        where = f"the last checkpoint from before is {kept.directory}" if kept else "there is no checkpoint from before"
+        section = f"train_{self.job.stage}"
+        return (
+            f"stage {self.job.stage} has diverged at step {self.engine.step}: {wrong}; {where}; "
+            f"lower {section}.lr ({self.settings.lr:g}) or {section}.clip"
+        )
+
+    # between processes
+
+    def _sum(self, values: list[float]) -> list[float]:
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(total)
+        return total.tolist()
+
+    def _beating(self, items: Iterator[T], doing: str, keep: bool = True) -> Iterator[T]:
+        """Give signs of life for every item; without ``keep`` they are gone through and left."""
+        for item in items:
+            self.beat.at(doing)
+            if keep:
+                yield item

@@ -1,0 +1,94 @@
+"""Copies of checkpoints in the store: whole or not counted, sent in the background, fetched where the disk is empty."""
+
+import shutil
+import threading
+
+import pytest
+import torch
+
+from svdflow.common.errors import StorageError
+from svdflow.common.storage import DirectoryRoot
+from svdflow.training.train import checkpoint_store
+from svdflow.training.train.checkpoint import newest_sound, save_checkpoint
+from svdflow.training.train.checkpoint_store import CheckpointStore
+
+
+class Store(DirectoryRoot):
+    """A store that can be down, or slow."""
+
+    def __init__(self, directory):
+        super().__init__(directory)
+        self.down, self.gate = 0, threading.Event()
+        self.gate.set()
+
+    def put_named(self, uri, content):
+        self.gate.wait(10)
+        if self.down:
+            self.down -= 1
+            raise StorageError("the object store does not answer")
+        super().put_named(uri, content)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_store, "_PAUSES_S", (0.01,))
+    told = []
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    root = Store(tmp_path / "store")
+    return folder, root, CheckpointStore(root, "run", folder, told.append), told
+
+
+def save(folder, step, keep=2):
+    tensors = [("model", "w", torch.full((1000,), float(step)))]
+    return save_checkpoint(folder, step, {"model": {"w": (1000,)}}, tensors, {"kept": {}}, keep)
+
+
+def test_a_copy_comes_back_as_it_was_and_the_store_keeps_what_the_disk_keeps(place):
+    folder, _, store, told = place
+    for step in (1, 2, 3):
+        store.send(save(folder, step))
+        assert store.wait(10)
+    assert store.steps() == [3, 2] and store.sent == 3 and not told
+    assert not list(folder.glob(".sending-*"))
+    shutil.rmtree(folder)
+    found = store.fetch(3)
+    assert found.step == 3 and newest_sound(folder)[0].directory == found.directory
+    with found.reading("model") as read:
+        assert read("w").eq(3).all()
+    assert [p.name for p in folder.iterdir()] == ["step_00000003"]
+
+
+def test_a_store_that_is_down_is_told_of_and_tried_again_and_nobody_waits(place):
+    folder, root, store, told = place
+    root.down = 3
+    store.send(save(folder, 1))
+    assert store.wait(10)
+    assert store.steps() == [1] and store.failures == 3 and len(told) == 3
+    assert "step_00000001" in told[0] and "does not answer" in told[0]
+
+
+def test_a_newer_checkpoint_takes_the_place_of_one_that_waits(place):
+    folder, root, store, _ = place
+    root.gate.clear()
+    for step in (1, 2, 3):
+        store.send(save(folder, step))
+    assert not store.wait(0.05)
+    root.gate.set()
+    assert store.wait(10)
+    assert store.steps()[0] == 3 and 2 not in store.steps()
+
+
+def test_a_damaged_or_half_sent_copy_does_not_count(place):
+    folder, root, store, _ = place
+    store.send(save(folder, 1))
+    assert store.wait(10)
+    store.send(save(folder, 2))
+    assert store.wait(10)
+    root.remove("checkpoints/run/step_00000002/state.json")
+    assert store.steps() == [1]
+    root.put_named("checkpoints/run/step_00000001/model.safetensors", b"not what was sent")
+    assert store.fetch(1) is None and not list(folder.glob(".partial-*"))
+    assert newest_sound(folder)[0].step == 2  # what lies here is not touched by it
+    store.remove()
+    assert list(root.list("checkpoints")) == []

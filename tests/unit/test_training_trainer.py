@@ -1,0 +1,84 @@
+"""A training run in this very process: when it goes astray, and when it is told to stop at an awkward moment."""
+
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from svdflow.training.train.checkpoint import newest_sound
+from svdflow.training.train.heartbeat import Heartbeat
+from svdflow.training.train.job import Job
+from svdflow.training.train.signals import Asked
+from svdflow.training.train.trainer import Trainer, TrainingDiverged
+from tests.engine_runs import one_process
+from tests.training_runs import make_autoencoder, make_samples, settings_for
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    with one_process():
+        yield *make_samples(folder), make_autoencoder(folder / "vae")
+
+
+@pytest.fixture
+def asked():
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    yield Asked()
+    signal.alarm(0)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def trainer(data, folder, asked, **values):
+    root, samples, autoencoder = data
+    folder.mkdir(exist_ok=True)
+    settings = settings_for(autoencoder, processes=1, zero_stage=1, **values)
+    job = Job("image", settings, samples, root.location, None, folder / "checkpoints", None, folder / "logs",
+              folder / "samples", folder / "model", {"init": None, "configuration": {}})  # fmt: skip
+    return Trainer(job, asked, Heartbeat(folder, 0))
+
+
+def test_a_run_that_goes_astray_ends_and_keeps_the_last_checkpoint_from_before(data, tmp_path, asked):
+    run = trainer(data, tmp_path, asked, steps=40, checkpoint_every=1, diverged_steps=4)
+    mean_loss = run.objective.mean_loss
+    run.objective.mean_loss = lambda draws: mean_loss(draws) * (1e6 if run.engine.step >= 12 else 1)
+    with pytest.raises(TrainingDiverged) as caught:
+        run.run()
+    kept, _ = newest_sound(tmp_path / "checkpoints")
+    assert kept.step == 12
+    line = str(caught.value)
+    assert "diverged at step 16" in line and "for 4 steps in a row" in line and "train_image.lr" in line
+    assert str(kept.directory) in line and "\n" not in line
+
+    run = trainer(data, tmp_path, asked, steps=40)
+    fresh_loss = run.objective.mean_loss
+    run.objective.mean_loss = lambda draws: fresh_loss(draws) * float("nan")
+    with pytest.raises(TrainingDiverged, match="step 13: the loss is not a number"):
+        run.run()
+
+
+def test_a_run_told_to_stop_while_it_validates_keeps_its_weights_and_ends_as_an_undisturbed_one(data, tmp_path, asked):
+    whole = trainer(data, tmp_path / "whole", asked, steps=6, held_out_seeds=3, validate_every=2).run()
+    assert [point["step"] for point in whole["validation"]] == [2, 4]
+    assert whole["best_checkpoint"] in ("step_00000002", "step_00000004")
+
+    run = trainer(data, tmp_path / "told", asked, steps=6, held_out_seeds=3, validate_every=2, checkpoint_every=100)
+    losses = run.judge.losses
+
+    def told(draws):
+        asked.to_stop = run.engine.step == 4
+        return losses(draws)
+
+    run.judge.losses = told
+    assert run.run() is None
+    kept, _ = newest_sound(tmp_path / "told" / "checkpoints")
+    assert kept.step == 4
+    asked.to_stop = False
+    resumed = trainer(data, tmp_path / "told", asked, steps=6, held_out_seeds=3, validate_every=2).run()
+    assert (resumed["resumed_from"], resumed["loss"]) == (4, whole["loss"])
+    weights = [
+        load_file(tmp_path / name / "model/unet/diffusion_pytorch_model.safetensors") for name in ("told", "whole")
+    ]
+    assert all(torch.equal(weights[0][name], value) for name, value in weights[1].items())
