@@ -53,7 +53,7 @@ def register_by_hand(
 
     asked = {"name": name, "origin": origin, "remote": remote}
     given = {key: value for key, value in asked.items() if value is not None}
-    settings = validate_settings(VersionSettings, "version", {**_last_settings(workdir), **given})
+    settings = validate_settings(VersionSettings, "version", {**last_settings(workdir), **given})
     folder = manifests or workdir / "manifests"
     paths = {kind: folder / f"{kind}.parquet" for kind in ("videos", "clips", "annotations", "selection")}
     if selection:
@@ -228,19 +228,19 @@ def serve_store(workdir: Path) -> None:
 
 def registry(workdir: Path) -> Path:
     """The git and DVC registry of a work directory."""
-    return Path(_last_settings(workdir).get("registry") or workdir / "registry").absolute()
+    return Path(last_settings(workdir).get("registry") or workdir / "registry").absolute()
 
 
 def store(workdir: Path) -> Path:
     """The embedded object store of a work directory."""
-    return Path(_last_settings(workdir).get("store") or workdir / "store").absolute()
+    return Path(last_settings(workdir).get("store") or workdir / "store").absolute()
 
 
 def _root(workdir: Path) -> DataRoot:
     return DataRoot.open(os.environ.get("SVDFLOW_DATA_ROOT") or workdir / "data")
 
 
-def _last_settings(workdir: Path) -> dict[str, Any]:
+def last_settings(workdir: Path) -> dict[str, Any]:
     """The version step's settings of the last run in a work directory."""
     try:
         return (yaml.safe_load((workdir / "settings.yaml").read_text()) or {}).get("version") or {}
