@@ -133,7 +133,16 @@ def forecast_stage(
     trainable = sum(p.numel() for p in net.parameters() if p.requires_grad)
     trace = trace_step(net, kind, unet, settings.micro_batch, size, tokens)
     states = {
-        stage: state_bytes(counts["total"], trainable, stage, settings.processes, settings.precision, settings.ema)
+        stage: state_bytes(
+            counts["total"],
+            trainable,
+            stage,
+            settings.processes,
+            settings.precision,
+            settings.accumulation,
+            settings.ema is not None,
+            bool(stage) and getattr(settings, "offload_optimizer", False),
+        )
         for stage in range(4)
     }
     state, kept = states[settings.zero_stage], _kept(trace, settings)
@@ -154,14 +163,21 @@ def forecast_stage(
 
 
 def state_bytes(
-    parameters: int, trainable: int, zero_stage: int, processes: int, precision: str, ema: float | None
+    parameters: int,
+    trainable: int,
+    zero_stage: int,
+    processes: int,
+    precision: str,
+    accumulation: int = 1,
+    ema: bool = False,
+    offload: bool = False,
 ) -> StateBytes:
     """Bytes in each process, as the engine and DeepSpeed hold them.
 
-    Weights and gradients have the precision computed in. The optimiser holds AdamW's two moments and, where DeepSpeed
-    keeps one, an fp32 copy of the weights: in bf16, and at ZeRO 1 to 3 in fp32 too. ZeRO 1 splits the optimiser over
-    the processes, 2 the gradients too, 3 the weights too. The running average is fp32 and whole in every process, and
-    split at ZeRO 3.
+    Weights and gradients have the precision computed in; gradients that are accumulated in bf16 are summed in fp32.
+    The optimiser holds AdamW's two moments and, where DeepSpeed keeps one, an fp32 copy of the weights: in bf16, and at
+    ZeRO 1 to 3 in fp32 too. The running average is fp32 and lies beside the moments. ZeRO 1 splits the optimiser over
+    the processes, 2 the gradients too, 3 the weights too.
 
     Args:
         parameters: of the U-Net.
@@ -169,22 +185,28 @@ def state_bytes(
         zero_stage: 0 to 3.
         processes: that share the work.
         precision: fp32 or bf16.
-        ema: decay of the running average, or None without one.
+        accumulation: micro-batches before a step.
+        ema: whether a running average is kept.
+        offload: whether optimiser and running average lie in main memory.
     """
     width = 2 if precision == "bf16" else 4
+    summed_wide = width == 2 and accumulation > 1 and zero_stage > 0
 
     def share(elements: int, from_stage: int) -> int:
         return -(-elements // processes) if zero_stage >= from_stage else elements
 
-    master = 4 if precision == "bf16" or zero_stage else 0
+    gradients = share(trainable, 2) * (4 if summed_wide else width)
+    if summed_wide and zero_stage == 1:  # DeepSpeed takes another optimiser, with each micro-batch's beside the sum
+        gradients += trainable * width
+    held = share(trainable, 1)
     buffers = _BUCKET * width if zero_stage and processes > 1 else 0
     if zero_stage == 3:
         buffers += min(parameters, _LIVE) * width  # weights that are gathered at a time
     return StateBytes(
         parameters=share(parameters, 3) * width,
-        gradients=share(trainable, 2) * width,
-        optimizer=share(trainable, 1) * (8 + master),
-        average=share(parameters, 3) * 4 if ema else 0,
+        gradients=gradients,
+        optimizer=0 if offload else held * (12 if width == 2 or zero_stage else 8),
+        average=held * 4 if ema and not offload else 0,
         buffers=buffers,
     )
 
