@@ -142,6 +142,8 @@ def _encoders(init: Path | None) -> dict[str, Any]:
     for setting, part in (("autoencoder", "vae"), ("image_encoder", "image_encoder")):
         if init and (init / part / "config.json").is_file():
             found[f"encode.{setting}"] = str(init / part)
+    if init and all((init / part).is_dir() for part in ("tokenizer", "text_encoder")):
+        found["encode.text_encoder"] = str(init)
     return found
 
 

@@ -41,7 +41,10 @@ def training_data(dataset: PipelineChannel, common: dict[str, PipelineChannel]) 
     return TrainingData(clips, annotations, selection, taken.outputs["dataset"], samples, checked)
 
 
-@dsl.pipeline(name="train", description="One training stage on a registered dataset version, with its report.")
+@dsl.pipeline(
+    name="train-stage",  # kfp takes a pipeline that has a component's name for that component when it loads the IR
+    description="One training stage on a registered dataset version, with its report.",
+)
 def train(
     workdir: str,
     stage: str,

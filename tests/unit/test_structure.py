@@ -163,6 +163,7 @@ def test_the_ir_keeps_within_the_limits_of_a_kfp_backend(name):
     spec = next(iter(yaml.safe_load_all(text)))
     assert len(text) < 512 * 1024
     assert re.fullmatch(r"[a-z0-9.-]+", spec["pipelineInfo"]["name"])
+    assert f"comp-{spec['pipelineInfo']['name']}" not in spec["components"], "kfp loads that component instead"
     for executor in spec["deploymentSpec"]["executors"].values():
         arguments = " ".join(executor["container"]["command"] + executor["container"]["args"])
         assert len(arguments) < 128 * 1024

@@ -1,7 +1,7 @@
 """The stages that ship: one YAML file each in ``training/stages``, with the paper's numbers.
 
 A file's ``about`` says what the stage is and which of its values the paper does not give; all else are settings. Cheap
-to import: the command line lists the stages without pydantic.
+to import: the command line makes a command of each stage.
 """
 
 from __future__ import annotations
