@@ -13,6 +13,7 @@ from svdflow.common.errors import SvdflowError
 
 from . import PIPELINES
 from .cli_data import data
+from .cli_train import train
 
 app = typer.Typer(
     name="svdflow",
@@ -23,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data, name="data")
+app.add_typer(train, name="train")
 
 _PIPELINES_HELP = "; ".join(f"{name} ({what})" for name, (_, what) in PIPELINES.items())
 WorkdirOption = Annotated[Path, typer.Option("--workdir", "-w", help="Where the run's data, reports and model lie.")]
@@ -47,6 +49,13 @@ def run(
     objects: Annotated[
         Path | None, typer.Option(help="svd: folder of GLB and OBJ files. Default: procedural objects.")
     ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME@TAG", help="training: a registered version. Default: the newest in WORKDIR."),
+    ] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="training: an image model to start from. Default: as the settings say.")
+    ] = None,
     workdir: Annotated[
         Path | None,
         typer.Option("--workdir", "-w", help="Where data, reports and results lie. Default: runs/PIPELINE."),
@@ -61,34 +70,39 @@ def run(
     all finished work; the same command goes on from there.
     """
     from svdflow.common.config import parse_override
+    from svdflow.common.errors import ConfigError
 
+    from .local.outcome import tell
     from .local.run import run_pipeline
+    from .registry import compiled_path, parameters
     from .samples_directory import samples_directory
 
-    arguments = {"source": _place(source) if source else str(samples_directory().absolute())}
+    takes = parameters(compiled_path(pipeline))
+    if "stage" in takes:
+        raise ConfigError(f"the pipeline {pipeline} is run by `svdflow {pipeline} STAGE`")
+    workdir = workdir or Path("runs") / pipeline
+    overrides = dict(parse_override(text) for text in set_ or [])
+    arguments: dict[str, str] = {}
+    if source or "source" in takes:
+        arguments["source"] = _place(source) if source else str(samples_directory().absolute())
     if objects:
         arguments["objects"] = str(objects.absolute())
-    overrides = dict(parse_override(text) for text in set_ or [])
-    result = run_pipeline(pipeline, workdir or Path("runs") / pipeline, profile, overrides, arguments)
-    _tell(result.workdir, result.status, result.errors, result.log)
+    if init:
+        arguments["init"] = str(init.absolute())
+    if "dataset" in takes:
+        from .stage_runs import dataset_to_train_on
+
+        arguments["dataset"], overrides = dataset_to_train_on(workdir, dataset, profile, overrides)
+    elif dataset:
+        arguments["dataset"] = dataset
+    result = run_pipeline(pipeline, workdir, profile, overrides, arguments)
+    tell(result)
     raise typer.Exit(result.status)
 
 
 def _place(source: str) -> str:
     """A source as every step can find it: a URL as it is, a path from the root on."""
     return source if "://" in source else str(Path(source).absolute())
-
-
-def _tell(workdir: Path, status: int, errors: list[str], log: Path) -> None:
-    if status == 130:
-        print("interrupted; finished work is kept, and the same command goes on from there", file=sys.stderr)
-    for line in errors if status == 1 else []:
-        print(f"svdflow: {line}", file=sys.stderr)
-    if status == 1:
-        print(f"log: {log}", file=sys.stderr)
-    report = workdir / "report.html"
-    if report.is_file() and status != 130:
-        print(f"report: {report}")
 
 
 @app.command()

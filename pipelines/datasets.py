@@ -59,7 +59,7 @@ def register_by_hand(
 
     asked = {"name": name, "origin": origin, "remote": remote}
     given = {key: value for key, value in asked.items() if value is not None}
-    settings = validate_settings(VersionSettings, "version", {**_last_settings(workdir), **given})
+    settings = validate_settings(VersionSettings, "version", {**last_settings(workdir), **given})
     folder = manifests or workdir / "manifests"
     paths = {kind: folder / f"{kind}.parquet" for kind in ("videos", "clips", "annotations", "selection")}
     if selection:
@@ -82,7 +82,7 @@ def _validate(manifests: dict[str, Path], workdir: Path, dataset: str) -> None:
     from svdflow.curation.validate.settings import ValidateSettings
     from svdflow.curation.validate.validate import Written, check_once, require_valid
 
-    settings = validate_settings(ValidateSettings, "validate", _last_settings(workdir, "validate"))
+    settings = validate_settings(ValidateSettings, "validate", last_settings(workdir, "validate"))
     out = Written(workdir / "validation_register.html", workdir / "validation_register_failing_rows.jsonl")
     report = check_once(manifests, out, _root(workdir), settings, dataset)
     told = report.summary["validation"]
@@ -255,19 +255,19 @@ def serve_store(workdir: Path) -> None:
 
 def registry(workdir: Path) -> Path:
     """The git and DVC registry of a work directory."""
-    return Path(_last_settings(workdir).get("registry") or workdir / "registry").absolute()
+    return Path(last_settings(workdir).get("registry") or workdir / "registry").absolute()
 
 
 def store(workdir: Path) -> Path:
     """The embedded object store of a work directory."""
-    return Path(_last_settings(workdir).get("store") or workdir / "store").absolute()
+    return Path(last_settings(workdir).get("store") or workdir / "store").absolute()
 
 
 def _root(workdir: Path) -> DataRoot:
     return DataRoot.open(os.environ.get("SVDFLOW_DATA_ROOT") or workdir / "data")
 
 
-def _last_settings(workdir: Path, section: str = "version") -> dict[str, Any]:
+def last_settings(workdir: Path, section: str = "version") -> dict[str, Any]:
     """A section of the settings of the last run in a work directory."""
     try:
         return (yaml.safe_load((workdir / "settings.yaml").read_text()) or {}).get(section) or {}

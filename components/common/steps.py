@@ -21,7 +21,7 @@ from .config import Settings, load_settings
 from .errors import ConfigError, StorageError, SvdflowError
 from .progress import emit
 from .report import StepReport
-from .storage import DISK_FULL, DataRoot, is_disk_full, storage_error, write_atomic
+from .storage import DISK_FULL, DataRoot, is_disk_full, link_tree, storage_error, write_atomic
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
@@ -63,6 +63,17 @@ class Step:
             old.unlink()
         for name, file in files.items():
             _copy(file, target / name)
+
+    def keep_links(self, place: str, directory: Path) -> None:
+        """Keep a directory in the work directory by hard links where that is possible, as ``models/video``.
+
+        For large files that nobody changes in place. What an earlier run kept there is replaced when all is there.
+        """
+        target = Path(self.workdir) / place
+        partial = target.with_name(f".{target.name}.partial")
+        link_tree(directory, partial)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
 
     def finish(self, report: StepReport) -> StepReport:
         """Keep the report; it is written when the step ends."""

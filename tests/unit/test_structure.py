@@ -10,7 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from svdflow.common.errors import ConfigError
+from svdflow.common.errors import BadInputError, ConfigError
 from svdflow.pipelines import PIPELINES
 from svdflow.pipelines.cli import app
 from svdflow.pipelines.registry import compile_pipeline, compiled_path, parameters, task_count
@@ -126,7 +126,7 @@ def test_every_pipeline_is_a_folder_with_a_readme_that_names_its_command():
     folders = {path.parent.name: path.parent for path in (REPOSITORY / "pipelines").glob("*/pipeline.py")}
     assert set(folders) == set(PIPELINES) == {path.stem for path in (REPOSITORY / "pipelines/compiled").glob("*.yaml")}
     for name, folder in folders.items():
-        assert f"svdflow run {name}" in (folder / "README.md").read_text()
+        assert re.search(rf"^    svdflow (run )?{name}\b", (folder / "README.md").read_text(), re.M)
 
 
 def test_svd_starts_with_the_very_tasks_of_curation():
@@ -142,14 +142,19 @@ def test_svd_starts_with_the_very_tasks_of_curation():
 def test_the_command_knows_every_pipeline_and_what_it_takes():
     assert parameters(compiled_path("curation")) == {"workdir", "source", "profile", "overrides"}
     assert parameters(compiled_path("svd")) == {"workdir", "source", "profile", "overrides", "objects"}
+    assert parameters(compiled_path("training")) == {"workdir", "dataset", "init", "profile", "overrides"}
+    assert parameters(compiled_path("train")) == {"workdir", "stage", "dataset", "init", "profile", "overrides"}
     told = " ".join(CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"}).output.split())
     assert all(name in told for name in PIPELINES)
     for arguments, says in (
-        (["run", "nope"], "curation, svd"),
+        (["run", "nope"], "curation, train, training, svd"),
+        (["run", "train"], "svdflow train STAGE"),
+        (["run", "svd", "--source", "/tmp", "--dataset", "demo"], "takes no --dataset"),
+        (["run", "training", "--source", "/tmp", "--workdir", "/tmp/nowhere"], "no dataset registry"),
         (["run", "curation", "--objects", "/tmp", "--source", "/tmp"], "takes no --objects"),
     ):
         result = CliRunner().invoke(app, arguments)
-        assert isinstance(result.exception, ConfigError) and says in str(result.exception)
+        assert isinstance(result.exception, (ConfigError, BadInputError)) and says in str(result.exception)
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -158,6 +163,7 @@ def test_the_ir_keeps_within_the_limits_of_a_kfp_backend(name):
     spec = next(iter(yaml.safe_load_all(text)))
     assert len(text) < 512 * 1024
     assert re.fullmatch(r"[a-z0-9.-]+", spec["pipelineInfo"]["name"])
+    assert f"comp-{spec['pipelineInfo']['name']}" not in spec["components"], "kfp loads that component instead"
     for executor in spec["deploymentSpec"]["executors"].values():
         arguments = " ".join(executor["container"]["command"] + executor["container"]["args"])
         assert len(arguments) < 128 * 1024

@@ -1,4 +1,4 @@
-"""KFP interface of the version step."""
+"""KFP interfaces of dataset versions: to register one, and to take one for training."""
 
 from kfp import dsl
 
@@ -41,3 +41,44 @@ def version(
         store = Path(settings.store or f"{workdir}/store")
         source = f"run {step.run_id}"
         step.finish(register_dataset(*manifests, Path(dataset.path), step.root, registry, store, settings, source))
+
+
+@dsl.component(base_image="svdflow/curation:0.1.0", install_kfp_package=False)
+def checkout(
+    videos: dsl.Output[dsl.Dataset],
+    clips: dsl.Output[dsl.Dataset],
+    annotations: dsl.Output[dsl.Dataset],
+    selection: dsl.Output[dsl.Dataset],
+    dataset: dsl.Output[dsl.Dataset],
+    version: str,
+    workdir: str,
+    run_id: str,
+    profile: str,
+    overrides: dict,
+):
+    """Take a registered dataset version: its manifests, with its shards in the data root.
+
+    Args:
+        videos: The videos manifest, written.
+        clips: The clips manifest, written.
+        annotations: The annotations manifest, written.
+        selection: The selection manifest, written.
+        dataset: JSON with name, tag, revision, remote and counts of the version.
+        version: ``name@v1.2.3``; ``name`` is its newest version, empty the newest of all.
+        workdir: The run's work directory.
+        run_id: The run's name.
+        profile: Profile of settings; the section ``version`` tells registry, store and origin.
+        overrides: Dotted setting to value.
+    """
+    from pathlib import Path
+
+    from svdflow.common.steps import run_step
+    from svdflow.curation.version.checkout import check_out_version
+    from svdflow.curation.version.settings import VersionSettings
+
+    with run_step("checkout", workdir, run_id, profile, overrides) as step:
+        settings = step.settings(VersionSettings, "version")
+        outputs = {"videos": videos, "clips": clips, "annotations": annotations, "selection": selection}
+        manifests = {kind: Path(artifact.path) for kind, artifact in outputs.items()}
+        places = Path(settings.registry or f"{workdir}/registry"), Path(settings.store or f"{workdir}/store")
+        step.finish(check_out_version(version, manifests, Path(dataset.path), step.root, *places, settings))

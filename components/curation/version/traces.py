@@ -22,7 +22,8 @@ from ...common.storage import DataRoot
 from .references import RESULTS, named_objects
 from .subject import Subject
 
-_SHOW_CLIPS = ("filter", "validate", "serve", "evaluate", "evaluation_video")  # show clips, and do not say which
+# kinds that show clips, or list the files of a version, and do not say which clips these are
+_SHOW_CLIPS = ("filter", "validate", "serve", "evaluate", "evaluation_video", "checkout")
 _PASSING = ("artifacts", "steps", "logs")  # what runs leave in a work directory; the newest run writes it again
 _TEXTS = ("", ".json", ".html", ".log", ".events", ".txt", ".md", ".yaml", ".csv")
 _MAX_TEXT_BYTES = 256 << 20

@@ -14,29 +14,34 @@ def train(
     overrides: dict,
     dataset: dsl.Input[dsl.Dataset] = None,
     init: dsl.Input[dsl.Model] = None,
+    start: str = "",
 ):
     """Train one stage of the model.
 
     Args:
         samples: samples manifest.
         model: model directory, written.
-        stage: image, video, image_to_video or multi_view.
+        stage: image, video, image_to_video or multi_view, or a preset of one of these (``training/stages``).
         workdir: work directory of the run.
         run_id: names the run's reports.
         profile: settings profile; its section is ``train_<stage>``, on top of the paper's numbers of the stage.
         overrides: dotted settings to values.
         dataset: JSON that registering the dataset version wrote, for the model's card; none for what is not registered.
         init: model directory to start from; none for the image stage.
+        start: a model directory to start from that no task made; empty when there is none.
     """
     import json
     from pathlib import Path
 
     from svdflow.common.steps import run_step
+    from svdflow.training.train.presets import kind_of, stage_overrides
     from svdflow.training.train.settings import load_stage_settings
     from svdflow.training.train.train import train_stage
 
-    with run_step(f"train_{stage}", workdir, run_id, profile, overrides) as step:
-        settings = load_stage_settings(stage, step.profile, step.overrides)
-        start = Path(init.path) if init is not None else None
+    kind = kind_of(stage)
+    with run_step(f"train_{kind}", workdir, run_id, profile, stage_overrides(stage, overrides)) as step:
+        settings = load_stage_settings(kind, step.profile, step.overrides)
+        begin = Path(init.path) if init is not None else Path(start) if start else None
         version = json.loads(Path(dataset.path).read_text()) if dataset is not None else {}
-        step.finish(train_stage(stage, Path(samples.path), start, Path(model.path), step.root, settings, version))
+        step.finish(train_stage(kind, Path(samples.path), begin, Path(model.path), step.root, settings, version))
+        step.keep_links(f"models/{stage}", Path(model.path))

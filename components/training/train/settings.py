@@ -8,17 +8,13 @@ The defaults here are what the stages share. Where the paper is silent, the fiel
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ...common.config import Settings, load_profile, merge, validate_settings
 from ...common.errors import ConfigError
-
-STAGES = Path(__file__).resolve().parents[1] / "stages"
-KINDS = ("image", "video", "image_to_video", "multi_view")
+from .presets import KINDS, load_preset
 
 
 class StageSettings(Settings):
@@ -171,12 +167,10 @@ def stage_settings(stage: str, values: Mapping[str, Any], section: str | None = 
     if stage not in KINDS:
         raise ConfigError(f"there is no training stage {stage!r}; the stages are {', '.join(KINDS)}")
     section = section or f"train_{stage}"
-    preset = values.get("preset") or stage
-    path = STAGES / f"{preset}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in STAGES.glob("*.yaml")))
-        raise ConfigError(f"{section}.preset: there is no stage file {preset!r}; the shipped ones are {known}")
-    return validate_settings(StageSettings, section, merge(yaml.safe_load(path.read_text()) or {}, values))
+    preset = load_preset(values.get("preset") or stage, f"{section}.preset")
+    if preset.kind != stage:
+        raise ConfigError(f"{section}.preset: {preset.name} trains a model of kind {preset.kind}, not {stage}")
+    return validate_settings(StageSettings, section, merge(preset.values, values))
 
 
 def load_stage_settings(stage: str, profile: str, overrides: Mapping[str, Any] | None = None) -> StageSettings:

@@ -1,0 +1,169 @@
+"""`svdflow train STAGE`: what can be checked is checked before anything starts; then the pipeline `train` runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from svdflow.common.config import load_profile, merge, parse_override, validate_settings
+from svdflow.common.errors import BadInputError, ConfigError
+from svdflow.curation.version.checkout import find_version, open_registry, require_long_clips
+from svdflow.curation.version.settings import VersionSettings
+from svdflow.training.encode.settings import EncodeSettings
+from svdflow.training.train.presets import Preset, load_preset, stage_overrides
+from svdflow.training.train.settings import StageSettings, stage_settings
+
+from .datasets import last_settings
+from .local.run import RunResult, run_pipeline
+
+if TYPE_CHECKING:
+    from svdflow.training.train.forecast import Forecast
+
+_SIZES = ("frames", "height", "width")
+_CARRIED = ("name", "registry", "store", "origin", "remote")  # of a work directory's dataset versions
+_KIND = {"image": "image", "video": "text_to_video", "image_to_video": "image_to_video", "multi_view": "multi_view"}
+_BEFORE = {"video": "image", "image_to_video": "text_to_video", "multi_view": "image_to_video"}
+
+
+def train_stage(
+    stage: str, workdir: Path, profile: str, sets: Sequence[str], dataset: str, init: Path | None
+) -> tuple[RunResult, Path]:
+    """Train one stage; returns how the run ended, and where the model lies.
+
+    Args:
+        stage: a preset.
+        workdir: holds the registry, unless the settings name another; made data, reports and models lie there.
+        profile: see ``svdflow.common.config``.
+        sets: ``step.setting=value``.
+        dataset: ``name@v1.2.3`` or shorter; "" is the newest version.
+        init: the model directory to start from.
+
+    Raises:
+        ConfigError: settings that are unknown, impossible or contradict each other; names the field.
+        BadInputError: there is no such version or model, or they do not fit the stage.
+    """
+    preset = load_preset(stage)
+    if preset.kind == "multi_view":
+        raise ConfigError(
+            f"the stage {stage} trains on rendered orbits, not on a dataset of clips: `svdflow run svd` renders and "
+            "trains them"
+        )
+    start = _checked_init(preset, init)
+    settings, overrides = resolve_stage(preset, profile, [parse_override(text) for text in sets], start)
+    tag, overrides = dataset_to_train_on(workdir, dataset, profile, overrides)
+    arguments = {"stage": stage, "dataset": tag, "init": str(start or "")}
+    result = run_pipeline("train", workdir, profile, overrides, arguments)
+    return result, result.workdir / "models" / stage
+
+
+def resolve_stage(
+    preset: Preset, profile: str, asked: Sequence[tuple[str, Any]], init: Path | None
+) -> tuple[StageSettings, dict[str, Any]]:
+    """A stage's settings, and the overrides that a run of it takes: samples of its size, by the encoders of its start.
+
+    Raises:
+        ConfigError: names the field.
+    """
+    given = dict(asked)
+    overrides = stage_overrides(preset.name, given)
+    sections = load_profile(profile, overrides)
+    settings = stage_settings(preset.kind, sections.get(f"train_{preset.kind}") or {})
+    for name in _SIZES:
+        wanted = getattr(settings, name)
+        if wanted is None:  # the stage takes what the section `encode` makes
+            continue
+        found = given.get(f"encode.{name}", wanted)
+        if found != wanted and not (name == "frames" and wanted == 1):  # single frames are drawn out of any sample
+            raise ConfigError(
+                f"encode.{name}: the stage {preset.name} asks for {wanted}, not {found}; set train_{preset.kind}.{name}"
+            )
+        overrides[f"encode.{name}"] = found
+    return settings, {**_encoders(init), **overrides}
+
+
+def dataset_to_train_on(
+    workdir: Path, dataset: str | None, profile: str, overrides: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """The full tag of a dataset version that training can use, and the overrides with where its registry is.
+
+    Raises:
+        ConfigError: a setting is wrong.
+        BadInputError: there is no such version, or no clip of it is long enough for a sample.
+    """
+    sections = load_profile(profile, overrides)
+    kept = {name: value for name, value in last_settings(workdir).items() if name in _CARRIED and value}
+    version = merge(kept, sections.get("version") or {})
+    settings = validate_settings(VersionSettings, "version", version)
+    registry = open_registry(Path(settings.registry or workdir / "registry").absolute(), settings)
+    tag = find_version(registry, dataset or "")
+    encode = validate_settings(EncodeSettings, "encode", sections.get("encode") or {})
+    require_long_clips(registry, tag, encode.frames, encode.fps)
+    carried = {f"version.{name}": value for name, value in kept.items() if name not in (sections.get("version") or {})}
+    return str(tag), {**carried, **overrides}
+
+
+def _checked_init(preset: Preset, init: Path | None) -> Path | None:
+    """The model directory to start from, absolute.
+
+    Raises:
+        ConfigError: the stage needs one.
+        BadInputError: it is none, or of a kind that the stage cannot start from.
+    """
+    if init is None:
+        if preset.kind == "image":
+            return None
+        raise ConfigError(
+            f"--init: the stage {preset.name} starts from a model of {preset.after} or of its own kind; name its "
+            "directory"
+        )
+    init = init.absolute()
+    card = init / "svdflow.json"
+    if not card.is_file():
+        if not (init / "unet" / "config.json").is_file():
+            raise BadInputError(f"--init {init}: is no model directory: it has no svdflow.json and no unet/config.json")
+        return init
+    try:
+        kind = json.loads(card.read_text())["kind"]
+    except (ValueError, KeyError, TypeError):
+        raise BadInputError(f"--init {init}: svdflow.json is damaged; it tells no kind") from None
+    if kind not in (may := {_KIND[preset.kind], _BEFORE.get(preset.kind, "image")}):
+        raise BadInputError(
+            f"--init {init}: a model of kind {kind} cannot start the stage {preset.name}, which takes "
+            f"{' or '.join(sorted(may))}"
+        )
+    return init
+
+
+def _encoders(init: Path | None) -> dict[str, Any]:
+    """Samples must be encoded as the model that learns from them sees its conditions: by its own encoders."""
+    found = {}
+    for setting, part in (("autoencoder", "vae"), ("image_encoder", "image_encoder")):
+        if init and (init / part / "config.json").is_file():
+            found[f"encode.{setting}"] = str(init / part)
+    if init and all((init / part).is_dir() for part in ("tokenizer", "text_encoder")):
+        found["encode.text_encoder"] = str(init)
+    return found
+
+
+def forecast(
+    stage: str, profile: str, sets: Sequence[str], init: Path | None, mfu: float, peak_tflops: float
+) -> Forecast:
+    """What a stage would take under these settings; nothing is read but them and the start's configuration.
+
+    Raises:
+        ConfigError, BadInputError: as ``train_stage``; a start is not asked for.
+    """
+    from svdflow.training.train.forecast import TEXT_TOKENS, forecast_stage, unet_settings_of
+
+    preset = load_preset(stage)
+    start = _checked_init(preset, init) if init else None
+    settings, overrides = resolve_stage(preset, profile, [parse_override(text) for text in sets], start)
+    sections = load_profile(profile, overrides)
+    section = "encode_orbits" if preset.kind == "multi_view" else "encode"
+    encode = validate_settings(EncodeSettings, section, sections.get(section) or {})
+    size = tuple(getattr(settings, name) or getattr(encode, name) for name in _SIZES)
+    frames = 1 if preset.kind == "image" else size[0]
+    unet = unet_settings_of(start, sections, preset.kind)
+    return forecast_stage(preset.kind, settings, unet, (frames, *size[1:]), TEXT_TOKENS, mfu, peak_tflops)
