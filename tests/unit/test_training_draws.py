@@ -60,6 +60,24 @@ def test_noise_levels_captions_and_dropped_conditions_have_the_distributions_ask
     assert abs(np.mean([d.drop_text for d in draws]) - 0.15) < 0.025
 
 
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [
+        ({"embedding_dropout": 0.3, "frame_dropout": 0.2}, (0.3, 0.2)),
+        ({"embedding_dropout": 0.3}, (0.3, 0.0)),
+        ({"frame_dropout": 1.0, "image_dropout": 0.1}, (0.0, 1.0)),
+    ],
+)
+def test_embedding_and_frame_are_dropped_independently_where_they_have_rates_of_their_own(rates, expected):
+    draws = [Plan(make(text_dropout=0.15, **rates), 10).draw(i) for i in range(4000)]
+    both = np.mean([d.drop_embedding and d.drop_frame for d in draws])
+    assert abs(np.mean([d.drop_embedding for d in draws]) - expected[0]) < 0.025
+    assert abs(np.mean([d.drop_frame for d in draws]) - expected[1]) < 0.025
+    assert abs(both - expected[0] * expected[1]) < 0.02
+    with_text = np.mean([d.drop_text and d.drop_embedding for d in draws])
+    assert abs(with_text - 0.15 * expected[0]) < 0.02 and abs(np.mean([d.drop_text for d in draws]) - 0.15) < 0.025
+
+
 def test_noise_of_samples_and_of_their_conditioning_frames_is_independent_standard_normal():
     plan = Plan(make(), 10)
     arrays = [f(plan.draw(i), (50, 40)) for i in range(4) for f in (noise, frame_noise)]

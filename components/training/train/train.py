@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from ...common.errors import BadInputError
 from ...common.identity import file_sha256, identity, tree_sha256
+from ...common.manifests import read_rows
 from ...common.report import StepReport, curves, table, text
 from ...common.storage import DataRoot, link_tree
+from .buckets import check_samples, usable_rows
 from .launcher import launch
 from .settings import KINDS, OPERATIONAL, StageSettings
 
-VERSION = "1"
+VERSION = "2"
 _TITLES = {
     "image": "Train: image",
     "video": "Train: text to video",
@@ -55,6 +58,8 @@ def train_stage(
         raise BadInputError(f"{init}: there is no model directory here to start from")
     if stage != "image" and init is None:
         raise BadInputError(f"stage {stage} needs a model to start from (init)")
+    rows = read_rows("samples", samples)
+    check_samples(rows, stage, settings, samples)
     learned = settings.model_dump(exclude=set(OPERATIONAL))
     dataset = {name: dataset[name] for name in ("name", "tag", "revision") if name in dataset}  # not where its store is
     init_tree = tree_sha256(init) if init else None
@@ -70,7 +75,7 @@ def train_stage(
     else:
         fresh = False
     link_tree(root.fetch_tree(found["tree"]), out)
-    return _report(stage, settings, found["result"], fresh, samples)
+    return _report(stage, settings, found["result"], fresh, usable_rows(rows, stage, settings)[1])
 
 
 def _train(
@@ -101,7 +106,9 @@ def _train(
     return result, tree
 
 
-def _report(stage: str, settings: StageSettings, result: dict[str, Any], fresh: bool, samples: Path) -> StepReport:
+def _report(
+    stage: str, settings: StageSettings, result: dict[str, Any], fresh: bool, dropped: Counter[str]
+) -> StepReport:
     before, after = result["before"], result["after"]
     zero = after or {"mean": None, "zero_network_mean": None, "zero_output_mean": None}
     summary = {
@@ -115,6 +122,7 @@ def _report(stage: str, settings: StageSettings, result: dict[str, Any], fresh: 
         "samples_per_second": round(result["samples_per_second"], 3),
         "resumed_from": result["resumed_from"],
         "parameters": result["parameters"],
+        "samples_left_out": dict(sorted(dropped.items())),
     }
     steps = [float(i + 1) for i in range(len(result["loss"]))]
     series = {
@@ -168,6 +176,9 @@ def _report(stage: str, settings: StageSettings, result: dict[str, Any], fresh: 
             ],
         )
     )
+    if dropped:
+        left_out: list[list[Any]] = [[reason, count] for reason, count in sorted(dropped.items())]
+        sections.append(table("Samples left out", ["reason", "samples"], left_out))
     return StepReport(
         f"train_{stage}",
         _TITLES[stage],
