@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from svdflow.common.errors import BadInputError
 from svdflow.common.frames import fit_frame
 from svdflow.common.manifests import AXES, read_rows, write_manifest
 from svdflow.common.orbit_views import pack_views
@@ -14,6 +15,7 @@ from svdflow.curation.validate.validate import Written, validate_manifests
 from svdflow.diffusion.autoencoder import encode_frames, encode_moments, load_autoencoder, to_unit_range
 from svdflow.diffusion.conditioning import text_context
 from svdflow.training.encode.encode import encode_clips
+from svdflow.training.encode.images import encode_images
 from svdflow.training.encode.orbits import encode_orbits
 from svdflow.training.encode.settings import EncodeSettings
 
@@ -183,6 +185,34 @@ def test_crops_and_flips_are_samples_of_their_own_and_only_new_ones_are_encoded(
         picture = read_picture(ShardReader.open(root, row["shard_uri"]), row, 0)
         np.testing.assert_array_equal(picture, fit_frame(first, 64, 64, place, row["flipped"]))
     assert {row["shard_uri"] == before["shard_uri"] for row in rows} == {True, False}
+
+
+def test_pictures_become_samples_of_one_frame_and_bad_ones_are_counted(root, tmp_path):
+    from PIL import Image
+
+    folder, rng = tmp_path / "pictures", np.random.default_rng(0)
+    (folder / "deep").mkdir(parents=True)
+    wide, tall = (rng.integers(0, 255, shape, dtype=np.uint8) for shape in ((40, 80, 3), (90, 50, 3)))
+    Image.fromarray(wide).save(folder / "wide.png")
+    Image.fromarray(wide).save(folder / "wide again.png")
+    Image.fromarray(tall).save(folder / "deep" / "tall.webp", lossless=True)
+    (folder / "wide.txt").write_text("a  wide\npicture")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
+    (folder / "notes.md").write_text("nothing")
+    settings = EncodeSettings(sizes=((32, 64), (64, 32)), half=False)
+    report = encode_images(folder, tmp_path / "samples.parquet", root, settings)
+    assert report.summary["encode_images"]["skipped_by_reason"] == {"unreadable": 1}
+    hold_against_expectations(tmp_path / "samples.parquet", tmp_path)
+    rows = {row["height"]: row for row in read_rows("samples", tmp_path / "samples.parquet")}
+    assert {(r["frames"], r["sequence_frames"], r["split"], r["motion_score"]) for r in rows.values()} == {
+        (1, 1, "train", None)
+    }
+    assert rows[32]["captions"] == ["a wide picture"] * 3 and rows[64]["captions"] == ["", "", ""]
+    reader = ShardReader.open(root, rows[64]["shard_uri"])
+    np.testing.assert_array_equal(read_picture(reader, rows[64], 0), fit_frame(tall, 64, 32))
+    assert encode_images(folder, tmp_path / "samples.parquet", root, settings).done == 0
+    with pytest.raises(BadInputError, match="holds no picture"):
+        encode_images(tmp_path / "data root", tmp_path / "x.parquet", root, settings)
 
 
 def test_an_orbit_becomes_one_sample_with_its_elevation(root, tmp_path):

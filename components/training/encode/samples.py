@@ -36,6 +36,7 @@ VERSION = "2"
 KIND, TEXT_KIND = "encode", "encode_text"
 _CHUNK = 8  # frames that are decoded, and go through the encoders, at once
 _SHOWN = 8
+_WHAT = {"encode": "clips", "encode_orbits": "orbits", "encode_images": "images"}
 
 
 @dataclass(frozen=True)
@@ -134,12 +135,12 @@ def encode_units(
 
     Shards hold whole units, in the order given, so that a run that was cut off goes on at the same borders.
     """
-    encoders, shard = Encoders(settings), _Shard(root, settings)
+    encoders, shard, what = Encoders(settings), _Shard(root, settings), _WHAT[step]
     names = encoders.identity()
     found: dict[str, dict[str, Any]] = {}
     units, done, reused = list(units), 0, 0
     shown: list[tuple[np.ndarray, str]] = []
-    for unit in track(units, "clips" if step == "encode" else "orbits"):
+    for unit in track(units, what):
         if not unit.fits(unit.sequence.frames):
             continue
         results = {v: root.find(KIND, _frames_key(unit, v, names, settings)) for v in unit.variants}
@@ -344,7 +345,7 @@ def _report(
         "padded": 0,  # pictures are covered, sequences are not lengthened
         "bytes": size,
     }
-    what = "clips" if step == "encode" else "orbits"
+    what = _WHAT[step]
     sections = [
         table(
             "Samples",

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...common.errors import BadInputError
-from ...common.manifests import read_rows
 from ...common.storage import DataRoot
 from ...diffusion import conditioning
 from ...diffusion.autoencoder import load_autoencoder
@@ -17,8 +16,8 @@ from ...diffusion.model_directory import VideoModel, load_model, save_model
 from ...diffusion.motion import MotionCalibration
 from ...diffusion.settings import UNetSettings
 from ...diffusion.unet import build_image_unet, inflate, to_image_to_video, to_multi_view
-from .buckets import usable_rows
 from .data import Gathering, Plan, SampleSource
+from .datasets import read_datasets
 from .objective import UNKNOWN_MOTION
 from .settings import StageSettings
 
@@ -40,17 +39,18 @@ def prepare_model(job: Job) -> tuple[VideoModel, SampleSource, SampleSource, Pla
     Raises:
         BadInputError: no training samples, latents of another autoencoder, or an init of the wrong kind.
     """
-    rows, _ = usable_rows(read_rows("samples", job.samples), job.stage, job.settings)
+    datasets = read_datasets(job.samples, job.stage, job.settings)
     root = DataRoot.open(job.root)
     sources = {
         split: SampleSource(
             root,
-            [row for row in rows if row["split"] == split],
+            rows,
             Gathering.of(job.stage, job.settings, training=split == "train"),
         )
-        for split in ("train", "held_out")
+        for split, rows in (("train", datasets.train), ("held_out", datasets.held_out))
     }
-    plan = Plan(job.settings, [(0, size) for size in sources["train"].buckets])
+    places = list(zip(datasets.dataset, sources["train"].buckets, strict=True))
+    plan = Plan(job.settings, places, datasets.weights)
     model = start_model(job.stage, job.init, job.settings)
     if job.stage != "image" and not model.card.get("motion_calibration"):
         scores = [row["motion_score"] for row in sources["train"].rows if row["motion_score"] is not None]

@@ -21,6 +21,13 @@ STAGES = Path(__file__).resolve().parents[1] / "stages"
 KINDS = ("image", "video", "image_to_video", "multi_view")
 
 
+class MixedSamples(Settings):
+    """Another samples manifest that a stage trains on."""
+
+    samples: str  # path of the manifest; its shards lie in the same data root
+    weight: float = Field(1.0, gt=0)
+
+
 class StageSettings(Settings):
     """Settings of one stage; [P] is the paper's section."""
 
@@ -42,6 +49,8 @@ class StageSettings(Settings):
     image_encoder: str = "local"  # of a new image-to-video model: "local", or a transformers directory
 
     # data
+    mix: tuple[MixedSamples, ...] = ()  # other datasets, of clips or images: each has the share of its weight. Ours
+    weight: float = Field(1.0, gt=0)  # of the stage's own samples among them
     fps: tuple[float, ...] | None = None  # rates of windows, one drawn for each; None: the reference windows'. Ours
     short_frames: tuple[int, ...] = ()  # lengths for samples that do not hold ``frames``; 1 takes images in. Ours
     latent: Literal["sample", "mean"] = "sample"  # of the autoencoder's posterior; sampled as in the released code
