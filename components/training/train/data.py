@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ...common.block_cache import BlockCache
 from ...common.errors import BadInputError
 from ...common.sample_tensors import read_picture
 from ...common.shards import ShardReader
@@ -171,10 +172,17 @@ class SampleSource:
         root: where the shards lie.
         rows: of the samples manifest.
         gathering: which windows are taken.
+        cache: keeps what is read of shards in an object store.
     """
 
-    def __init__(self, root: DataRoot, rows: Sequence[dict[str, Any]], gathering: Gathering | None = None) -> None:
-        self.root, self.rows, self.gathering = root, rows, gathering or Gathering()
+    def __init__(
+        self,
+        root: DataRoot,
+        rows: Sequence[dict[str, Any]],
+        gathering: Gathering | None = None,
+        cache: BlockCache | None = None,
+    ) -> None:
+        self.root, self.rows, self.gathering, self.cache = root, rows, gathering or Gathering(), cache
         self._readers: OrderedDict[str, ShardReader] = OrderedDict()
 
     # which frames
@@ -259,7 +267,7 @@ class SampleSource:
         return self.tensor(row, name, window.first, window.span)[:: window.stride].astype(np.float32)
 
     def _reader(self, uri: str) -> ShardReader:
-        reader = self._readers.pop(uri, None) or ShardReader.open(self.root, uri)
+        reader = self._readers.pop(uri, None) or ShardReader.open(self.root, uri, self.cache)
         self._readers[uri] = reader
         if len(self._readers) > _OPEN_SHARDS:
             self._readers.popitem(last=False)

@@ -8,8 +8,9 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...common.block_cache import BlockCache
 from ...common.errors import BadInputError
-from ...common.storage import DataRoot
+from ...common.storage import DataRoot, DirectoryRoot
 from ...diffusion import conditioning
 from ...diffusion.autoencoder import load_autoencoder
 from ...diffusion.model_directory import VideoModel, load_model, save_model
@@ -41,11 +42,14 @@ def prepare_model(job: Job) -> tuple[VideoModel, SampleSource, SampleSource, Pla
     """
     datasets = read_datasets(job.samples, job.stage, job.settings)
     root = DataRoot.open(job.root)
+    remote = not isinstance(root, DirectoryRoot)
+    cache = BlockCache(root.scratch("blocks"), int(job.settings.cache_gib * 2**30)) if remote else None
     sources = {
         split: SampleSource(
             root,
             rows,
             Gathering.of(job.stage, job.settings, training=split == "train"),
+            cache,
         )
         for split, rows in (("train", datasets.train), ("held_out", datasets.held_out))
     }

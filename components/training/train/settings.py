@@ -55,6 +55,8 @@ class StageSettings(Settings):
     short_frames: tuple[int, ...] = ()  # lengths for samples that do not hold ``frames``; 1 takes images in. Ours
     latent: Literal["sample", "mean"] = "sample"  # of the autoencoder's posterior; sampled as in the released code
 
+    cache_gib: float = Field(20.0, gt=0)  # on local disk, of shards that lie in an object store. Ours
+
     # optimisation
     steps: int = Field(150_000, ge=0)  # 0 hands on the weights that the stage starts from: an untrained baseline
     batch: int = Field(1536, ge=1)  # global: over all processes and accumulated micro-batches
@@ -130,6 +132,7 @@ OPERATIONAL = (
     "timeout_s",
     "preset",
     "gradient_checkpointing",
+    "cache_gib",
 )
 """Settings that do not change what is learned (up to rounding), and so are no part of a result's identity."""
 
