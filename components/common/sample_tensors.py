@@ -1,18 +1,22 @@
-"""The tensors of a training sample by name, and its lossless pictures.
+"""The pictures of training samples: lossless ones in shards, and frames of clips that are not encoded.
 
-The names are the layout that ``training/encode/README.md`` describes; whoever reads samples reads them through this.
+Names and layouts are those that ``training/encode/README.md`` describes; whoever reads samples reads them through this.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from .errors import BadInputError
+from .frames import CENTRE, fit_frame
 from .shards import ShardReader
+from .storage import DataRoot
+from .video import decode
+from .windows import nearest_in_time
 
 WINDOW, FRAMES, CLIP = "window", "frames", "clip"  # the layouts, see ``manifests.SAMPLES``
 
@@ -65,3 +69,45 @@ def read_picture(reader: ShardReader, row: Mapping[str, Any], frame: int) -> np.
     name = picture_name(frame)
     label = f"{reader.label}: {row['tensor_prefix']}.{name}"
     return unpack_picture(reader.read(row["tensor_prefix"], name), row["height"], row["width"], label)
+
+
+def read_clip_frames(
+    row: Mapping[str, Any], frames: Sequence[int], read_range: Callable[[str, int, int], bytes]
+) -> np.ndarray:
+    """Frames of a sample of the layout "clip", decoded from the clip and brought to size, uint8 [F, H, W, 3].
+
+    Args:
+        row: of the samples manifest.
+        frames: places in the sample's sequence, rising.
+        read_range: gives ``(uri, offset, length)`` of an object.
+
+    Raises:
+        BadInputError: the clip does not decode, or holds fewer frames than when it was checked.
+    """
+    data = read_range(row["clip_shard"], row["clip_offset"], row["clip_bytes"])
+    times_s = [row["start_s"] + frame / row["sequence_fps"] for frame in frames]
+    left, top, right, bottom = row["crop"]
+    kept_start, kept_end = left + top == 0 < right + bottom, right + bottom == 0 < left + top
+    place = 0.0 if kept_start else 1.0 if kept_end else CENTRE
+    fitted = [
+        fit_frame(rgb, row["height"], row["width"], place, bool(row["flipped"]))
+        for rgb in nearest_in_time(decode(data), times_s)
+    ]
+    if len(fitted) < len(times_s):
+        raise BadInputError(
+            f"sample {row['sample_id']}: clip {row['clip_id']} ends before frame {frames[len(fitted)]} of its "
+            "sequence; encode it again"
+        )
+    return np.stack(fitted)
+
+
+def first_picture(root: DataRoot, row: Mapping[str, Any]) -> np.ndarray:
+    """The clean first frame of a sample's reference window, uint8 [H, W, 3], whatever the layout.
+
+    Raises:
+        BadInputError: it is not there, or damaged.
+    """
+    first = row["first_frame"] or 0
+    if row["layout"] == CLIP:
+        return read_clip_frames(row, [first], root.read_range)[0]
+    return read_picture(ShardReader.open(root, row["shard_uri"]), row, first)

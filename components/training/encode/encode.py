@@ -84,5 +84,6 @@ def _unit(clip: dict[str, Any], split: str, note: dict[str, Any], root: DataRoot
         window=(settings.frames, stride_for(sequence.fps, settings.fps)),
         captions=[text or stand_in for text in given],
         row={"split": split, "motion_score": note.get("motion_score"), "elevation_deg": None},
+        clip={"clip_shard": clip["shard_uri"], "clip_offset": clip["offset"], "clip_bytes": clip["bytes"]},
         load=partial(read_sequence, clip, sequence, root),
     )

@@ -90,9 +90,10 @@ def scaled_moments(vae: Any, frames_FHWC: np.ndarray) -> tuple[np.ndarray, np.nd
     Returns:
         float32 [F, C, H, W] each.
     """
-    mean_FCHW, std_FCHW = autoencoder.encode_moments(vae, autoencoder.to_unit_range(frames_FHWC))
+    pixels_FCHW = autoencoder.to_unit_range(frames_FHWC).to(next(vae.parameters()).device)
+    mean_FCHW, std_FCHW = autoencoder.encode_moments(vae, pixels_FCHW)
     scale = vae.config.scaling_factor
-    return (mean_FCHW.float() * scale).numpy(), 2.0 * (std_FCHW.float() * scale).log().numpy()
+    return (mean_FCHW.float() * scale).cpu().numpy(), 2.0 * (std_FCHW.float() * scale).log().cpu().numpy()
 
 
 def _directory(source: str) -> str:

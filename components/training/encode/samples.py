@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from ...common.errors import StorageError, SvdflowError
+from ...common.errors import BadInputError, StorageError, SvdflowError
 from ...common.frames import crop_shares, fit_frame
 from ...common.identity import identity
 from ...common.manifests import write_manifest
 from ...common.progress import track
 from ...common.report import StepReport, histogram, images, table
-from ...common.sample_tensors import FRAMES, pack_picture, picture_name
+from ...common.sample_tensors import CLIP, FRAMES, pack_picture, picture_name
 from ...common.shards import write_shard
 from ...common.storage import DataRoot, DirectoryRoot
 from ...common.windows import Window, choose_window, spread
@@ -76,6 +76,7 @@ class Unit:
         captions: three, or none.
         row: manifest values that the sample takes over: split, motion_score, elevation_deg.
         load: the frames as decoded, uint8 [H, W, 3] one at a time.
+        clip: manifest values that say where the clip lies, for training without the cache; None: that cannot be.
     """
 
     unit_id: str
@@ -88,6 +89,7 @@ class Unit:
     captions: list[str]
     row: dict[str, Any]
     load: Callable[[], Iterator[np.ndarray]]
+    clip: dict[str, Any] | None = None
 
     def fits(self, frames: int) -> bool:
         """Whether the reference window fits so many frames."""
@@ -140,6 +142,8 @@ def encode_units(
     found: dict[str, dict[str, Any]] = {}
     units, done, reused = list(units), 0, 0
     shown: list[tuple[np.ndarray, str]] = []
+    if not settings.cache and any(unit.clip is None for unit in units):
+        raise BadInputError(f"{step}.cache is false, and {what} are always encoded; set it to true")
     for unit in track(units, what):
         if not unit.fits(unit.sequence.frames):
             continue
@@ -151,10 +155,10 @@ def encode_units(
             if first is not None and len(shown) < _SHOWN:
                 shown.append((first, unit.captions[0][:60] if unit.captions else unit.unit_id[:8]))
         for variant, result in results.items():
-            if result and (result["skipped"] or "shard_uri" in result):
+            if result and (result["skipped"] or "shard_uri" in result or not settings.cache):
                 found[_frames_key(unit, variant, names, settings)] = result
         fresh = bool(missing)
-        if unit.captions and not all(result and result["skipped"] for result in results.values()):
+        if settings.cache and unit.captions and not all(result and result["skipped"] for result in results.values()):
             text_key = _text_key(unit, names, settings)
             if (text := root.find(TEXT_KIND, text_key)) is not None:
                 found[text_key] = text
@@ -176,7 +180,9 @@ def encode_units(
             if found[key]["skipped"]:
                 continue
             rows.append(_row(unit, variant, key, found[key]))
-            if unit.captions:
+            if not settings.cache:
+                rows[-1] |= {"layout": CLIP, **(unit.clip or {})}
+            elif unit.captions:
                 text_key = _text_key(unit, names, settings)
                 rows[-1] |= {"text_uri": found[text_key]["shard_uri"], "text_prefix": text_key}
     write_manifest("samples", rows, out)
@@ -189,11 +195,11 @@ def _frames_key(unit: Unit, variant: Variant, names: dict[str, str], settings: E
     return identity(
         version=VERSION,
         unit=unit.unit_id,
-        encoders={"autoencoder": names["autoencoder"], "image": names["image"]},
+        encoders={"autoencoder": names["autoencoder"], "image": names["image"]} if settings.cache else None,
         size=unit.size,
         variant=[variant.place, variant.flipped],
         starts=unit.starts,
-        half=settings.half,
+        half=settings.half if settings.cache else None,
         **unit.key_parts,
     )
 
@@ -213,6 +219,8 @@ def _encode_frames(
 ) -> tuple[dict[Variant, dict[str, Any]], np.ndarray | None]:
     """Put variants of a unit's frames into the shard, in one pass over the unit; what is unusable is recorded.
 
+    Without the cache the unit is only decoded, to see that it can be and how many frames it holds.
+
     Returns:
         The variants' results, and the first frame.
     """
@@ -222,7 +230,7 @@ def _encode_frames(
         decoded = unit.load()
         while chunk := list(islice(decoded, _CHUNK)):
             for part in parts.values():
-                part.take(chunk, count, encoders)
+                part.take(chunk, count, encoders if settings.cache else None)
             count += len(chunk)
     except StorageError:
         raise  # says nothing of the clip
@@ -236,10 +244,13 @@ def _encode_frames(
         results[variant] = {
             "skipped": None,
             "sequence_frames": count,
-            "starts": sorted(part.pictures),
+            "starts": sorted(start for start in part.starts if start < count),
             "crop": part.crop,
         }
-        shard.add(KIND, key, part.tensors(), results[variant])
+        if settings.cache:
+            shard.add(KIND, key, part.tensors(), results[variant])
+        else:
+            shard.root.record(KIND, key, results[variant])
     return results, parts[next(iter(keys))].first
 
 
@@ -254,11 +265,15 @@ class _Parts:
         self.first: np.ndarray | None = None
         self.crop: tuple[float, ...] | None = None
 
-    def take(self, chunk: list[np.ndarray], count: int, encoders: Encoders) -> None:
+    def take(self, chunk: list[np.ndarray], count: int, encoders: Encoders | None) -> None:
+        if encoders is None and self.first is not None:
+            return
         frames_FHWC = np.stack([fit_frame(rgb, *self.size, self.variant.place, self.variant.flipped) for rgb in chunk])
         if self.first is None:
             height, width = chunk[0].shape[:2]
             self.first, self.crop = frames_FHWC[0], crop_shares(height, width, *self.size, self.variant.place)
+        if encoders is None:
+            return
         mean_FCHW, logvar_FCHW = encoders.moments(frames_FHWC)
         self.arrays["mean"].append(mean_FCHW.astype(self.precision))
         self.arrays["logvar"].append(logvar_FCHW.astype(self.precision))
@@ -295,7 +310,7 @@ def _row(unit: Unit, variant: Variant, key: str, result: dict[str, Any]) -> dict
         "sample_id": f"{key}-{variant.number:02d}",
         "clip_id": unit.unit_id,
         "captions": unit.captions,
-        "shard_uri": result["shard_uri"],
+        "shard_uri": result.get("shard_uri"),
         "tensor_prefix": key,
         "height": unit.size[0],
         "width": unit.size[1],

@@ -31,6 +31,7 @@ class EncodeSettings(Settings):
     fps: float = Field(7.0, gt=0)  # aimed at; the nearest whole stride is taken. Ours
 
     # how it is stored
+    cache: bool = True  # false: clips are checked and not encoded; training decodes and encodes them at every step
     samples_per_shard: int = Field(256, ge=1)  # ours
     shard_mib: int = Field(512, ge=1)  # a shard is closed when it holds so much: it is held in memory until then. Ours
 

@@ -225,8 +225,7 @@ class SampleSource:
         mean = self._gather(draw.row, "mean", window)
         if not self.gathering.sampled:
             return mean
-        logvar = self._gather(draw.row, "logvar", window)
-        return mean + np.exp(0.5 * logvar) * latent_noise(draw, mean.shape)
+        return draw_latents(draw, mean, self._gather(draw.row, "logvar", window))
 
     def text(self, draw: Draw) -> np.ndarray:
         """Token states [L, E] of the drawn caption."""
@@ -286,6 +285,11 @@ def noise(draw: Draw, shape: Sequence[int]) -> np.ndarray:
 def frame_noise(draw: Draw, shape: Sequence[int]) -> np.ndarray:
     """The noise of the sample's conditioning frame."""
     return generator(_FRAME_NOISE, *draw.noise_key).standard_normal(tuple(shape), dtype=np.float32)
+
+
+def draw_latents(draw: Draw, mean: np.ndarray, logvar: np.ndarray) -> np.ndarray:
+    """Latents drawn from their posterior."""
+    return np.asarray(mean + np.exp(0.5 * logvar) * latent_noise(draw, mean.shape), np.float32)
 
 
 def latent_noise(draw: Draw, shape: Sequence[int]) -> np.ndarray:

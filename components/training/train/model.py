@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...common.block_cache import BlockCache
 from ...common.errors import BadInputError
+from ...common.sample_tensors import CLIP
 from ...common.storage import DataRoot, DirectoryRoot
 from ...diffusion import conditioning
 from ...diffusion.autoencoder import load_autoencoder
@@ -19,6 +20,7 @@ from ...diffusion.settings import UNetSettings
 from ...diffusion.unet import build_image_unet, inflate, to_image_to_video, to_multi_view
 from .data import Gathering, Plan, SampleSource
 from .datasets import read_datasets
+from .live import LiveSource
 from .objective import UNKNOWN_MOTION
 from .settings import StageSettings
 
@@ -44,18 +46,13 @@ def prepare_model(job: Job) -> tuple[VideoModel, SampleSource, SampleSource, Pla
     root = DataRoot.open(job.root)
     remote = not isinstance(root, DirectoryRoot)
     cache = BlockCache(root.scratch("blocks"), int(job.settings.cache_gib * 2**30)) if remote else None
+    model = start_model(job.stage, job.init, job.settings)
     sources = {
-        split: SampleSource(
-            root,
-            rows,
-            Gathering.of(job.stage, job.settings, training=split == "train"),
-            cache,
-        )
+        split: _source(root, rows, Gathering.of(job.stage, job.settings, training=split == "train"), cache, model)
         for split, rows in (("train", datasets.train), ("held_out", datasets.held_out))
     }
     places = list(zip(datasets.dataset, sources["train"].buckets, strict=True))
     plan = Plan(job.settings, places, datasets.weights)
-    model = start_model(job.stage, job.init, job.settings)
     if job.stage != "image" and not model.card.get("motion_calibration"):
         scores = [row["motion_score"] for row in sources["train"].rows if row["motion_score"] is not None]
         if any(math.isfinite(score) for score in scores):
@@ -68,6 +65,14 @@ def prepare_model(job: Job) -> tuple[VideoModel, SampleSource, SampleSource, Pla
             "encode the samples with the model's own autoencoder"
         )
     return model, sources["train"], sources["held_out"], plan
+
+
+def _source(
+    root: DataRoot, rows: list[dict[str, Any]], gathering: Gathering, cache: BlockCache | None, model: VideoModel
+) -> SampleSource:
+    if any(row["layout"] == CLIP for row in rows):
+        return LiveSource(root, rows, gathering, cache, model)
+    return SampleSource(root, rows, gathering, cache)
 
 
 def start_model(stage: str, init: Path | None, settings: StageSettings) -> VideoModel:
