@@ -10,6 +10,8 @@ from svdflow.common.manifests import AXES, read_rows, write_manifest
 from svdflow.common.orbit_views import pack_views
 from svdflow.common.sample_tensors import first_picture
 from svdflow.common.video import encode_mp4
+from svdflow.curation.validate.settings import ValidateSettings
+from svdflow.curation.validate.validate import Written, validate_manifests
 from svdflow.diffusion.autoencoder import load_autoencoder
 from svdflow.diffusion.conditioning import LOCAL_TEXT_ENCODER, build_feature_extractor, build_image_encoder
 from svdflow.diffusion.model_directory import VideoModel
@@ -59,6 +61,7 @@ def sources(root, manifests, tmp_path) -> dict[str, tuple[SampleSource, Path]]:
         out = tmp_path / f"{name}.parquet"
         report = encode_clips(*manifests, out, root, SETTINGS.model_copy(update={"cache": cache}))
         assert report.summary["encode"]["skipped_by_reason"] == {"unreadable": 1}
+        validate_manifests({"samples": out}, Written(tmp_path / "page", tmp_path / "failing"), ValidateSettings())
         rows = sorted(read_rows("samples", out), key=lambda r: (r["clip_id"], r["crop"], r["flipped"]))
         gathering = Gathering((5,), (12.0, 6.0), sampled=True)
         made[name] = (

@@ -14,8 +14,9 @@ from ...common.report import StepReport
 from ...common.storage import DataRoot
 from ...common.video import decode
 from ...common.windows import nearest_in_time, stride_for
-from .samples import Sequence, Unit, encode_units
+from .samples import encode_units
 from .settings import EncodeSettings
+from .units import Sequence, Unit
 from .variants import nearest_size, variants
 
 

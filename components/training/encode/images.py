@@ -13,8 +13,9 @@ from ...common.errors import BadInputError
 from ...common.identity import file_sha256, identity
 from ...common.report import StepReport
 from ...common.storage import DataRoot
-from .samples import Sequence, Unit, encode_units
+from .samples import encode_units
 from .settings import EncodeSettings
+from .units import Sequence, Unit
 from .variants import nearest_size, variants
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")

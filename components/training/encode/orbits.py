@@ -14,8 +14,9 @@ from ...common.manifests import read_rows
 from ...common.orbit_views import read_views
 from ...common.report import StepReport
 from ...common.storage import DataRoot
-from .samples import Sequence, Unit, encode_units
+from .samples import encode_units
 from .settings import EncodeSettings
+from .units import Sequence, Unit
 from .variants import PLAIN, nearest_size
 
 ORBIT_FPS = 7.0  # an orbit has no frame rate; the model is told the one it knows best (the released models' default)
