@@ -45,7 +45,8 @@ def test_a_draw_does_not_depend_on_what_was_drawn_before():
 
 def test_noise_levels_captions_and_dropped_conditions_have_the_distributions_asked_for():
     settings = make(p_mean=0.7, p_std=1.6, image_dropout=0.1, text_dropout=0.15)
-    draws = [Plan(settings, 10).draw(i) for i in range(4000)]
+    plan = Plan(settings, 10)
+    draws = [plan.draw(i) for i in range(4000)]
     logs = np.log([d.sigma for d in draws])
     assert abs(logs.mean() - 0.7) < 4 * 1.6 / math.sqrt(4000)
     assert abs(logs.std() - 1.6) < 0.08
@@ -69,7 +70,8 @@ def test_noise_levels_captions_and_dropped_conditions_have_the_distributions_ask
     ],
 )
 def test_embedding_and_frame_are_dropped_independently_where_they_have_rates_of_their_own(rates, expected):
-    draws = [Plan(make(text_dropout=0.15, **rates), 10).draw(i) for i in range(4000)]
+    plan = Plan(make(text_dropout=0.15, **rates), 10)
+    draws = [plan.draw(i) for i in range(4000)]
     both = np.mean([d.drop_embedding and d.drop_frame for d in draws])
     assert abs(np.mean([d.drop_embedding for d in draws]) - expected[0]) < 0.025
     assert abs(np.mean([d.drop_frame for d in draws]) - expected[1]) < 0.025

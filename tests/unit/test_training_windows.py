@@ -44,7 +44,8 @@ def sequence(tmp_path_factory):
 
 def draws(count, **values):
     settings = stage_settings("image_to_video", {"batch": 8, "processes": 1, **values})
-    return [Plan(settings, 1).draw(i) for i in range(count)]
+    plan = Plan(settings, 1)
+    return [plan.draw(i) for i in range(count)]
 
 
 def test_a_window_is_every_stride_th_frame_and_all_conditions_are_of_its_first_one(sequence):
