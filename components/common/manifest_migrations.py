@@ -64,6 +64,19 @@ def _from_1(kind: str, table: pa.Table) -> pa.Table:
     return table
 
 
+def _from_2(kind: str, table: pa.Table) -> pa.Table:
+    """Schema 3: samples are sequences out of which windows are taken; those of schema 2 are one window each."""
+    if kind != "samples":
+        return table
+    added: dict[str, pa.DataType | bool] = {
+        "layout": pa.string(), "first_frame": pa.int32(), "stride": pa.int32(), "sequence_frames": pa.int32(),
+        "sequence_fps": pa.float64(), "start_s": pa.float64(), "starts": pa.list_(pa.int32()), "flipped": pa.bool_(),
+        "crop": pa.list_(pa.float64(), 4), "text_uri": pa.string(), "text_prefix": pa.string(),
+        "clip_shard": pa.string(), "clip_offset": pa.int64(), "clip_bytes": pa.int64(),
+    }  # fmt: skip
+    return _with(table, added, after="fps")
+
+
 def _one_row_a_video(table: pa.Table) -> pa.Table:
     """Rows of one content become one; schema 1 set the later ones aside as duplicates."""
     rows = sorted(table.to_pylist(), key=lambda row: (row["video_id"], row["name"]))
@@ -101,4 +114,4 @@ def _lacks(column: str) -> int:
     raise KeyError(f"there is no column {column}")
 
 
-_STEPS: dict[str, Callable[[str, pa.Table], pa.Table]] = {"1": _from_1}
+_STEPS: dict[str, Callable[[str, pa.Table], pa.Table]] = {"1": _from_1, "2": _from_2}

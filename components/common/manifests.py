@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from .errors import BadInputError
 from .manifest_migrations import migrate
 
-SCHEMA_VERSION = "2"
+SCHEMA_VERSION = "3"
 ROW_GROUP = 1 << 20  # rows; part of the canonical form
 BLOCK = 1 << 13  # rows that are plain dictionaries at a time
 
@@ -129,19 +129,36 @@ SELECTION = pa.schema(
     ]
 )  # fmt: skip
 
+# A sample is a sequence of frames out of which training takes windows. Its layout says where the frames are:
+# "frames": each one encoded, in a shard (tensors: training/encode/README.md); "clip": not encoded, in the clip itself;
+# "window" (and null, of schema 2): one window ready made, in a shard.
 SAMPLES = pa.schema(
     [
         pa.field(
             "sample_id", pa.string(), nullable=False
-        ),  # identity of clip, encoder and settings, and the window's number
+        ),  # identity of clip, encoders and settings, and the variant's number
         pa.field("clip_id", pa.string(), nullable=False),
         pa.field("split", pa.string(), nullable=False),  # "train" or "held_out"
-        pa.field("shard_uri", pa.string(), nullable=False),  # data-root URI of a safetensors shard
-        pa.field("tensor_prefix", pa.string(), nullable=False),  # tensors are "<prefix>.latents", "<prefix>.…"
-        pa.field("frames", pa.int32(), nullable=False),
+        pa.field("shard_uri", pa.string()),  # data-root URI of a safetensors shard; null for the layout "clip"
+        pa.field("tensor_prefix", pa.string(), nullable=False),  # tensors are "<prefix>.<name>"
+        pa.field("frames", pa.int32(), nullable=False),  # of the reference window, which evaluation looks at
         pa.field("height", pa.int32(), nullable=False),  # px
         pa.field("width", pa.int32(), nullable=False),
-        pa.field("fps", pa.float64(), nullable=False),
+        pa.field("fps", pa.float64(), nullable=False),  # of the reference window
+        pa.field("layout", pa.string()),
+        pa.field("first_frame", pa.int32()),  # of the reference window, in the sequence
+        pa.field("stride", pa.int32()),  # of the reference window
+        pa.field("sequence_frames", pa.int32()),
+        pa.field("sequence_fps", pa.float64()),
+        pa.field("start_s", pa.float64()),  # time of the sequence's first frame in the clip
+        pa.field("starts", pa.list_(pa.int32())),  # frames of the sequence whose pixels are kept: windows start there
+        pa.field("flipped", pa.bool_()),  # left and right exchanged
+        pa.field("crop", pa.list_(pa.float64(), 4)),  # shares of the picture cut off: left, top, right, bottom
+        pa.field("text_uri", pa.string()),  # data-root URI of the shard with the captions' token states
+        pa.field("text_prefix", pa.string()),
+        pa.field("clip_shard", pa.string()),  # data-root URI of the tar with the clip, for the layout "clip"
+        pa.field("clip_offset", pa.int64()),
+        pa.field("clip_bytes", pa.int64()),
         pa.field("motion_score", pa.float64()),
         pa.field("elevation_deg", pa.float64()),  # multi-view orbits only
         pa.field("captions", pa.list_(pa.string()), nullable=False),  # image, video, summary

@@ -10,10 +10,12 @@ import json
 import math
 import mmap
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from .block_cache import BlockCache
 from .errors import BadInputError
 from .storage import DataRoot, DirectoryRoot
 
@@ -65,13 +67,18 @@ class ShardReader:
         self._start = 8 + size
 
     @staticmethod
-    def open(root: DataRoot, uri: str) -> ShardReader:
-        """Open a shard of a data root: mapped into memory when it is a local file, by ranged reads otherwise."""
-        return (
-            ShardReader.open_file(root.fetch(uri))
-            if isinstance(root, DirectoryRoot)
-            else ShardReader(uri, lambda o, n: root.read_range(uri, o, n))
-        )
+    def open(root: DataRoot, uri: str, cache: BlockCache | None = None) -> ShardReader:
+        """Open a shard of a data root: mapped into memory when it is a local file, by ranged reads otherwise.
+
+        Args:
+            root: where it lies.
+            uri: of the shard.
+            cache: keeps what ranged reads fetch.
+        """
+        if isinstance(root, DirectoryRoot):
+            return ShardReader.open_file(root.fetch(uri))
+        fetch = partial(root.read_range, uri)
+        return ShardReader(uri, partial(cache.read, uri, fetch=fetch) if cache else fetch)
 
     @staticmethod
     def open_file(path: Path) -> ShardReader:

@@ -15,7 +15,7 @@ import numpy as np
 from ..common.errors import BadInputError, SvdflowError
 from ..common.frames import fit_frame
 from ..common.manifests import read_rows
-from ..common.shards import ShardReader
+from ..common.sample_tensors import first_picture
 from ..common.storage import DataRoot
 from ..common.video import VideoFrame, decode
 from .metric import Clip
@@ -80,7 +80,7 @@ def load_clips(rows: list[dict[str, Any]], clips: Path, root: DataRoot) -> tuple
 def _load(row: dict[str, Any], place: dict[str, Any] | None, root: DataRoot) -> Clip:
     if place is None:
         raise BadInputError(f"sample {row['sample_id']}: its clip {row['clip_id']} is not in the clips manifest")
-    given = ShardReader.open(root, row["shard_uri"]).read(row["tensor_prefix"], "frame")
+    given = first_picture(root, row)
     data = root.read_range(place["shard_uri"], place["offset"], place["bytes"])
     frames = frames_from(decode(data), given, row["frames"], row["fps"])
     if frames is None:

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from svdflow.common.errors import BadInputError
+from svdflow.common.frames import fit_frame
 from svdflow.common.manifests import AXES, write_manifest
 from svdflow.common.video import decode, encode_mp4, probe
+from svdflow.common.windows import choose_window, nearest_in_time, stride_for
 from svdflow.evaluation.held_out import check_held_out, choose_samples, frames_from
+from svdflow.training.encode.encode import plan_sequence
 from svdflow.training.encode.settings import EncodeSettings
-from svdflow.training.encode.windows import plan_windows, take_windows
 
 
 def sample_row(number: int, clip: str, split: str = "held_out") -> dict[str, object]:
@@ -33,13 +35,12 @@ def sample_row(number: int, clip: str, split: str = "held_out") -> dict[str, obj
 def test_windows_are_found_again_by_their_first_frame(name: str, fps: float, media: Path) -> None:
     data = (media / name).read_bytes()
     info = probe(data)
-    settings = EncodeSettings(frames=5, height=48, width=64, fps=fps, windows_per_clip=3)
-    windows = plan_windows(info.frames, info.fps, settings)
-    encoded = take_windows(decode(data), windows, 48, 64)
-    assert encoded is not None and len(encoded) == 3
-    for frames, window in zip(encoded, windows, strict=True):
-        found = frames_from(decode(data), frames[0], 5, window.fps)
-        assert found is not None and np.array_equal(found, frames)
+    sequence = plan_sequence(info.frames, info.fps, EncodeSettings(frames=5))
+    encoded = np.stack([fit_frame(rgb, 48, 64) for rgb in nearest_in_time(decode(data), sequence.times_s)])
+    for place in (0.0, 0.4, 0.99):
+        window = choose_window(len(encoded), range(len(encoded)), 5, stride_for(sequence.fps, fps), place)
+        found = frames_from(decode(data), encoded[window.first], 5, sequence.fps / window.stride)
+        assert found is not None and np.array_equal(found, encoded[list(window.indices)])
 
 
 def test_a_frame_of_another_clip_or_a_clip_that_ends_too_early_gives_nothing() -> None:

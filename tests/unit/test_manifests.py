@@ -102,6 +102,17 @@ def test_videos_of_schema_1_become_one_row_a_content_with_all_their_places():
 
 
 @pytest.mark.parametrize("kind", SCHEMAS)
+def test_a_manifest_of_schema_2_is_read_with_the_values_it_has(kind):
+    table = pq.read_table(OLD.with_name("schema-2") / f"{kind}.parquet")
+    old = {name: table[name].to_pylist() for name in table.schema.names}
+    new = read_manifest(kind, OLD.with_name("schema-2") / f"{kind}.parquet")
+    assert new.schema == SCHEMAS[kind] and len(new) == len(table) > 0
+    assert {name: new[name].to_pylist() for name in old} == old
+    for name in set(new.schema.names) - set(old):
+        assert set(new[name].to_pylist()) == {None}, name
+
+
+@pytest.mark.parametrize("kind", SCHEMAS)
 def test_a_migrated_file_is_written_once_and_a_present_one_is_read_as_it_is(tmp_path, kind):
     copy = current_file(kind, OLD / f"{kind}.parquet", tmp_path)
     assert copy.parent == tmp_path and current_file(kind, copy, tmp_path / "elsewhere") == copy

@@ -45,7 +45,8 @@ def test_a_draw_does_not_depend_on_what_was_drawn_before():
 
 def test_noise_levels_captions_and_dropped_conditions_have_the_distributions_asked_for():
     settings = make(p_mean=0.7, p_std=1.6, image_dropout=0.1, text_dropout=0.15)
-    draws = [Plan(settings, 10).draw(i) for i in range(4000)]
+    plan = Plan(settings, 10)
+    draws = [plan.draw(i) for i in range(4000)]
     logs = np.log([d.sigma for d in draws])
     assert abs(logs.mean() - 0.7) < 4 * 1.6 / math.sqrt(4000)
     assert abs(logs.std() - 1.6) < 0.08
@@ -58,6 +59,25 @@ def test_noise_levels_captions_and_dropped_conditions_have_the_distributions_ask
     for what, share in {(True, False): 0.1, (True, True): 0.1, (False, True): 0.1, (False, False): 0.7}.items():
         assert abs(dropped[what] / 4000 - share) < 0.035
     assert abs(np.mean([d.drop_text for d in draws]) - 0.15) < 0.025
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [
+        ({"embedding_dropout": 0.3, "frame_dropout": 0.2}, (0.3, 0.2)),
+        ({"embedding_dropout": 0.3}, (0.3, 0.0)),
+        ({"frame_dropout": 1.0, "image_dropout": 0.1}, (0.0, 1.0)),
+    ],
+)
+def test_embedding_and_frame_are_dropped_independently_where_they_have_rates_of_their_own(rates, expected):
+    plan = Plan(make(text_dropout=0.15, **rates), 10)
+    draws = [plan.draw(i) for i in range(4000)]
+    both = np.mean([d.drop_embedding and d.drop_frame for d in draws])
+    assert abs(np.mean([d.drop_embedding for d in draws]) - expected[0]) < 0.025
+    assert abs(np.mean([d.drop_frame for d in draws]) - expected[1]) < 0.025
+    assert abs(both - expected[0] * expected[1]) < 0.02
+    with_text = np.mean([d.drop_text and d.drop_embedding for d in draws])
+    assert abs(with_text - 0.15 * expected[0]) < 0.02 and abs(np.mean([d.drop_text for d in draws]) - 0.15) < 0.025
 
 
 def test_noise_of_samples_and_of_their_conditioning_frames_is_independent_standard_normal():

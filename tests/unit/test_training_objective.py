@@ -8,8 +8,9 @@ from svdflow.common.errors import BadInputError
 from svdflow.common.shards import write_shard
 from svdflow.common.storage import DataRoot
 from svdflow.diffusion.model_directory import VideoModel, save_model
+from svdflow.training.train.buckets import check_samples
 from svdflow.training.train.data import Plan, SampleSource, noise
-from svdflow.training.train.model import check_samples, start_model
+from svdflow.training.train.model import start_model
 from svdflow.training.train.objective import Objective
 from svdflow.training.train.settings import stage_settings
 
@@ -134,6 +135,26 @@ def test_a_grown_model_computes_what_the_one_before_did(chain, source):
     torch.testing.assert_close(i2v, multi, rtol=1e-5, atol=1e-6)  # the new weights for elevation are zero
 
 
+def test_held_out_draws_of_several_buckets_have_the_losses_they_have_alone(chain, source):
+    model = chain[0]["video"]
+    short = SampleSource(source.root, [row | {"frames": 3 - i} for i, row in enumerate(source.rows)])
+    calls = []
+
+    def count(x, *arguments, **named):
+        calls.append(len(x))
+        return model.unet(x, *arguments, **named)
+
+    objective = Objective(model, short, count, torch.device("cpu"))
+    draws = [Plan(settings_for("video"), 3).draw(i) for i in range(3)]
+    with torch.no_grad():
+        together = objective.losses(draws)
+        assert calls == [1, 1, 1], "every process calls the model equally often, whatever draws it has"
+        alone = torch.cat([objective.losses([draw]) for draw in draws])
+        blind = objective.blind_losses(draws)
+    torch.testing.assert_close(together, alone)
+    assert [len(part) for part in blind] == [3, 3]
+
+
 def test_a_dropped_frame_and_embedding_are_zeros_and_the_scalars_stay(chain, source):
     import dataclasses
 
@@ -163,7 +184,14 @@ def test_a_stage_refuses_a_start_of_the_wrong_kind_and_samples_of_another_size(c
         start_model("video", None, settings_for("video"))
     row = {"frames": 8, "height": 128, "width": 128}
     with pytest.raises(BadInputError, match="height 128, the stage asks for 320"):
-        check_samples([row], stage_settings("video", {"frames": 8}), folder / "samples.parquet")
-    with pytest.raises(BadInputError, match="several sizes"):
-        check_samples([row, row | {"frames": 4}], settings_for("video"), folder / "samples.parquet")
-    check_samples([row], settings_for("image", frames=1), folder / "samples.parquet")
+        check_samples([row], "video", stage_settings("video", {"frames": 8}), folder / "samples.parquet")
+    check_samples(
+        [row, row | {"height": 64}], "video", settings_for("video"), folder / "samples.parquet"
+    )  # two buckets
+    with pytest.raises(BadInputError, match="height 64, the stage asks for 128.*takes every size as a bucket"):
+        check_samples(
+            [row, row | {"height": 64}], "video", settings_for("video", height=128), folder / "samples.parquet"
+        )
+    with pytest.raises(BadInputError, match="no sample holds 9 frames, the longest holds 8"):
+        check_samples([row], "video", settings_for("video", frames=9), folder / "samples.parquet")
+    check_samples([row], "image", settings_for("image", frames=1), folder / "samples.parquet")

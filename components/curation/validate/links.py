@@ -332,6 +332,27 @@ LINKS: list[Link] = [
         "SELECT shard_uri, tensor_prefix, count(*) AS rows FROM samples GROUP BY ALL HAVING count(*) > 1",
     ),
     Link(
+        "a sample says where its frames are",
+        "samples",
+        ("samples",),
+        """SELECT sample_id, layout, shard_uri, clip_shard, sequence_frames, sequence_fps, start_s FROM samples
+            WHERE coalesce(layout, 'window') NOT IN ('window', 'frames', 'clip')
+                OR (layout IS DISTINCT FROM 'clip' AND shard_uri IS NULL)
+                OR (layout = 'clip' AND
+                    (clip_shard IS NULL OR clip_offset IS NULL OR clip_bytes IS NULL OR crop IS NULL))
+                OR (layout IN ('frames', 'clip') AND (sequence_frames IS NULL OR start_s IS NULL
+                    OR coalesce(sequence_fps, 0) <= 0))""",
+    ),
+    Link(
+        "a sample's windows lie in its sequence",
+        "samples",
+        ("samples",),
+        """SELECT sample_id, frames, first_frame, stride, sequence_frames, starts FROM samples
+            WHERE layout IN ('frames', 'clip') AND NOT coalesce(stride >= 1 AND starts[1] = 0
+                AND list_max(starts) < sequence_frames AND list_contains(starts, first_frame)
+                AND first_frame + (frames - 1) * stride < sequence_frames, false)""",
+    ),
+    Link(
         "a sample's captions are three texts",
         "samples",
         ("samples",),

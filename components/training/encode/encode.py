@@ -1,7 +1,8 @@
-"""Kept clips to training samples: latents, image embedding, text states of three captions, the conditioning frame."""
+"""Kept clips to training samples: every frame encoded once, and the captions."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from ...common.manifests import read_rows
 from ...common.report import StepReport
 from ...common.storage import DataRoot
 from ...common.video import decode
-from .samples import Unit, Unusable, encode_units
+from ...common.windows import nearest_in_time, stride_for
+from .samples import encode_units
 from .settings import EncodeSettings
-from .windows import plan_windows, take_windows
+from .units import Sequence, Unit
+from .variants import nearest_size, variants
 
 
 def encode_clips(
@@ -43,31 +46,45 @@ def encode_clips(
     return encode_units(units, out, root, settings, "Encode", "encode")
 
 
+def plan_sequence(frames: int, fps: float, settings: EncodeSettings) -> Sequence:
+    """Which frames of a clip are encoded: all, or every k-th to come near ``max_fps``; of a long clip the middle."""
+    stride = stride_for(fps, settings.max_fps) if settings.max_fps else 1
+    available = (frames - 1) // stride + 1
+    count = min(available, settings.max_frames)
+    return Sequence(count, fps / stride, (available - count) // 2 * stride / fps, available)
+
+
+def read_sequence(clip: dict[str, Any], sequence: Sequence, root: DataRoot) -> Iterator[np.ndarray]:
+    """The frames of a clip's sequence as decoded, one at a time; fewer when the clip ends early.
+
+    Args:
+        clip: its place: ``shard_uri``, ``offset`` and ``bytes``.
+        sequence: which frames.
+        root: where the clip lies.
+
+    Raises:
+        BadInputError: its bytes do not decode.
+    """
+    data = root.read_range(clip["shard_uri"], clip["offset"], clip["bytes"])
+    return nearest_in_time(decode(data), sequence.times_s)
+
+
 def _unit(clip: dict[str, Any], split: str, note: dict[str, Any], root: DataRoot, settings: EncodeSettings) -> Unit:
     # Three captions always: where an annotator gave none, the next best stands in for it.
     given = [note.get("caption_image"), note.get("caption_video"), note.get("caption_summary")]
     stand_in = next((text for text in given if text), "")
+    sequence = plan_sequence(clip["frames"], clip["fps"], settings)
+    size = nearest_size(clip["height"], clip["width"], settings.targets)
     return Unit(
         unit_id=clip["clip_id"],
-        key_parts={},
+        sequence=sequence,
+        size=size,
+        variants=variants(clip["height"], clip["width"], size, split, settings),
+        key_parts={"max_fps": settings.max_fps, "max_frames": settings.max_frames},
+        starts=settings.starts_per_clip,
+        window=(settings.frames, stride_for(sequence.fps, settings.fps)),
         captions=[text or stand_in for text in given],
         row={"split": split, "motion_score": note.get("motion_score"), "elevation_deg": None},
-        load=partial(load_clip, clip, root, settings),
+        clip={"clip_shard": clip["shard_uri"], "clip_offset": clip["offset"], "clip_bytes": clip["bytes"]},
+        load=partial(read_sequence, clip, sequence, root),
     )
-
-
-def load_clip(clip: dict[str, Any], root: DataRoot, settings: EncodeSettings) -> list[tuple[np.ndarray, float]]:
-    """The windows of one clip: frames [F, H, W, 3] and frame rate.
-
-    Raises:
-        Unusable: it is too short.
-        BadInputError: its bytes do not decode.
-    """
-    windows = plan_windows(clip["frames"], clip["fps"], settings)
-    if not windows:
-        raise Unusable("too_short")
-    data = root.read_range(clip["shard_uri"], clip["offset"], clip["bytes"])
-    taken = take_windows(decode(data), windows, settings.height, settings.width)
-    if taken is None:
-        raise Unusable("ends_early")
-    return [(frames, window.fps) for frames, window in zip(taken, windows, strict=True)]

@@ -39,10 +39,11 @@ class Encoders:
         )
         return {"autoencoder": autoencoder.autoencoder_id(s.autoencoder), "text": text, "image": image}
 
-    def latents(self, frames_FHWC: np.ndarray) -> np.ndarray:
-        """uint8 frames to scaled latents [F, C, H, W]: the posterior's means."""
-        vae = self._once("vae", lambda: autoencoder.load_autoencoder(self.settings.autoencoder))
-        return autoencoder.encode_frames(vae, frames_FHWC).numpy()
+    def moments(self, frames_FHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 frames to mean and log-variance of the scaled latents' posterior, float32 [F, C, H, W] each."""
+        return scaled_moments(
+            self._once("vae", lambda: autoencoder.load_autoencoder(self.settings.autoencoder)), frames_FHWC
+        )
 
     def texts(self, captions: list[str]) -> np.ndarray:
         """Captions to token states [N, L, E]; equal captions are encoded once."""
@@ -58,10 +59,10 @@ class Encoders:
                 self._texts[caption] = conditioning.text_context([caption], source)[0].numpy()
         return np.stack([self._texts[caption] for caption in captions])
 
-    def image(self, frame_HWC: np.ndarray) -> np.ndarray:
-        """The embedding of one clean frame, [E]."""
+    def images(self, frames_FHWC: np.ndarray) -> np.ndarray:
+        """The embeddings of clean frames, [F, E]."""
         encoder, extractor = self._once("image", self._load_image_encoder)
-        return conditioning.image_embeddings(encoder, extractor, frame_HWC[None])[0].numpy()
+        return conditioning.image_embeddings(encoder, extractor, frames_FHWC).numpy()
 
     def _load_image_encoder(self) -> tuple[Any, Any]:
         if self.settings.image_encoder == "local":
@@ -77,6 +78,22 @@ class Encoders:
         if name not in self._loaded:
             self._loaded[name] = load()
         return self._loaded[name]
+
+
+def scaled_moments(vae: Any, frames_FHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and log-variance of the posterior of what the diffusion model sees: latents times the scaling factor.
+
+    Args:
+        vae: an autoencoder in diffusers' form.
+        frames_FHWC: uint8 frames [F, H, W, 3].
+
+    Returns:
+        float32 [F, C, H, W] each.
+    """
+    pixels_FCHW = autoencoder.to_unit_range(frames_FHWC).to(next(vae.parameters()).device)
+    mean_FCHW, std_FCHW = autoencoder.encode_moments(vae, pixels_FCHW)
+    scale = vae.config.scaling_factor
+    return (mean_FCHW.float() * scale).cpu().numpy(), 2.0 * (std_FCHW.float() * scale).log().cpu().numpy()
 
 
 def _directory(source: str) -> str:

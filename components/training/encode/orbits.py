@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from ...common.errors import BadInputError
-from ...common.frames import fit_frame
 from ...common.manifests import read_rows
 from ...common.orbit_views import read_views
 from ...common.report import StepReport
 from ...common.storage import DataRoot
-from .samples import Unit, encode_units
+from .samples import encode_units
 from .settings import EncodeSettings
+from .units import Sequence, Unit
+from .variants import PLAIN, nearest_size
 
 ORBIT_FPS = 7.0  # an orbit has no frame rate; the model is told the one it knows best (the released models' default)
 
@@ -32,27 +34,29 @@ def encode_orbits(orbits: Path, out: Path, root: DataRoot, settings: EncodeSetti
     Raises:
         BadInputError: the manifest cannot be read. An orbit that cannot be used is set aside and counted.
     """
-    units = [
-        Unit(
-            unit_id=row["orbit_id"],
-            key_parts={"fps": ORBIT_FPS},
-            captions=[],
-            row={"split": row["split"], "motion_score": None, "elevation_deg": row["elevation_deg"]},
-            load=partial(load_orbit, row, root, settings),
-        )
-        for row in read_rows("orbits", orbits)
-    ]
+    units = [_unit(row, root, settings) for row in read_rows("orbits", orbits)]
     return encode_units(units, out, root, settings, "Encode orbits", "encode_orbits")
 
 
-def load_orbit(row: dict[str, Any], root: DataRoot, settings: EncodeSettings) -> list[tuple[np.ndarray, float]]:
-    """The views of one orbit as one window.
+def _unit(row: dict[str, Any], root: DataRoot, settings: EncodeSettings) -> Unit:
+    stride = row["frames"] // settings.frames if row["frames"] % settings.frames == 0 else 1
+    views = row["frames"] // stride
+    return Unit(
+        unit_id=row["orbit_id"],
+        sequence=Sequence(views, ORBIT_FPS, 0.0, views),
+        size=nearest_size(row["height"], row["width"], settings.targets),
+        variants=[PLAIN],  # a flipped orbit would turn the other way
+        key_parts={"stride": stride},
+        starts=1,
+        window=(views, 1),  # an orbit is one window: all the way around
+        captions=[],
+        row={"split": row["split"], "motion_score": None, "elevation_deg": row["elevation_deg"]},
+        load=partial(_views, row, stride, root),
+    )
 
-    Raises:
-        BadInputError: a view is missing, or the shard is none.
-    """
+
+def _views(row: dict[str, Any], stride: int, root: DataRoot) -> Iterator[np.ndarray]:
     views = read_views(root, row["shard_uri"])
     if len(views) != row["frames"]:
         raise BadInputError(f"{row['shard_uri']}: orbit {row['orbit_id']} has {len(views)} views, not {row['frames']}")
-    stride = len(views) // settings.frames if len(views) % settings.frames == 0 else 1
-    return [(np.stack([fit_frame(view, settings.height, settings.width) for view in views[::stride]]), ORBIT_FPS)]
+    return iter(views[::stride])

@@ -1,204 +1,200 @@
-"""From windows of frames to samples in shards: what clips and orbits share.
+"""From sequences of frames to samples in shards: what clips and orbits share.
 
-A unit (a clip, an orbit) becomes no, one or several samples. What is recorded under a unit's key is the list of its
-samples' manifest rows without what comes from elsewhere (split, captions as text, motion), so that a changed split
-encodes nothing anew.
+A unit (a clip, an orbit) becomes a sample for each variant of its picture, or is set aside with a reason. Results are
+recorded for each part, under keys of their own: the frames of each variant (by unit, encoders of frames, size, variant
+and which frames) and the captions (by captions and text encoder). Which window is the reference one, the split and the
+motion score are in the manifest alone, so that other ones encode nothing anew.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...common.errors import StorageError, SvdflowError
+from ...common.errors import BadInputError, StorageError, SvdflowError
 from ...common.identity import identity
 from ...common.manifests import write_manifest
 from ...common.progress import track
-from ...common.report import StepReport, histogram, images, table
-from ...common.shards import write_shard
+from ...common.report import StepReport
+from ...common.sample_tensors import CLIP, FRAMES
 from ...common.storage import DataRoot
+from ...common.windows import choose_window
+from .encode_report import WHAT, encode_report
 from .encoders import Encoders
+from .sequence_tensors import SequenceTensors, precision
 from .settings import EncodeSettings
+from .shard_writer import ShardWriter
+from .units import Unit
+from .variants import Variant
 
-VERSION = "1"
-KIND = "encode"
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What becomes samples: its id, what else names the result, the manifest values its samples take over."""
-
-    unit_id: str
-    key_parts: dict[str, Any]
-    captions: list[str]
-    row: dict[str, Any]  # split, motion_score, elevation_deg
-    load: Callable[[], list[tuple[np.ndarray, float]]]  # windows: uint8 frames [F, H, W, 3] and their frame rate
-
-
-class Unusable(SvdflowError):
-    """A unit that gives no sample, with a short reason that can be counted."""
-
-
-@dataclass
-class _Shard:
-    samples: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    records: list[tuple[str, dict[str, Any]]] = field(default_factory=list)  # key, result without its shard
+VERSION = "2"
+KIND, TEXT_KIND = "encode", "encode_text"
+_CHUNK = 8  # frames that are decoded, and go through the encoders, at once
+_SHOWN = 8
 
 
 def encode_units(
     units: Iterable[Unit], out: Path, root: DataRoot, settings: EncodeSettings, title: str, step: str
 ) -> StepReport:
-    """Encode every unit that is not encoded yet, write shards and the samples manifest, and report.
+    """Encode what is not encoded yet, write shards and the samples manifest, and report.
 
     Shards hold whole units, in the order given, so that a run that was cut off goes on at the same borders.
     """
-    encoders = Encoders(settings)
-    naming = settings.model_dump(exclude={"samples_per_shard", "autoencoder", "text_encoder", "image_encoder"})
-    base = {"version": VERSION, "encoders": encoders.identity(), "settings": naming}
-    units = list(units)
-    keys = {
-        unit.unit_id: identity(unit=unit.unit_id, captions=unit.captions, **unit.key_parts, **base) for unit in units
-    }
-    results: dict[str, dict[str, Any]] = {}
-    shard, done = _Shard(), 0
-    shown: list[tuple[np.ndarray, str]] = []
-    for unit in track(units, "clips" if step == "encode" else "orbits"):
-        key = keys[unit.unit_id]
-        found = root.find(KIND, key)
-        if found is None:
-            found, frame = _encode(unit, key, encoders, shard, settings)
-            done += 1
-            if frame is not None and len(shown) < 8:
-                shown.append((frame, unit.captions[0][:60] if unit.captions else unit.unit_id[:8]))
-            if found["skipped"]:
-                root.record(KIND, key, found)
-            elif len(shard.samples) >= settings.samples_per_shard:
-                results |= _store(shard, root)
-                shard = _Shard()
-        if found["skipped"] or found["samples"][0].get("shard_uri"):
-            results[key] = found
-    results |= _store(shard, root)
-    rows = [
-        {**unit.row, **sample, "clip_id": unit.unit_id, "captions": unit.captions}
+    units, encoders, what = list(units), Encoders(settings), WHAT[step]
+    if not settings.cache and any(unit.clip is None for unit in units):
+        raise BadInputError(f"{step}.cache is false, and {what} are always encoded; set it to true")
+    names = encoders.identity()
+    keyed = [
+        (unit, {v: _frames_key(unit, v, names, settings) for v in unit.variants}, _text_key(unit, names, settings))
         for unit in units
-        for sample in results[keys[unit.unit_id]]["samples"]
     ]
+    shard = ShardWriter(root, settings.samples_per_shard, settings.shard_mib << 20)
+    found: dict[str, dict[str, Any]] = {}
+    work = Counter[bool]()
+    shown: list[tuple[np.ndarray, str]] = []
+    for unit, keys, text_key in track(keyed, what):
+        if not unit.fits(unit.sequence.frames):
+            continue
+        there = {key: result for key in keys.values() if (result := root.find(KIND, key)) is not None}
+        missing = {variant: key for variant, key in keys.items() if key not in there}
+        if missing:
+            made, first = _encode_frames(unit, missing, encoders, shard, settings)
+            there |= made
+            if first is not None and len(shown) < _SHOWN:
+                shown.append((first, unit.captions[0][:60] if unit.captions else unit.unit_id[:8]))
+        fresh = bool(missing)
+        if settings.cache and unit.captions and not all(result["skipped"] for result in there.values()):
+            if (text := root.find(TEXT_KIND, text_key)) is not None:
+                there[text_key] = text
+            else:
+                fresh = True
+                states = encoders.texts(unit.captions).astype(precision(settings))
+                shard.add(TEXT_KIND, text_key, {"text": states}, {})
+        found |= there
+        work[fresh] += 1
+        shard.close_if_full()
+    shard.close()
+    found |= shard.stored  # now with their shard
+    rows, reasons = [], Counter[str]()
+    for unit, keys, text_key in keyed:
+        if reason := _reason(unit, found.get(keys[unit.variants[0]])):
+            reasons[reason] += 1
+            continue
+        usable = {variant: key for variant, key in keys.items() if not found[key]["skipped"]}
+        rows += [_row(unit, variant, key, found[key], found.get(text_key), text_key) for variant, key in usable.items()]
     write_manifest("samples", rows, out)
-    skipped = Counter(results[keys[unit.unit_id]]["skipped"] for unit in units)
-    skipped.pop(None, None)
-    return _report(step, title, settings, encoders, units, rows, skipped, done, shown, root)
+    report = encode_report(step, title, settings, units, rows, reasons, shown, root)
+    report.done, report.reused, report.versions = work[True], work[False], names
+    return report
 
 
-def _encode(
-    unit: Unit, key: str, encoders: Encoders, shard: _Shard, settings: EncodeSettings
-) -> tuple[dict[str, Any], np.ndarray | None]:
+def _frames_key(unit: Unit, variant: Variant, names: dict[str, str], settings: EncodeSettings) -> str:
+    return identity(
+        version=VERSION,
+        unit=unit.unit_id,
+        encoders={"autoencoder": names["autoencoder"], "image": names["image"]} if settings.cache else None,
+        size=unit.size,
+        variant=[variant.place, variant.flipped],
+        starts=unit.starts,
+        half=settings.half if settings.cache else None,
+        **unit.key_parts,
+    )
+
+
+def _text_key(unit: Unit, names: dict[str, str], settings: EncodeSettings) -> str:
+    return identity(
+        version=VERSION, unit=unit.unit_id, captions=unit.captions, encoder=names["text"], half=settings.half
+    )
+
+
+def _encode_frames(
+    unit: Unit, keys: dict[Variant, str], encoders: Encoders, shard: ShardWriter, settings: EncodeSettings
+) -> tuple[dict[str, dict[str, Any]], np.ndarray | None]:
+    """Put variants of a unit's frames into the shard, in one pass over the unit; what is unusable is recorded.
+
+    Without the cache the unit is only decoded, to see that it can be and how many frames it holds.
+
+    Returns:
+        The results by key, those in the shard without its URI yet, and the first frame.
+    """
+    parts = {variant: SequenceTensors(variant, unit, settings) for variant in keys}
+    count = 0
     try:
-        windows = unit.load()
-    except Unusable as reason:
-        return {"skipped": str(reason), "samples": []}, None
+        decoded = unit.load()
+        while chunk := list(islice(decoded, _CHUNK)):
+            for part in parts.values():
+                part.take(chunk, count, encoders if settings.cache else None)
+            count += len(chunk)
     except StorageError:
         raise  # says nothing of the clip
     except SvdflowError as error:
-        return {"skipped": "unreadable", "error": str(error), "samples": []}, None
-    precision = np.float16 if settings.half else np.float32
-    text = encoders.texts(unit.captions).astype(precision) if unit.captions else None
-    samples = []
-    for index, (frames, fps) in enumerate(windows):
-        prefix = f"{key}-{index:02d}"
-        tensors = {
-            "latents": encoders.latents(frames).astype(precision),
-            "image": encoders.image(frames[0]).astype(np.float32),
-            "frame": frames[0],
+        return _unreadable(str(error), keys, shard), None
+    if not count:
+        return _unreadable("it holds no frame", keys, shard), None
+    results = {}
+    for variant, key in keys.items():
+        part = parts[variant]
+        results[key] = {
+            "skipped": None,
+            "sequence_frames": count,
+            "starts": sorted(start for start in part.starts if start < count),
+            "crop": part.crop,
         }
-        if text is not None:
-            tensors["text"] = text
-        shard.samples[prefix] = tensors
-        samples.append(
-            {
-                "sample_id": prefix,
-                "tensor_prefix": prefix,
-                "frames": len(frames),
-                "height": frames.shape[1],
-                "width": frames.shape[2],
-                "fps": fps,
-            }
-        )
-    result = {"skipped": None, "samples": samples}
-    shard.records.append((key, result))
-    return result, windows[0][0][0]
+        if settings.cache:
+            shard.add(KIND, key, part.tensors(), results[key])
+        else:
+            shard.root.record(KIND, key, results[key])
+    return results, parts[next(iter(keys))].first
 
 
-def _store(shard: _Shard, root: DataRoot) -> dict[str, dict[str, Any]]:
-    if not shard.samples:
-        return {}
-    with tempfile.TemporaryDirectory(dir=root.scratch("encode")) as folder:
-        path = Path(folder) / "shard.safetensors"
-        write_shard(path, shard.samples)
-        uri = root.put_file(path)
-    stored = {}
-    for key, result in shard.records:
-        stored[key] = {**result, "samples": [{**sample, "shard_uri": uri} for sample in result["samples"]]}
-        root.record(KIND, key, stored[key])
-    return stored
+def _unreadable(error: str, keys: dict[Variant, str], shard: ShardWriter) -> dict[str, dict[str, Any]]:
+    result = {"skipped": "unreadable", "error": error}
+    for key in keys.values():
+        shard.root.record(KIND, key, result)
+    return dict.fromkeys(keys.values(), result)
 
 
-def _report(
-    step: str,
-    title: str,
-    settings: EncodeSettings,
-    encoders: Encoders,
-    units: list[Unit],
-    rows: list[dict[str, Any]],
-    skipped: Counter[str],
-    done: int,
-    shown: list[tuple[np.ndarray, str]],
-    root: DataRoot,
-) -> StepReport:
-    from ...common.storage import DirectoryRoot
+def _reason(unit: Unit, result: dict[str, Any] | None) -> str | None:
+    """Why a unit gives no sample, if it does not."""
+    if result is None:
+        return "too_short"
+    if result["skipped"]:
+        return str(result["skipped"])
+    return None if unit.fits(result["sequence_frames"]) else "ends_early"
 
-    shards = sorted({row["shard_uri"] for row in rows})
-    size = sum(root.fetch(uri).stat().st_size for uri in shards) if isinstance(root, DirectoryRoot) else None
-    splits = Counter(row["split"] for row in rows)
-    summary = {
-        "samples": len(rows),
-        "train_samples": splits["train"],
-        "held_out_samples": splits["held_out"],
-        "shards": len(shards),
-        "skipped_by_reason": dict(sorted(skipped.items())),
-        "bytes": size,
+
+def _row(
+    unit: Unit, variant: Variant, key: str, result: dict[str, Any], text: dict[str, Any] | None, text_key: str
+) -> dict[str, Any]:
+    frames, stride = unit.window
+    window = choose_window(result["sequence_frames"], result["starts"], frames, stride, 0.5)
+    encoded = "shard_uri" in result
+    return {
+        **unit.row,
+        **({} if encoded else unit.clip or {}),
+        "sample_id": f"{key}-{variant.number:02d}",
+        "clip_id": unit.unit_id,
+        "captions": unit.captions,
+        "layout": FRAMES if encoded else CLIP,
+        "shard_uri": result.get("shard_uri"),
+        "tensor_prefix": key,
+        "text_uri": text["shard_uri"] if text else None,
+        "text_prefix": text_key if text else None,
+        "height": unit.size[0],
+        "width": unit.size[1],
+        "frames": frames,
+        "fps": unit.sequence.fps / window.stride,
+        "first_frame": window.first,
+        "stride": window.stride,
+        "sequence_frames": result["sequence_frames"],
+        "sequence_fps": unit.sequence.fps,
+        "start_s": unit.sequence.start_s,
+        "starts": result["starts"],
+        "flipped": variant.flipped,
+        "crop": result["crop"],
     }
-    what = "clips" if step == "encode" else "orbits"
-    sections = [
-        table(
-            "Samples",
-            ["", "samples"],
-            [["train", splits["train"]], ["held out", splits["held_out"]]],
-            note=f"{settings.frames} frames of {settings.width}x{settings.height} px each, in {len(shards)} shards",
-        )
-    ]
-    if skipped:
-        sections.append(
-            table("Set aside", ["reason", what], [[reason, count] for reason, count in sorted(skipped.items())])
-        )
-    if rows and step == "encode":
-        sections.append(histogram("Frame rate of the samples", [row["fps"] for row in rows], "frames/s"))
-    if shown:
-        sections.append(
-            images("Conditioning frames", shown, note="the first frame of a sample, as the model is given it")
-        )
-    return StepReport(
-        step,
-        title,
-        done=done,
-        reused=len(units) - done,
-        counts={what: len(units), "samples": len(rows)},
-        summary={step: summary},
-        sections=sections,
-        versions=encoders.identity(),
-    )

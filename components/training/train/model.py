@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...common.block_cache import BlockCache
 from ...common.errors import BadInputError
-from ...common.manifests import read_rows
-from ...common.storage import DataRoot
+from ...common.sample_tensors import CLIP
+from ...common.storage import DataRoot, DirectoryRoot
 from ...diffusion import conditioning
 from ...diffusion.autoencoder import load_autoencoder
 from ...diffusion.model_directory import VideoModel, load_model, save_model
 from ...diffusion.motion import MotionCalibration
 from ...diffusion.settings import UNetSettings
 from ...diffusion.unet import build_image_unet, inflate, to_image_to_video, to_multi_view
-from .data import Plan, SampleSource
+from .data import Gathering, Plan, SampleSource
+from .datasets import read_datasets
+from .live import LiveSource
 from .objective import UNKNOWN_MOTION
 from .settings import StageSettings
 
@@ -36,22 +40,24 @@ def prepare_model(job: Job) -> tuple[VideoModel, SampleSource, SampleSource, Pla
     """The stage's model before its first step, its training and held-out samples, and the plan of draws.
 
     Raises:
-        BadInputError: no training samples, samples of other sizes than the settings ask for, or an init of the wrong
-        kind.
+        BadInputError: no training samples, latents of another autoencoder, or an init of the wrong kind.
     """
-    rows = read_rows("samples", job.samples)
-    check_samples(rows, job.settings, job.samples)
+    datasets = read_datasets(job.samples, job.stage, job.settings)
     root = DataRoot.open(job.root)
-    sources = {
-        split: SampleSource(root, [row for row in rows if row["split"] == split]) for split in ("train", "held_out")
-    }
-    plan = Plan(job.settings, len(sources["train"].rows))
+    remote = not isinstance(root, DirectoryRoot)
+    cache = BlockCache(root.scratch("blocks"), int(job.settings.cache_gib * 2**30)) if remote else None
     model = start_model(job.stage, job.init, job.settings)
+    sources = {
+        split: _source(root, rows, Gathering.of(job.stage, job.settings, training=split == "train"), cache, model)
+        for split, rows in (("train", datasets.train), ("held_out", datasets.held_out))
+    }
+    places = list(zip(datasets.dataset, sources["train"].buckets, strict=True))
+    plan = Plan(job.settings, places, datasets.weights)
     if job.stage != "image" and not model.card.get("motion_calibration"):
         scores = [row["motion_score"] for row in sources["train"].rows if row["motion_score"] is not None]
         if any(math.isfinite(score) for score in scores):
             model.card["motion_calibration"] = MotionCalibration.fit(scores).to_dict()
-    channels = sources["train"].tensor(0, "latents", 0, 1).shape[1]
+    channels = sources["train"].latent_channels
     expected = model.unet.config.out_channels
     if channels != expected:
         raise BadInputError(
@@ -61,27 +67,12 @@ def prepare_model(job: Job) -> tuple[VideoModel, SampleSource, SampleSource, Pla
     return model, sources["train"], sources["held_out"], plan
 
 
-def check_samples(rows: list[dict[str, Any]], settings: StageSettings, path: Path) -> None:
-    """Refuse samples of mixed sizes, or of another size than asked for.
-
-    Raises:
-        BadInputError: names the sizes.
-    """
-    found = {(row["frames"], row["height"], row["width"]) for row in rows}
-    if len(found) > 1:
-        raise BadInputError(
-            f"{path}: samples of several sizes (frames, height, width): {sorted(found)}; encode them at one size"
-        )
-    for size in found:
-        for name, asked, there in zip(
-            ("frames", "height", "width"), (settings.frames, settings.height, settings.width), size, strict=True
-        ):
-            # A single frame is drawn out of any sample, so 1 is no mismatch.
-            if asked not in (None, there) and not (name == "frames" and asked == 1):
-                raise BadInputError(
-                    f"{path}: samples have {name} {there}, the stage asks for {asked}; "
-                    f"encode at that size, or set {name} of the stage to null"
-                )
+def _source(
+    root: DataRoot, rows: list[dict[str, Any]], gathering: Gathering, cache: BlockCache | None, model: VideoModel
+) -> SampleSource:
+    if any(row["layout"] == CLIP for row in rows):
+        return LiveSource(root, rows, gathering, cache, model)
+    return SampleSource(root, rows, gathering, cache)
 
 
 def start_model(stage: str, init: Path | None, settings: StageSettings) -> VideoModel:
@@ -129,14 +120,13 @@ def save_trained(
     """Write the trained model's directory, whole or not at all."""
     unet = type(model.unet).from_config(model.unet.config)
     unet.load_state_dict(weights)
-    row = train.rows[0]
-    size = {"frames": 1 if model.kind == "image" else row["frames"], "height": row["height"], "width": row["width"]}
-    rates = sorted(sample["fps"] for sample in train.rows)
+    frames, height, width = Counter(train.buckets).most_common(1)[0][0]
+    size = {"frames": frames, "height": height, "width": width}
     card = {
         **job.card,
         "configuration": {**job.card["configuration"], **size},  # as trained, also where the settings left it open
         "conditioning": {
-            "fps": rates[len(rates) // 2],
+            "fps": train.typical_fps,
             "motion_bucket": UNKNOWN_MOTION,
             "noise_aug": math.exp(job.settings.augment_mean),
         },

@@ -55,6 +55,17 @@ class Objective:
 
     def losses(self, draws: Sequence[Draw]) -> torch.Tensor:
         """lambda(sigma) |D - x0|^2 per draw, [B]."""
+        if self._one_by_one:
+            return torch.cat([self._losses([draw]) for draw in draws])
+        return self._losses(draws)
+
+    @property
+    def _one_by_one(self) -> bool:
+        # Held-out draws of several buckets come as they fall. Each goes alone then, whatever its neighbours, so that
+        # processes call the model equally often, as ZeRO 3 needs it. Micro-batches of training are of one bucket.
+        return not torch.is_grad_enabled() and len(set(self.source.buckets)) > 1
+
+    def _losses(self, draws: Sequence[Draw]) -> torch.Tensor:
         x0_BFchw, noise_BFchw, sigma_B = self._noised(draws)
         conditions = self._conditions(draws, x0_BFchw.shape[1])
         model_fn = edm.unet_model_fn(self.net, conditions.context_BND, conditions.vector_BK, conditions.concat_BFchw)
@@ -66,6 +77,9 @@ class Objective:
 
     def blind_losses(self, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
         """The same loss of the two predictors that know nothing: F = 0, and D = 0."""
+        if self._one_by_one and len(draws) > 1:
+            alone = [self.blind_losses([draw]) for draw in draws]
+            return torch.cat([network for network, _ in alone]), torch.cat([output for _, output in alone])
         x0_BFchw, noise_BFchw, sigma_B = self._noised(draws)
         network = edm.training_loss(lambda x, _: torch.zeros_like(x), x0_BFchw, noise_BFchw, sigma_B)
         return network, edm.loss_weight(sigma_B) * x0_BFchw.square().flatten(1).mean(1)
@@ -84,14 +98,12 @@ class Objective:
         if self.kind in ("image", "text_to_video"):
             context_BND = np.stack([self.source.text(draw) * (not draw.drop_text) for draw in draws])
         else:
-            context_BND = np.stack(
-                [self.source.tensor(draw.row, "image")[None] * (not draw.drop_embedding) for draw in draws]
-            )
+            context_BND = np.stack([self.source.image(draw)[None] * (not draw.drop_embedding) for draw in draws])
         if self.kind == "image":
             return Conditions(self._tensor(context_BND).to(self.dtype))
         vector_BK = vector_conditioning(
             self.kind,
-            fps=[row["fps"] for row in rows],
+            fps=[self.source.fps(draw) for draw in draws],
             motion_bucket=[self._bucket(row["motion_score"]) for row in rows],
             noise_aug=[draw.augment_sigma for draw in draws],
             elevation_deg=[row["elevation_deg"] for row in rows] if self.kind == "multi_view" else None,
@@ -101,7 +113,7 @@ class Objective:
 
     def _frame_latents(self, draws: Sequence[Draw], frames: int) -> torch.Tensor:
         """The conditioning frame, noised in pixel space and encoded (not scaled), [B, F, c, h, w]."""
-        pixels_BCHW = to_unit_range(np.stack([self.source.tensor(draw.row, "frame") for draw in draws]))
+        pixels_BCHW = to_unit_range(np.stack([self.source.picture(draw) for draw in draws]))
         noise_BCHW = torch.from_numpy(np.stack([frame_noise(draw, pixels_BCHW.shape[1:]) for draw in draws]))
         strength_B = torch.tensor([draw.augment_sigma for draw in draws], dtype=torch.float32)
         noisy_BCHW = (pixels_BCHW + strength_B.view(-1, 1, 1, 1) * noise_BCHW).to(self.device)

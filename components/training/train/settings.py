@@ -17,14 +17,21 @@ from ...common.errors import ConfigError
 from .presets import KINDS, load_preset
 
 
+class MixedSamples(Settings):
+    """Another samples manifest that a stage trains on."""
+
+    samples: str  # path of the manifest; its shards lie in the same data root
+    weight: float = Field(1.0, gt=0)
+
+
 class StageSettings(Settings):
     """Settings of one stage; [P] is the paper's section."""
 
     preset: str | None = None  # a file of training/stages; the stage's own name by default
 
     # what is trained, and on what
-    frames: int | None = Field(None, ge=1)  # samples of another size than this are refused; None takes any one size
-    height: int | None = Field(None, ge=8)
+    frames: int | None = Field(None, ge=1)  # of a window; None takes the samples' reference windows
+    height: int | None = Field(None, ge=8)  # samples of another size than this are refused; None takes all as buckets
     width: int | None = Field(None, ge=8)
     trainable: Literal["all", "time_embedding"] = "all"  # [P D.2]: the first image stage trains the time embedding only
     base: str | None = (
@@ -36,6 +43,15 @@ class StageSettings(Settings):
     autoencoder: str = "shipped"  # of a new image model: "shipped", or a diffusers directory
     text_encoder: str = "local"  # of a new image model: "local", or a directory with tokenizer/ and text_encoder/
     image_encoder: str = "local"  # of a new image-to-video model: "local", or a transformers directory
+
+    # data
+    mix: tuple[MixedSamples, ...] = ()  # other datasets, of clips or images: each has the share of its weight. Ours
+    weight: float = Field(1.0, gt=0)  # of the stage's own samples among them
+    fps: tuple[float, ...] | None = None  # rates of windows, one drawn for each; None: the reference windows'. Ours
+    short_frames: tuple[int, ...] = ()  # lengths for samples that do not hold ``frames``; 1 takes images in. Ours
+    latent: Literal["sample", "mean"] = "sample"  # of the autoencoder's posterior; sampled as in the released code
+
+    cache_gib: float = Field(20.0, gt=0)  # on local disk, of shards that lie in an object store. Ours
 
     # optimisation
     steps: int = Field(150_000, ge=0)  # 0 hands on the weights that the stage starts from: an untrained baseline
@@ -56,7 +72,11 @@ class StageSettings(Settings):
     text_dropout: float = Field(0.15, ge=0, le=1)  # [P D.2]
     image_dropout: float = Field(
         0.1, ge=0, le=1
-    )  # of embedding and frame, each by itself and both. Ours: not published
+    )  # of embedding and frame together: each by itself and both, so often each. Ours: not published
+    embedding_dropout: float | None = Field(None, ge=0, le=1)  # one of these set: each is dropped by itself at its own
+    frame_dropout: float | None = Field(
+        None, ge=0, le=1
+    )  # rate (unset: 0), and ``image_dropout`` is not looked at. Ours
     caption_weights: tuple[float, float, float] = (0.5, 0.25, 0.25)  # image, video, summary caption [P E.2.2]
     augment_mean: float = -3.0  # noise on the conditioning frame: ln sigma ~ N(-3, 0.5^2), in pixel space [P D.4]
     augment_std: float = Field(0.5, ge=0)
@@ -125,6 +145,12 @@ class StageSettings(Settings):
             raise ValueError(f"caption_weights {self.caption_weights} must not be negative and must add up to 1")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas {self.betas} must lie in [0, 1)")
+        if self.short_frames and (
+            self.frames is None or not 1 <= min(self.short_frames) <= max(self.short_frames) < self.frames
+        ):
+            raise ValueError(f"short_frames {self.short_frames} must be fewer than frames, which is {self.frames}")
+        if self.fps is not None and not (self.fps and min(self.fps) > 0):
+            raise ValueError(f"fps {self.fps} must be one or more positive rates, or null for the samples' own")
         return self
 
     @property
@@ -154,6 +180,7 @@ OPERATIONAL = (
     "diverged_ratio",
     "diverged_steps",
     "preset",
+    "cache_gib",
 )
 """Settings that do not change what is learned (up to rounding), and so are no part of a result's identity."""
 

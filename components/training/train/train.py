@@ -6,14 +6,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ...common.errors import BadInputError
 from ...common.identity import file_sha256, identity, tree_sha256
 from ...common.report import StepReport, curves, images, table, text, videos
 from ...common.storage import DataRoot, link_tree
 from .checkpoint_store import CheckpointStore
+from .datasets import Datasets, read_datasets
 from .job import GRID, Job
 from .launcher import launch
-from .settings import KINDS, OPERATIONAL, StageSettings
+from .settings import KINDS, OPERATIONAL, MixedSamples, StageSettings
 
 VERSION = "2"
 _TITLES = {
@@ -57,7 +60,11 @@ def train_stage(
         raise BadInputError(f"{init}: there is no model directory here to start from")
     if stage != "image" and init is None:
         raise BadInputError(f"stage {stage} needs a model to start from (init)")
+    datasets = read_datasets(samples, stage, settings)
+    mix = [MixedSamples(samples=str(Path(part.samples).resolve()), weight=part.weight) for part in settings.mix]
+    settings = settings.model_copy(update={"mix": tuple(mix)})
     learned = settings.model_dump(exclude=set(OPERATIONAL))
+    learned["mix"] = [{"samples": file_sha256(Path(part.samples)), "weight": part.weight} for part in settings.mix]
     dataset = {name: dataset[name] for name in ("name", "tag", "revision") if name in dataset}  # not where its store is
     init_tree = tree_sha256(init) if init else None
     # the samples are what is learned from; the version that they were registered as goes into the card alone
@@ -74,7 +81,7 @@ def train_stage(
     else:
         fresh = False
     link_tree(root.fetch_tree(found["tree"]), out)
-    return _report(stage, settings, found, fresh, root)
+    return _report(stage, settings, found, fresh, root, datasets)
 
 
 def _train(
@@ -113,7 +120,9 @@ def _keeps_copies(root: DataRoot, settings: StageSettings) -> bool:
     return settings.upload_checkpoints and root.location.startswith("s3://")
 
 
-def _report(stage: str, settings: StageSettings, found: dict[str, Any], fresh: bool, root: DataRoot) -> StepReport:
+def _report(
+    stage: str, settings: StageSettings, found: dict[str, Any], fresh: bool, root: DataRoot, datasets: Datasets
+) -> StepReport:
     result = found["result"]
     before, after = result["before"], result["after"]
     zero = after or {"mean": None, "zero_network_mean": None, "zero_output_mean": None}
@@ -128,6 +137,7 @@ def _report(stage: str, settings: StageSettings, found: dict[str, Any], fresh: b
         "samples_per_second": round(result["samples_per_second"], 3),
         "resumed_from": result["resumed_from"],
         "parameters": result["parameters"],
+        "samples_left_out": dict(sorted(datasets.left_out.items())),
     }
     steps = [float(i + 1) for i in range(len(result["loss"]))]
     series = {
@@ -193,6 +203,21 @@ def _report(stage: str, settings: StageSettings, found: dict[str, Any], fresh: b
             ],
         )
     )
+    if settings.mix:
+        total = sum(datasets.weights)
+        shares: list[list[Any]] = [
+            [str(path), samples, f"{100 * weight / total:.1f} %"]
+            for path, samples, weight in zip(
+                ("the stage's own", *(part.samples for part in settings.mix)),
+                np.bincount(datasets.dataset, minlength=len(datasets.weights)).tolist(),
+                datasets.weights,
+                strict=True,
+            )
+        ]
+        sections.append(table("Datasets", ["samples manifest", "training samples", "share of draws"], shares))
+    if datasets.left_out:
+        left_out: list[list[Any]] = [[reason, count] for reason, count in sorted(datasets.left_out.items())]
+        sections.append(table("Samples left out", ["reason", "samples"], left_out))
     return StepReport(
         f"train_{stage}",
         _TITLES[stage],

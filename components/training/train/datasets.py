@@ -1,0 +1,71 @@
+"""The samples of a stage: those it is given, and those of other manifests mixed in by weight."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...common.errors import BadInputError
+from ...common.manifests import read_rows
+from .buckets import check_samples, usable_rows
+from .settings import StageSettings
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """What a stage is trained on.
+
+    Attributes:
+        train: usable training samples of all manifests.
+        dataset: the manifest of each of them, by number.
+        held_out: usable held-out samples of the stage's own manifest.
+        weights: of the manifests.
+        left_out: samples that the stage cannot use, by reason.
+    """
+
+    train: list[dict[str, Any]]
+    dataset: list[int]
+    held_out: list[dict[str, Any]]
+    weights: tuple[float, ...]
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def manifests_of(samples: Path, settings: StageSettings) -> list[Path]:
+    """The stage's own samples manifest, and those mixed in."""
+    return [samples, *(Path(part.samples) for part in settings.mix)]
+
+
+def read_datasets(samples: Path, stage: str, settings: StageSettings) -> Datasets:
+    """Read the manifests of a stage and keep what it can use.
+
+    Raises:
+        BadInputError: a manifest cannot be read, its samples are of another size, none is long enough, or one would
+            train on what another holds out.
+    """
+    train: list[dict[str, Any]] = []
+    dataset: list[int] = []
+    held_out: list[dict[str, Any]] = []
+    left_out = Counter[str]()
+    sides: dict[str, tuple[str, Path]] = {}
+    for number, path in enumerate(manifests_of(samples, settings)):
+        rows = read_rows("samples", path)
+        for row in rows:
+            side, where = sides.setdefault(row["clip_id"], (row["split"], path))
+            if side != row["split"]:
+                raise BadInputError(
+                    f"{path}: clip {row['clip_id']} is {row['split']} here and {side} in {where}; "
+                    "mix datasets that were split together"
+                )
+        check_samples(rows, stage, settings, path)
+        usable, dropped = usable_rows(rows, stage, settings)
+        left_out.update(dropped)
+        mine = [row for row in usable if row["split"] == "train"]
+        if number and not mine:
+            raise BadInputError(f"{path}: holds no training sample that stage {stage} can use; leave it out of mix")
+        train += mine
+        dataset += [number] * len(mine)
+        if not number:
+            held_out = [row for row in usable if row["split"] == "held_out"]
+    return Datasets(train, dataset, held_out, (settings.weight, *(part.weight for part in settings.mix)), left_out)

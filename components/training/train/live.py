@@ -1,0 +1,101 @@
+"""Training without the cache: clips are decoded and encoded at every step, behind the interface of the cache."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ...common.block_cache import BlockCache
+from ...common.errors import BadInputError
+from ...common.sample_tensors import CLIP, read_clip_frames
+from ...common.storage import DataRoot
+from ...common.windows import Window
+from ...diffusion.conditioning import image_embeddings, text_context
+from ...diffusion.model_directory import VideoModel
+from ..encode.encoders import scaled_moments
+from .data import Draw, Gathering, SampleSource, draw_latents
+
+_HELD = 64  # first frames of windows: each is asked for once more, for the picture or its embedding
+_CHUNK = 8  # frames that go through the autoencoder at once, as when the cache is made
+
+
+class LiveSource(SampleSource):
+    """Samples of which some are not encoded: those with the layout "clip"; others are read as they are.
+
+    Args:
+        root: where clips and shards lie.
+        rows: of the samples manifest.
+        gathering: which windows are taken.
+        cache: keeps what is read of an object store.
+        model: gives the encoders: autoencoder, image encoder, text encoder.
+    """
+
+    def __init__(
+        self,
+        root: DataRoot,
+        rows: Sequence[dict[str, Any]],
+        gathering: Gathering | None,
+        cache: BlockCache | None,
+        model: VideoModel,
+    ) -> None:
+        super().__init__(root, rows, gathering, cache)
+        self.model = model
+        self._first: OrderedDict[tuple[int, Window], np.ndarray] = OrderedDict()
+
+    def latents(self, draw: Draw, single_frame: bool = False) -> np.ndarray:
+        if not self._is_live(draw):
+            return super().latents(draw, single_frame)
+        window = self.window(draw, single_frame)
+        frames_FHWC = self._frames(draw.row, window.indices)
+        if not single_frame:
+            self._keep(draw.row, window, frames_FHWC[0])
+        chunks = [frames_FHWC[at : at + _CHUNK] for at in range(0, len(frames_FHWC), _CHUNK)]
+        moments = [scaled_moments(self.model.vae, chunk) for chunk in chunks]
+        mean, logvar = (np.concatenate(part) for part in zip(*moments, strict=True))
+        return draw_latents(draw, mean, logvar) if self.gathering.sampled else mean
+
+    def text(self, draw: Draw) -> np.ndarray:
+        if not self._is_live(draw):
+            return super().text(draw)
+        if self.model.text_encoder is None:
+            raise BadInputError(f"a model of kind {self.model.kind} has no text encoder; encode the samples")
+        return text_context([self.rows[draw.row]["captions"][draw.caption]], self.model.text_encoder)[0].numpy()
+
+    def image(self, draw: Draw) -> np.ndarray:
+        if not self._is_live(draw):
+            return super().image(draw)
+        encoder, extractor = self.model.image_encoder, self.model.feature_extractor
+        return image_embeddings(encoder, extractor, self.picture(draw)[None])[0].cpu().numpy()
+
+    def picture(self, draw: Draw) -> np.ndarray:
+        if not self._is_live(draw):
+            return super().picture(draw)
+        window = self.window(draw)
+        if (draw.row, window) not in self._first:
+            self._keep(draw.row, window, self._frames(draw.row, [window.first])[0])
+        return self._first[draw.row, window]
+
+    @property
+    def latent_channels(self) -> int:
+        if self.rows[0].get("layout") != CLIP:
+            return super().latent_channels
+        return int(self.model.vae.config.latent_channels)
+
+    def _is_live(self, draw: Draw) -> bool:
+        return self.rows[draw.row].get("layout") == CLIP
+
+    def _frames(self, row: int, places: Sequence[int]) -> np.ndarray:
+        return read_clip_frames(self.rows[row], places, self._read_range)
+
+    def _read_range(self, uri: str, offset: int, length: int) -> bytes:
+        if self.cache is None:
+            return self.root.read_range(uri, offset, length)
+        return self.cache.read(uri, offset, length, lambda at, size: self.root.read_range(uri, at, size))
+
+    def _keep(self, row: int, window: Window, picture: np.ndarray) -> None:
+        self._first[row, window] = picture
+        if len(self._first) > _HELD:
+            self._first.popitem(last=False)

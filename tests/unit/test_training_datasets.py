@@ -1,0 +1,84 @@
+"""What a stage trains on: its own samples, and those of other manifests by weight; held out stays held out."""
+
+import pytest
+
+from svdflow.common.errors import BadInputError, ConfigError
+from svdflow.common.identity import identity
+from svdflow.common.manifests import write_manifest
+from svdflow.training.train.data import Plan
+from svdflow.training.train.datasets import manifests_of, read_datasets
+from svdflow.training.train.settings import stage_settings
+
+
+def sample(name, split="train", frames=16, **changes):
+    return {
+        "sample_id": f"{identity(sample=name)}-00", "clip_id": name, "split": split, "shard_uri": "files/md5/aa/bb",
+        "tensor_prefix": name, "frames": min(frames, 8), "height": 64, "width": 64, "fps": 8.0, "layout": "frames",
+        "first_frame": 0, "stride": 1, "sequence_frames": frames, "sequence_fps": 8.0, "start_s": 0.0, "starts": [0],
+        "captions": ["a", "b", "c"],
+    } | changes  # fmt: skip
+
+
+@pytest.fixture
+def manifests(tmp_path):
+    """Clips with a held-out one and one that is too short; other clips; images."""
+    sets = {
+        "own": [sample("a"), sample("b"), sample("h", "held_out"), sample("short", frames=4)],
+        "more": [sample("c"), sample("d", height=96), sample("g", "held_out")],
+        "images": [sample(f"i{n}", frames=1) for n in range(3)],
+    }
+    paths = {name: tmp_path / f"{name}.parquet" for name in sets}
+    for name, rows in sets.items():
+        write_manifest("samples", rows, paths[name])
+    return paths
+
+
+def settings_for(paths, stage="video", **values):
+    mix = [{"samples": str(paths["more"]), "weight": 1.0}, {"samples": str(paths["images"]), "weight": 2.0}]
+    size = {"frames": 8, "height": None, "width": None, "short_frames": [1], "batch": 4, "processes": 1}
+    return stage_settings(stage, size | {"mix": mix, "weight": 5.0} | values)
+
+
+def test_a_stage_draws_from_all_manifests_by_weight_and_batches_hold_one_bucket(manifests):
+    settings = settings_for(manifests)
+    found = read_datasets(manifests["own"], "video", settings)
+    assert manifests_of(manifests["own"], settings) == list(manifests.values())
+    assert [row["clip_id"] for row in found.held_out] == ["h"]  # the stage's own alone
+    assert found.weights == (5.0, 1.0, 2.0) and not found.left_out
+    names = [row["clip_id"] for row in found.train]
+    assert sorted(names) == ["a", "b", "c", "d", "i0", "i1", "i2", "short"]
+    buckets = [(8 if row["sequence_frames"] >= 8 else 1, row["height"]) for row in found.train]
+    plan = Plan(settings, list(zip(found.dataset, buckets, strict=True)), found.weights)
+    drawn = [plan.micro_batch(step, 0, 0, 1) for step in range(2500)]
+    assert all(len({buckets[draw.row] for draw in batch}) == 1 for batch in drawn)
+    shares = [sum(found.dataset[d.row] == number for b in drawn for d in b) / 10_000 for number in range(3)]
+    assert shares == pytest.approx([5 / 8, 1 / 8, 2 / 8], abs=0.015)
+
+
+def test_samples_that_are_too_short_are_left_out_and_counted_over_all_manifests(manifests):
+    settings = settings_for(manifests, short_frames=[4], mix=[{"samples": str(manifests["more"])}])
+    assert not read_datasets(manifests["own"], "video", settings).left_out
+    settings = settings_for(manifests, short_frames=[], mix=[{"samples": str(manifests["more"])}])
+    assert read_datasets(manifests["own"], "video", settings).left_out == {"fewer than 8 frames": 1}
+
+
+def test_what_one_manifest_holds_out_no_other_may_train_on(manifests, tmp_path):
+    write_manifest("samples", [sample("h"), sample("z")], tmp_path / "leak.parquet")
+    settings = settings_for(manifests, mix=[{"samples": str(tmp_path / "leak.parquet")}])
+    with pytest.raises(BadInputError, match=r"leak.parquet: clip h is train here and held_out in .*own.parquet"):
+        read_datasets(manifests["own"], "video", settings)
+
+
+def test_a_manifest_that_gives_nothing_is_refused_by_name(manifests):
+    images = [{"samples": str(manifests["images"])}]
+    with pytest.raises(BadInputError, match="images.parquet: no sample holds 8 frames, the longest holds 1"):
+        read_datasets(manifests["own"], "video", settings_for(manifests, mix=images, short_frames=[]))
+    with pytest.raises(BadInputError, match="absent"):
+        read_datasets(manifests["own"], "video", settings_for(manifests, mix=[{"samples": "absent"}]))
+    with pytest.raises(ConfigError, match=r"mix.0.weight"):
+        settings_for(manifests, mix=[{"samples": "x", "weight": 0}])
+
+
+def test_the_image_stage_takes_frames_of_clips_and_pictures_alike(manifests):
+    found = read_datasets(manifests["own"], "image", settings_for(manifests, "image", frames=None, short_frames=[]))
+    assert len(found.train) == 8 and not found.left_out
