@@ -247,7 +247,7 @@ class SampleSource:
     @property
     def typical_fps(self) -> float:
         """The median rate of the samples' windows."""
-        rates = sorted(self.fps(_plain_draw(row)) for row in range(len(self.rows)))
+        rates = sorted(self.fps(middle_draw(row)) for row in range(len(self.rows)))
         return rates[len(rates) // 2]
 
     @property
@@ -273,7 +273,8 @@ class SampleSource:
         return reader
 
 
-def _plain_draw(row: int) -> Draw:
+def middle_draw(row: int) -> Draw:
+    """A draw that stands for a sample: the window in the middle, nothing dropped."""
     return Draw(row, 0.5, 0, 1.0, 1.0, False, False, False, (), 0.5)
 
 

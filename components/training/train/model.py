@@ -14,7 +14,8 @@ from ...common.sample_tensors import CLIP
 from ...common.storage import DataRoot, DirectoryRoot
 from ...diffusion import conditioning
 from ...diffusion.autoencoder import load_autoencoder
-from ...diffusion.model_directory import VideoModel, load_model, save_model
+from ...diffusion.import_model import open_model
+from ...diffusion.model_directory import VideoModel, save_model
 from ...diffusion.motion import MotionCalibration
 from ...diffusion.settings import UNetSettings
 from ...diffusion.unet import build_image_unet, inflate, to_image_to_video, to_multi_view
@@ -53,7 +54,7 @@ def prepare_model(job: Job) -> tuple[VideoModel, SampleSource, SampleSource, Pla
     }
     places = list(zip(datasets.dataset, sources["train"].buckets, strict=True))
     plan = Plan(job.settings, places, datasets.weights)
-    if job.stage != "image" and not model.card.get("motion_calibration"):
+    if job.stage != "image" and (job.settings.refit_motion or not _calibrated(model)):
         scores = [row["motion_score"] for row in sources["train"].rows if row["motion_score"] is not None]
         if any(math.isfinite(score) for score in scores):
             model.card["motion_calibration"] = MotionCalibration.fit(scores).to_dict()
@@ -88,16 +89,24 @@ def start_model(stage: str, init: Path | None, settings: StageSettings) -> Video
 
     kind = KIND_OF_STAGE[stage]
     torch.manual_seed(settings.seed)  # fresh weights are the same in every process
+    if init is None and stage == "image" and settings.base:
+        init = Path(settings.base)
     if init is None:
         if stage != "image":
             raise BadInputError(f"stage {stage} starts from a model of kind {_BEFORE[stage]}: give it one as init")
+        unet = build_image_unet(UNetSettings(**settings.unet))
         return VideoModel(
-            "image", _image_unet(settings), load_autoencoder(settings.autoencoder), text_encoder=_text_encoder(settings)
+            "image", unet, load_autoencoder(settings.autoencoder), text_encoder=_text_encoder(settings)
         )
-    model = load_model(init)
+    model = open_model(init)
     if model.kind not in (kind, _BEFORE[stage]):
         raise BadInputError(
             f"{init}: a model of kind {model.kind} cannot start stage {stage}, which takes {_BEFORE[stage]} or {kind}"
+        )
+    if "imported" in model.card and model.kind != "image" and not (_calibrated(model) or settings.refit_motion):
+        raise BadInputError(
+            f"{init}: what its motion buckets stand for is not known. `svdflow train calibrate` estimates it; "
+            f"train_{stage}.refit_motion=true gives them a new meaning, by the motion of the training clips"
         )
     if model.kind != kind:
         if kind == "text_to_video":
@@ -150,19 +159,12 @@ def save_trained(
     partial.rename(job.out)
 
 
+def _calibrated(model: VideoModel) -> bool:
+    return bool(model.card.get("motion_calibration"))
+
+
 def _mean(loss: dict[str, Any] | None) -> float | None:
     return loss["mean"] if loss else None
-
-
-def _image_unet(settings: StageSettings) -> Any:
-    if settings.base is None:
-        return build_image_unet(UNetSettings(**settings.unet))
-    from diffusers import UNet2DConditionModel
-
-    folder = Path(settings.base) / "unet"
-    if not (folder / "config.json").is_file():
-        raise BadInputError(f"{settings.base}: has no unet/config.json; train_image.base is a diffusers directory")
-    return UNet2DConditionModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
 
 
 def _text_encoder(settings: StageSettings) -> str:

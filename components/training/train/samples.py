@@ -14,7 +14,7 @@ from ...common.video import encode_mp4
 from ...diffusion.model_directory import VideoModel
 from ...diffusion.motion import MotionCalibration
 from ...diffusion.sampling import generate, generate_from_text
-from .data import SampleSource
+from .data import SampleSource, middle_draw
 from .job import GRID
 from .objective import UNKNOWN_MOTION
 from .settings import StageSettings
@@ -58,7 +58,7 @@ def write_samples(
             index = min(first + rank, count - 1)
             frames_FHWC = _generate(seen, source, index, settings)
             if first + rank < count:
-                rate = float(source.rows[index]["fps"])
+                rate = source.fps(middle_draw(index))
                 np.save(folder / f"sample_{index}.npy", frames_FHWC)
                 if len(frames_FHWC) > 1:
                     (folder / f"sample_{index}.mp4").write_bytes(encode_mp4(frames_FHWC, rate))
@@ -85,18 +85,17 @@ def write_grid(folder: Path) -> np.ndarray | None:
 
 
 def _generate(model: VideoModel, source: SampleSource, index: int, settings: StageSettings) -> np.ndarray:
-    row = source.rows[index]
+    row, draw = source.rows[index], middle_draw(index)
+    window = source.window(draw, single_frame=model.kind == "image")
     calibration = model.card.get("motion_calibration")
     score = row["motion_score"]
     bucket = UNKNOWN_MOTION
     if calibration and score is not None:
         bucket = MotionCalibration.from_dict(calibration).apply(score)
-    common: dict[str, Any] = {"fps": row["fps"], "motion_bucket": bucket, "steps": settings.sample_steps, "seed": index}
+    common: dict[str, Any] = {"fps": source.fps(draw), "motion_bucket": bucket, "steps": settings.sample_steps, "seed": index}
     if model.kind in ("image", "text_to_video"):
-        frames = 1 if model.kind == "image" else row["frames"]
         return generate_from_text(
-            model, row["captions"][0], frames=frames, height=row["height"], width=row["width"], **common
+            model, row["captions"][0], frames=window.frames, height=row["height"], width=row["width"], **common
         )
     elevation = row["elevation_deg"] if model.kind == "multi_view" else None
-    image_HWC = source.tensor(index, "frame")
-    return generate(model, image_HWC, frames=row["frames"], elevation_deg=elevation, **common)
+    return generate(model, source.picture(draw), frames=window.frames, elevation_deg=elevation, **common)

@@ -51,6 +51,7 @@ class StageSettings(Settings):
     short_frames: tuple[int, ...] = ()  # lengths for samples that do not hold ``frames``; 1 takes images in. Ours
     latent: Literal["sample", "mean"] = "sample"  # of the autoencoder's posterior; sampled as in the released code
 
+    refit_motion: bool = False  # give motion buckets a new meaning, by these samples; else the start's is inherited
     cache_gib: float = Field(20.0, gt=0)  # on local disk, of shards that lie in an object store. Ours
 
     # optimisation
