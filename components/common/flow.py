@@ -14,6 +14,16 @@ DIS_PRESET = "fast"
 MAP_SHORT_SIDE_PX = 16  # paper, App. C
 
 
+def frames_at_rate(times_s: np.ndarray, interval_s: float) -> list[int]:
+    """Indices of the first frame at or after each tick of a clock; in a clip with one tick, of first and last frame."""
+    taken, next_tick = [], 0
+    for index, time_s in enumerate(times_s):
+        if time_s + 1e-6 >= next_tick * interval_s:
+            taken.append(index)
+            next_tick = int((time_s + 1e-6) / interval_s) + 1
+    return taken if len(taken) > 1 else [0, len(times_s) - 1]
+
+
 def scaled_size(height: int, width: int, short_side_px: int) -> tuple[int, int]:
     """Height and width of a frame whose short side is brought to ``short_side_px``."""
     scale = short_side_px / min(height, width)

@@ -18,42 +18,36 @@ import torch
 
 from ..common.errors import BadInputError
 from ..common.identity import file_sha256
+from .weights_files import AUTOENCODERS, find_weights, load_network
 
 SHIPPED = Path(__file__).parent / "weights" / "autoencoder"
-_CONFIG, _WEIGHTS, _COMPACT = "config.json", "diffusion_pytorch_model.safetensors", "compact.safetensors"
+_CONFIG, _WEIGHTS, _COMPACT = "config.json", "diffusion_pytorch_model", "compact.safetensors"
 
 
 @lru_cache
 def autoencoder_id(source: str = "shipped") -> str:
     """16 hex digits of the content of an autoencoder's directory (its configuration and weights)."""
-    digest = hashlib.sha256("".join(file_sha256(path) for path in _files(source)).encode())
+    config, weights = _files(source)
+    digest = hashlib.sha256("".join(file_sha256(path) for path in (config, *weights)).encode())
     return digest.hexdigest()[:16]
 
 
 def load_autoencoder(source: str | Path = "shipped") -> Any:
-    """An AutoencoderKLTemporalDecoder in float32, for inference.
+    """An AutoencoderKLTemporalDecoder, or Stable Diffusion's AutoencoderKL, in float32, for inference.
 
     Args:
-        source: ``shipped``, or a directory in diffusers' format (safetensors).
+        source: ``shipped``, or a directory in diffusers' format (safetensors, whole, in shards or the fp16 variant).
 
     Raises:
-        BadInputError: there is none, or its files are damaged.
+        BadInputError: there is none, or its files are damaged; tensors at fault are named.
     """
-    from diffusers import AutoencoderKLTemporalDecoder
-
     config, weights = _files(str(source))
+    if weights[0].name != _COMPACT:
+        return load_network(config.parent, _WEIGHTS, AUTOENCODERS)
     try:
-        if weights.name == _COMPACT:
-            vae = read_compact(weights.parent)
-        else:
-            vae = AutoencoderKLTemporalDecoder.from_pretrained(
-                weights.parent, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
-            )
+        return read_compact(config.parent).eval().requires_grad_(False)
     except Exception as error:  # diffusers and safetensors raise whatever their readers raise
-        raise BadInputError(
-            f"{weights.parent}: no readable autoencoder ({str(error).splitlines()[0][:200]})"
-        ) from error
-    return vae.eval().requires_grad_(False)
+        raise BadInputError(f"{config.parent}: no readable autoencoder ({str(error).splitlines()[0][:200]})") from error
 
 
 def write_compact(vae: Any, directory: Path) -> int:
@@ -177,19 +171,22 @@ def encode_frames(vae: Any, frames_FHWC: np.ndarray, chunk: int = 8) -> torch.Te
 def decode_latents(vae: Any, latents_Fchw: torch.Tensor, chunk: int = 14) -> np.ndarray:
     """Scaled latents [F, c, h, w] to uint8 frames [F, H, W, 3], ``chunk`` frames at a time."""
     parts = []
+    temporal = hasattr(vae.decoder, "time_conv_out")
     for part in (latents_Fchw / vae.config.scaling_factor).to(vae.dtype).split(chunk):
         with identities_skipped(vae):
-            pixels_FCHW = vae.decode(part, num_frames=len(part)).sample.float()
+            pixels_FCHW = vae.decode(part, **({"num_frames": len(part)} if temporal else {})).sample.float()
         parts.append(((pixels_FCHW / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
     return np.concatenate(parts)
 
 
-def _files(source: str) -> tuple[Path, Path]:
+def _files(source: str) -> tuple[Path, list[Path]]:
     directory = SHIPPED if source == "shipped" else Path(source)
-    for name in (_COMPACT, _WEIGHTS):
-        if (directory / name).is_file() and (directory / _CONFIG).is_file():
-            return directory / _CONFIG, directory / name
-    raise BadInputError(f"{directory}: no autoencoder there, {_CONFIG} or {_WEIGHTS} is missing")
+    config = directory / _CONFIG
+    if not config.is_file():
+        raise BadInputError(f"{directory}: no autoencoder there, {_CONFIG} is missing")
+    if (directory / _COMPACT).is_file():
+        return config, [directory / _COMPACT]
+    return config, find_weights(directory, _WEIGHTS)[0]
 
 
 def __getattr__(name: str) -> str:

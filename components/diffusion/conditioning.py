@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from ..common.errors import BadInputError
-from .autoencoder import to_unit_range
+from .autoencoder import encode_moments, to_unit_range
 from .settings import VECTOR_CONDITIONS, Kind
+from .weights_files import find_weights
 
 LOCAL_TEXT_ENCODER = "all-MiniLM-L6-v2 (stand-in for OpenCLIP text)"
 LOCAL_IMAGE_ENCODER = "random-features image encoder (stand-in for CLIP ViT-H)"
@@ -51,11 +52,12 @@ class TextEncoder:
         )
         if not (tokenizer.is_dir() and weights.is_dir()):
             raise BadInputError(f"{source}: no text encoder there (looked for tokenizer/ and text_encoder/)")
+        variant = None if local else find_weights(weights, "model")[1]
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
             model = AutoModel if local else CLIPTextModel
             self.model = model.from_pretrained(
-                weights, local_files_only=True, use_safetensors=True, dtype=torch.float32
+                weights, local_files_only=True, use_safetensors=True, dtype=torch.float32, variant=variant
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise BadInputError(
@@ -150,6 +152,28 @@ def image_embeddings(image_encoder: Any, feature_extractor: Any, frames_FHWC: np
     return image_encoder(inputs.to(image_encoder.dtype)).image_embeds.float()
 
 
+@torch.no_grad()
+def frame_latents(
+    vae: Any, frames_BHWC: np.ndarray, noise_BCHW: torch.Tensor, strength_B: torch.Tensor | Sequence[float]
+) -> torch.Tensor:
+    """The conditioning latent of each frame: noised in pixel space, the posterior's mode, not scaled, [B, c, h, w].
+
+    The noise comes before the autoencoder (SVD D.4), and what is joined to the UNet's input is not multiplied by
+    ``scaling_factor``, unlike the latents that it denoises.
+
+    Args:
+        vae: the model's autoencoder.
+        frames_BHWC: uint8 RGB.
+        noise_BCHW: standard normal.
+        strength_B: of the noise, of each sample by itself, in units of [-1, 1] pixels.
+    """
+    pixels_BCHW = to_unit_range(frames_BHWC)
+    strength = torch.as_tensor(strength_B, dtype=torch.float32).view(-1, 1, 1, 1)
+    # One at a time: a sample's latent must not depend, to the last bit, on who shares its batch.
+    noisy_BCHW = pixels_BCHW + strength * noise_BCHW
+    return torch.cat([encode_moments(vae, one)[0] for one in noisy_BCHW.split(1)]).float()
+
+
 # the vector of scalars
 
 
@@ -200,7 +224,12 @@ class Conditions:
     vector_BK: torch.Tensor | None = None
     concat_BFchw: torch.Tensor | None = None
 
-    def unconditional(self) -> Conditions:
-        """Zeros for context and conditioning latent, scalars kept: what guidance steers away from."""
+    def unconditional(self, context_BND: torch.Tensor | None = None) -> Conditions:
+        """What guidance steers away from: zeros for context and conditioning latent, scalars kept.
+
+        Args:
+            context_BND: in place of the zeros; Stable Diffusion was trained with the empty caption's states.
+        """
         concat = None if self.concat_BFchw is None else torch.zeros_like(self.concat_BFchw)
-        return replace(self, context_BND=torch.zeros_like(self.context_BND), concat_BFchw=concat)
+        empty_BND = torch.zeros_like(self.context_BND) if context_BND is None else context_BND
+        return replace(self, context_BND=empty_BND, concat_BFchw=concat)

@@ -1,21 +1,38 @@
 """Continuous-noise diffusion after Karras et al. (EDM) as Stable Video Diffusion uses it (D.1): sigma_data is 1.
 
 Legend: B batch, F frames, C channels, H and W latent sides. A noisy latent is x = x0 + sigma · n. The network F sees
-c_in · x and c_noise; the denoised latent is D = c_skip · x + c_out · F. With these coefficients the target of F is what
-v-prediction predicts.
+c_in · x and c_noise; the denoised latent is D = c_skip · x + c_out · F. With the paper's coefficients the target of F
+is what v-prediction predicts. Models that predict something else, or know whole timesteps only, have coefficients of
+their own (``Parameterisation``), with which the same sampler and the same loss hold for them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
-ModelFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""(c_in · x [B, F, C, H, W], c_noise [B]) -> F [B, F, C, H, W]"""
+from .discrete import DiscreteSchedule, Prediction
+from .network import ModelFn
+from .network import unet_model_fn as unet_model_fn
+
+
+@dataclass(frozen=True)
+class Parameterisation:
+    """What a network predicts and how it is told the noise level. Defaults: Stable Video Diffusion's.
+
+    Attributes:
+        prediction: ``v_prediction``, ``epsilon`` (Stable Diffusion 2.1's base) or ``sample``.
+        schedule: the discrete timesteps that the network knows; None: it is told 0.25 ln sigma.
+    """
+
+    prediction: Prediction = "v_prediction"
+    schedule: DiscreteSchedule | None = None
+
+
+EDM = Parameterisation()
 
 
 @dataclass(frozen=True)
@@ -28,12 +45,27 @@ class Preconditioning:
     c_noise: torch.Tensor
 
 
-def precondition(sigma: torch.Tensor) -> Preconditioning:
-    """c_skip, c_out, c_in and c_noise (SVD D.1, the column after adaptation)."""
+def precondition(sigma: torch.Tensor, parameterisation: Parameterisation = EDM) -> Preconditioning:
+    """c_skip, c_out, c_in and c_noise (SVD D.1).
+
+    The defaults are the paper's column after adaptation. ``Parameterisation("epsilon", DiscreteSchedule())`` is the one
+    before it: c_skip 1, c_out -sigma, and the nearest of 1000 timesteps for c_noise.
+    """
     total = sigma.square() + 1
-    return Preconditioning(
-        c_skip=1 / total, c_out=-sigma / total.sqrt(), c_in=1 / total.sqrt(), c_noise=0.25 * sigma.log()
-    )
+    if parameterisation.prediction == "epsilon":
+        c_skip, c_out = torch.ones_like(sigma), -sigma
+    elif parameterisation.prediction == "sample":
+        c_skip, c_out = torch.zeros_like(sigma), torch.ones_like(sigma)
+    else:
+        c_skip, c_out = 1 / total, -sigma / total.sqrt()
+    return Preconditioning(c_skip, c_out, c_in=1 / total.sqrt(), c_noise=noise_label(sigma, parameterisation))
+
+
+def noise_label(sigma: torch.Tensor, parameterisation: Parameterisation = EDM) -> torch.Tensor:
+    """c_noise: how the network is told sigma."""
+    if parameterisation.schedule is None:
+        return 0.25 * sigma.log()
+    return parameterisation.schedule.nearest_timestep(sigma.reshape(-1)).reshape(sigma.shape).to(sigma.dtype)
 
 
 def loss_weight(sigma: torch.Tensor) -> torch.Tensor:
@@ -47,24 +79,56 @@ def v_target(x0_BFCHW: torch.Tensor, noise_BFCHW: torch.Tensor, sigma_B: torch.T
     return (noise_BFCHW - sigma * x0_BFCHW) / (1 + sigma.square()).sqrt()
 
 
-def denoise(model_fn: ModelFn, x_BFCHW: torch.Tensor, sigma_B: torch.Tensor) -> torch.Tensor:
+def denoise(
+    model_fn: ModelFn, x_BFCHW: torch.Tensor, sigma_B: torch.Tensor, parameterisation: Parameterisation = EDM
+) -> torch.Tensor:
     """The denoised latent D(x; sigma), [B, F, C, H, W]."""
-    c = precondition(sigma_B)
+    c = precondition(sigma_B, parameterisation)
     prediction_BFCHW = model_fn(_expand(c.c_in, x_BFCHW) * x_BFCHW, c.c_noise)
     return _expand(c.c_skip, x_BFCHW) * x_BFCHW + _expand(c.c_out, x_BFCHW) * prediction_BFCHW
 
 
 def training_loss(
-    model_fn: ModelFn, x0_BFCHW: torch.Tensor, noise_BFCHW: torch.Tensor, sigma_B: torch.Tensor
+    model_fn: ModelFn,
+    x0_BFCHW: torch.Tensor,
+    noise_BFCHW: torch.Tensor,
+    sigma_B: torch.Tensor,
+    parameterisation: Parameterisation = EDM,
 ) -> torch.Tensor:
     """The mean of lambda(sigma) · |D - x0|² per sample, [B].
 
-    Computed as the equal MSE on the v-target, which loses no digits at small sigma.
+    Computed as the equal error of the network's own output, which loses no digits at small sigma: a plain MSE where it
+    predicts v, weighted by 1 + sigma² where it predicts the noise.
     """
     c_in = _expand(precondition(sigma_B).c_in, x0_BFCHW)
     x_BFCHW = x0_BFCHW + _expand(sigma_B, x0_BFCHW) * noise_BFCHW
-    prediction_BFCHW = model_fn(c_in * x_BFCHW, 0.25 * sigma_B.log())
-    return (prediction_BFCHW.float() - v_target(x0_BFCHW, noise_BFCHW, sigma_B).float()).square().flatten(1).mean(1)
+    prediction_BFCHW = model_fn(c_in * x_BFCHW, noise_label(sigma_B, parameterisation))
+    if parameterisation.prediction == "v_prediction":
+        wanted_BFCHW = v_target(x0_BFCHW, noise_BFCHW, sigma_B)
+    else:
+        wanted_BFCHW = noise_BFCHW if parameterisation.prediction == "epsilon" else x0_BFCHW
+    error_B = (prediction_BFCHW.float() - wanted_BFCHW.float()).square().flatten(1).mean(1)
+    if parameterisation.prediction == "v_prediction":
+        return error_B
+    weight_B = 1 + sigma_B.square() if parameterisation.prediction == "epsilon" else loss_weight(sigma_B)
+    return weight_B * error_B
+
+
+def in_edm_terms(model_fn: ModelFn, parameterisation: Parameterisation) -> ModelFn:
+    """A network of another parameterisation, seen as one of the paper's: the same denoised latents.
+
+    The returned function takes 0.25 ln sigma and gives v, so that a model can be measured and sampled before it is
+    adapted exactly as after. No weights can be changed to the same end: that is what the adaptation trains.
+    """
+
+    def edm_fn(x_BFCHW: torch.Tensor, c_noise_B: torch.Tensor) -> torch.Tensor:
+        sigma_B = (4 * c_noise_B).exp()
+        c = precondition(sigma_B)
+        noisy_BFCHW = x_BFCHW / _expand(c.c_in, x_BFCHW)
+        denoised_BFCHW = denoise(model_fn, noisy_BFCHW, sigma_B, parameterisation)
+        return (denoised_BFCHW - _expand(c.c_skip, x_BFCHW) * noisy_BFCHW) / _expand(c.c_out, x_BFCHW)
+
+    return edm_fn
 
 
 def karras_sigmas(steps: int, sigma_min: float = 0.002, sigma_max: float = 700.0, rho: float = 7.0) -> torch.Tensor:
@@ -75,7 +139,11 @@ def karras_sigmas(steps: int, sigma_min: float = 0.002, sigma_max: float = 700.0
 
 
 def euler_sample(
-    model_fn: ModelFn, noise_BFCHW: torch.Tensor, sigmas: torch.Tensor, on_step: Callable[[int], None] | None = None
+    model_fn: ModelFn,
+    noise_BFCHW: torch.Tensor,
+    sigmas: torch.Tensor,
+    on_step: Callable[[int], None] | None = None,
+    parameterisation: Parameterisation = EDM,
 ) -> torch.Tensor:
     """Follow the probability-flow ODE from unit noise to a clean latent, one model call a step.
 
@@ -84,64 +152,16 @@ def euler_sample(
         noise_BFCHW: standard normal; scaled here by sqrt(sigma_max² + 1), as the released sampler does.
         sigmas: falling, the last one 0.
         on_step: called with the index of each finished step.
+        parameterisation: of the network.
     """
     x_BFCHW = noise_BFCHW * (sigmas[0].square() + 1).sqrt()
     for index in range(len(sigmas) - 1):
         sigma, following = sigmas[index], sigmas[index + 1]
-        denoised_BFCHW = denoise(model_fn, x_BFCHW, sigma.to(x_BFCHW).expand(len(x_BFCHW)))
+        denoised_BFCHW = denoise(model_fn, x_BFCHW, sigma.to(x_BFCHW).expand(len(x_BFCHW)), parameterisation)
         x_BFCHW = x_BFCHW + (following - sigma).to(x_BFCHW) * (x_BFCHW - denoised_BFCHW) / sigma.to(x_BFCHW)
         if on_step:
             on_step(index)
     return x_BFCHW
-
-
-def guided(conditional: ModelFn, unconditional: ModelFn, scale_F: torch.Tensor) -> ModelFn:
-    """Classifier-free guidance with one scale per frame: u + scale · (c - u). Linear, so it holds for F and D alike."""
-
-    def model_fn(x_BFCHW: torch.Tensor, c_noise_B: torch.Tensor) -> torch.Tensor:
-        u_BFCHW, c_BFCHW = unconditional(x_BFCHW, c_noise_B), conditional(x_BFCHW, c_noise_B)
-        return u_BFCHW + scale_F.to(u_BFCHW)[None, :, None, None, None] * (c_BFCHW - u_BFCHW)
-
-    return model_fn
-
-
-def linear_guidance(low: float, high: float, frames: int) -> torch.Tensor:
-    """Scales that rise along the frame axis (SVD D.4.1), [F]."""
-    return torch.linspace(low, high, frames)
-
-
-def unet_model_fn(
-    unet: Any,
-    context_BND: torch.Tensor,
-    vector_BK: torch.Tensor | None = None,
-    concat_BFCHW: torch.Tensor | None = None,
-) -> ModelFn:
-    """Bind a diffusers UNet and its conditions; an image UNet sees every frame by itself.
-
-    Args:
-        unet: UNet2DConditionModel or UNetSpatioTemporalConditionModel, also inside a training engine.
-        context_BND: text token states or one image embedding.
-        vector_BK: fps_id, motion bucket and so on (settings.VECTOR_CONDITIONS); None means an image UNet.
-        concat_BFCHW: latents joined to the input's channels, for image-to-video.
-    """
-
-    def model_fn(x_BFCHW: torch.Tensor, c_noise_B: torch.Tensor) -> torch.Tensor:
-        if concat_BFCHW is not None:
-            x_BFCHW = torch.cat([x_BFCHW, concat_BFCHW], dim=2)
-        if vector_BK is not None:
-            return unet(
-                x_BFCHW, c_noise_B, encoder_hidden_states=context_BND, added_time_ids=vector_BK, return_dict=False
-            )[0]
-        frames = x_BFCHW.shape[1]
-        flat = unet(
-            x_BFCHW.flatten(0, 1),
-            c_noise_B.repeat_interleave(frames),
-            encoder_hidden_states=context_BND.repeat_interleave(frames, dim=0),
-            return_dict=False,
-        )[0]
-        return flat.unflatten(0, (-1, frames))
-
-    return model_fn
 
 
 def _expand(value_B: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -8,22 +8,35 @@ Reading a card alone loads neither torch nor diffusers: steps that find their wo
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..common.errors import BadInputError
+from .json_files import read_json
 from .settings import KINDS, Kind, SamplingSettings
+
+if TYPE_CHECKING:
+    from .edm import Parameterisation
 
 CARD = "svdflow.json"
 FORMAT = 1
 _WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "image_encoder": "model"}
+_TEXT_PARTS = ("tokenizer", "text_encoder")
+_WITHIN = "."  # as the text encoder's name on a card: in the model's own directory
 _PIPELINES = {
     "image": "svdflow.ImageDiffusion",
     "text_to_video": "svdflow.TextToVideoDiffusion",
     "image_to_video": "StableVideoDiffusionPipeline",
     "multi_view": "svdflow.MultiViewDiffusion",
 }
+
+
+def _edm() -> Parameterisation:
+    from .edm import EDM
+
+    return EDM
 
 
 @dataclass
@@ -33,11 +46,13 @@ class VideoModel:
     Attributes:
         kind: image, text_to_video, image_to_video or multi_view.
         unet: a diffusers UNet.
-        vae: an AutoencoderKLTemporalDecoder.
+        vae: an AutoencoderKLTemporalDecoder, or the AutoencoderKL of an image model.
         image_encoder: a CLIPVisionModelWithProjection; None for kinds that take text.
         feature_extractor: a CLIPImageProcessor; None likewise.
         text_encoder: what ``conditioning.TextEncoder`` loads; None for kinds that take an image.
         card: what svdflow.json tells beside kind and text encoder: stage, parents, dataset, configuration, metrics, …
+        parameterisation: what the UNet predicts and how it is told the noise level; Stable Video Diffusion's, or that
+            of an imported image model. On disk it is the scheduler's configuration.
     """
 
     kind: Kind
@@ -47,6 +62,7 @@ class VideoModel:
     feature_extractor: Any = None
     text_encoder: str | None = None
     card: dict[str, Any] = field(default_factory=dict)
+    parameterisation: Parameterisation = field(default_factory=_edm)
 
 
 def save_model(model: VideoModel, directory: Path) -> None:
@@ -55,13 +71,13 @@ def save_model(model: VideoModel, directory: Path) -> None:
     Raises:
         BadInputError: the parts do not make a model of the kind.
     """
-    from diffusers import EulerDiscreteScheduler
+    import diffusers
 
     from .unet import unet_kind
 
     if (found := unet_kind(model.unet)) != model.kind:
         raise BadInputError(f"a model of kind {model.kind} cannot hold a UNet of kind {found}")
-    _check_parts(model, directory)
+    check_parts(model, directory)
     directory.mkdir(parents=True, exist_ok=True)
     index: dict[str, Any] = {"_class_name": _PIPELINES[model.kind], "_diffusers_version": _diffusers_version()}
     for name, part in {"unet": model.unet, "vae": model.vae, "image_encoder": model.image_encoder}.items():
@@ -75,10 +91,13 @@ def save_model(model: VideoModel, directory: Path) -> None:
     if model.feature_extractor is not None:
         model.feature_extractor.save_pretrained(directory / "feature_extractor")
         index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
-    EulerDiscreteScheduler(**scheduler_config()).save_pretrained(directory / "scheduler")
-    index["scheduler"] = ["diffusers", "EulerDiscreteScheduler"]
+    scheduler = "EulerDiscreteScheduler" if model.parameterisation.schedule is None else "DDIMScheduler"
+    config = scheduler_config(model.parameterisation)
+    getattr(diffusers, scheduler)(**config).save_pretrained(directory / "scheduler")
+    index["scheduler"] = ["diffusers", scheduler]
     _write_json(directory / "model_index.json", index)
-    card = {**model.card, "format": FORMAT, "kind": model.kind, "text_encoder": model.text_encoder}
+    text_encoder = _keep_text_encoder(model.text_encoder, directory)
+    card = {**model.card, "format": FORMAT, "kind": model.kind, "text_encoder": text_encoder}
     _write_json(directory / CARD, card)
 
 
@@ -88,30 +107,56 @@ def load_model(directory: Path) -> VideoModel:
     Raises:
         BadInputError: something is missing or damaged; the message names the file.
     """
-    from diffusers import AutoencoderKLTemporalDecoder, UNet2DConditionModel, UNetSpatioTemporalConditionModel
-
     from .unet import unet_kind
 
     directory = Path(directory)
     card = read_card(directory)
     kind: Kind = card.pop("kind")
-    index = _read_json(directory / "model_index.json")
-    unet_class = UNet2DConditionModel if kind == "image" else UNetSpatioTemporalConditionModel
-    unet = _load(directory, "unet", unet_class)
-    vae = _load(directory, "vae", AutoencoderKLTemporalDecoder)
-    image_encoder = feature_extractor = None
-    if "image_encoder" in index:
-        from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
-
-        image_encoder = _load(directory, "image_encoder", CLIPVisionModelWithProjection)
-        _read_json(directory / "feature_extractor" / "preprocessor_config.json")
-        feature_extractor = CLIPImageProcessor.from_pretrained(directory / "feature_extractor", local_files_only=True)
+    read_json(directory / "model_index.json")
     card.pop("format", None)
-    model = VideoModel(kind, unet, vae, image_encoder, feature_extractor, card.pop("text_encoder", None), card)
-    if (found := unet_kind(unet)) != kind:
+    text_encoder = card.pop("text_encoder", None)
+    model = load_parts(directory, str(directory) if text_encoder == _WITHIN else text_encoder)
+    model.card = card
+    if (found := unet_kind(model.unet)) != kind:
         raise BadInputError(f"{directory}: {CARD} says {kind}, but the UNet is of kind {found}")
-    _check_parts(model, directory)
+    model.kind = kind
+    check_parts(model, directory)
     return model
+
+
+def load_parts(directory: Path, text_encoder: str | None) -> VideoModel:
+    """The parts of a directory in diffusers' format, whether svdflow wrote it or not, with an empty card.
+
+    Args:
+        directory: with ``unet/``, ``vae/``, ``scheduler/``, and ``image_encoder/`` where there is one.
+        text_encoder: what the model shall name.
+
+    Raises:
+        BadInputError: something is missing or damaged; the message names the file.
+    """
+    from .image_only import allow_image_only
+    from .unet import unet_kind
+    from .weights_files import AUTOENCODERS, IMAGE_ENCODERS, UNETS, load_network
+
+    unet = load_network(directory / "unet", _WEIGHTS["unet"], UNETS)
+    vae = load_network(directory / "vae", _WEIGHTS["vae"], AUTOENCODERS)
+    image_encoder = feature_extractor = None
+    if (directory / "image_encoder").is_dir():
+        from transformers import CLIPImageProcessor
+
+        image_encoder = load_network(directory / "image_encoder", _WEIGHTS["image_encoder"], IMAGE_ENCODERS)
+        read_json(directory / "feature_extractor" / "preprocessor_config.json")
+        feature_extractor = CLIPImageProcessor.from_pretrained(directory / "feature_extractor", local_files_only=True)
+    if (kind := unet_kind(unet)) != "image":
+        allow_image_only(unet)
+    path = directory / "scheduler" / "scheduler_config.json"
+    try:
+        parameterisation = parameterisation_of(read_json(path))
+    except BadInputError as error:
+        raise error if str(error).startswith(str(path)) else BadInputError(f"{path}: {error}") from None
+    return VideoModel(
+        kind, unet, vae, image_encoder, feature_extractor, text_encoder, parameterisation=parameterisation
+    )
 
 
 def read_card(directory: Path) -> dict[str, Any]:
@@ -120,7 +165,7 @@ def read_card(directory: Path) -> dict[str, Any]:
     Raises:
         BadInputError: it is missing, no JSON, or of a format or kind this version does not know.
     """
-    card = _read_json(Path(directory) / CARD)
+    card = read_json(Path(directory) / CARD)
     if card.get("kind") not in KINDS:
         raise BadInputError(f"{directory}/{CARD}: kind {card.get('kind')!r} is none of {', '.join(KINDS)}")
     if card.get("format") != FORMAT:
@@ -130,11 +175,32 @@ def read_card(directory: Path) -> dict[str, Any]:
     return card
 
 
-def scheduler_config() -> dict[str, Any]:
-    """EulerDiscreteScheduler as the released models configure it."""
+def write_card(directory: Path, card: dict[str, Any]) -> None:
+    """Write ``svdflow.json``, whole or not at all."""
+    partial = Path(directory) / (CARD + ".partial")
+    _write_json(partial, card)
+    partial.replace(Path(directory) / CARD)
+
+
+def scheduler_config(parameterisation: Parameterisation | None = None) -> dict[str, Any]:
+    """EulerDiscreteScheduler as the released models configure it, or DDIMScheduler for a discrete schedule."""
+    schedule = parameterisation.schedule if parameterisation else None
+    prediction = parameterisation.prediction if parameterisation else "v_prediction"
+    if schedule is not None:
+        return {
+            "prediction_type": prediction,
+            "beta_schedule": schedule.beta_schedule,
+            "beta_start": schedule.beta_start,
+            "beta_end": schedule.beta_end,
+            "num_train_timesteps": schedule.timesteps,
+            "clip_sample": False,
+            "set_alpha_to_one": False,
+            "steps_offset": 1,
+            "timestep_spacing": "leading",
+        }
     sampling = SamplingSettings()
     return {
-        "prediction_type": "v_prediction",
+        "prediction_type": prediction,
         "timestep_type": "continuous",
         "use_karras_sigmas": True,
         "sigma_min": sampling.sigma_min,
@@ -149,26 +215,47 @@ def scheduler_config() -> dict[str, Any]:
     }
 
 
-def _load(directory: Path, part: str, model_class: Any) -> Any:
-    import torch
+def parameterisation_of(config: dict[str, Any]) -> Parameterisation:
+    """What a diffusers scheduler's configuration says of the UNet beside it.
 
-    config, weights = directory / part / "config.json", directory / part / f"{_WEIGHTS[part]}.safetensors"
-    _read_json(config)
-    if not weights.is_file() and not weights.with_suffix(".safetensors.index.json").is_file():
-        raise BadInputError(f"{weights}: missing; only safetensors weights are read")
-    dtype = {"dtype" if part == "image_encoder" else "torch_dtype": torch.float32}
-    try:
-        loaded = model_class.from_pretrained(directory / part, local_files_only=True, use_safetensors=True, **dtype)
-    except Exception as error:  # the libraries raise whatever their readers raise
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise BadInputError(f"{directory / part}: damaged or of another architecture ({reason})") from error
-    with torch.no_grad():
-        for tensor in (*loaded.parameters(), *loaded.buffers()):
-            tensor.data = tensor.data.clone()  # mapped files are not aligned as memory is, and round differently
-    return loaded.eval().requires_grad_(False)
+    Raises:
+        BadInputError: a prediction type or a schedule that is not known here.
+    """
+    from .discrete import PREDICTIONS, DiscreteSchedule
+    from .edm import Parameterisation
+
+    prediction = config.get("prediction_type", "epsilon")  # diffusers' default, for old configurations
+    if prediction not in PREDICTIONS:
+        raise BadInputError(f"prediction_type {prediction!r} is none of {', '.join(PREDICTIONS)}")
+    if config.get("timestep_type") == "continuous":
+        return Parameterisation(prediction)
+    return Parameterisation(prediction, DiscreteSchedule.from_config(config))
 
 
-def _check_parts(model: VideoModel, directory: Path) -> None:
+def _keep_text_encoder(source: str | None, directory: Path) -> str | None:
+    """Copy a text encoder that lies in a directory, so that the model can be moved; a shipped one stays a name."""
+    if source is None or not all(Path(source, part).is_dir() for part in _TEXT_PARTS):
+        return source
+    for part in _TEXT_PARTS:
+        if Path(source, part).resolve() != (directory / part).resolve():
+            pickled = shutil.ignore_patterns("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl", "*.msgpack", "*.h5")
+            shutil.copytree(Path(source, part), directory / part, dirs_exist_ok=True, ignore=pickled)
+    return _WITHIN
+
+
+def variant_of(directory: Path) -> str | None:
+    """The variant that a directory's UNet is stored in: ``fp16``, or None for full precision."""
+    from .weights_files import find_weights
+
+    return find_weights(directory / "unet", _WEIGHTS["unet"])[1]
+
+
+def check_parts(model: VideoModel, directory: Path) -> None:
+    """Refuse parts that do not fit one another.
+
+    Raises:
+        BadInputError: says which widths differ.
+    """
     if model.unet.config.out_channels != model.vae.config.latent_channels:
         raise BadInputError(
             f"{directory}: the UNet makes {model.unet.config.out_channels} latent channels, "
@@ -190,18 +277,6 @@ def _scrub(config: Path) -> None:
     for key in ("_name_or_path", "transformers_version"):
         values.pop(key, None)
     _write_json(config, values)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise BadInputError(f"{path}: missing; this is no complete model directory") from None
-    except (OSError, ValueError) as error:
-        raise BadInputError(f"{path}: unreadable ({str(error).splitlines()[0]})") from error
-    if not isinstance(values, dict):
-        raise BadInputError(f"{path}: holds no JSON object")
-    return values
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

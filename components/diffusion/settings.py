@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import model_validator
 
@@ -54,6 +54,26 @@ TINY_UNET = UNetSettings(
     num_frames=8,
     sample_size=16,
 )
+
+
+class UNetPreset(NamedTuple):
+    """A UNet by name: its kind and its architecture."""
+
+    kind: Kind
+    unet: UNetSettings
+
+
+UNET_PRESETS: dict[str, UNetPreset] = {
+    "sd21-image": UNetPreset("image", UNetSettings()),
+    "svd-text-to-video": UNetPreset("text_to_video", UNetSettings()),
+    "svd-image-to-video": UNetPreset("image_to_video", UNetSettings()),
+    "svd-xt-image-to-video": UNetPreset("image_to_video", UNetSettings(num_frames=25)),
+    "svd-multi-view": UNetPreset("multi_view", UNetSettings(num_frames=21)),
+    "tiny-image": UNetPreset("image", TINY_UNET),
+    "tiny-text-to-video": UNetPreset("text_to_video", TINY_UNET),
+    "tiny-image-to-video": UNetPreset("image_to_video", TINY_UNET),
+    "tiny-multi-view": UNetPreset("multi_view", TINY_UNET),
+}
 
 
 class SamplingSettings(Settings):

@@ -13,7 +13,8 @@ import torch
 from diffusers import UNet2DConditionModel, UNetSpatioTemporalConditionModel
 
 from ..common.errors import BadInputError
-from .settings import VECTOR_CONDITIONS, Kind, UNetSettings
+from .image_only import allow_image_only
+from .settings import UNET_PRESETS, VECTOR_CONDITIONS, Kind, UNetSettings
 
 _TEMPORAL = ("temporal_res_block", "temporal_transformer_blocks", "time_pos_embed", "time_mixer")
 # the last layers of every temporal branch: zero, and the branch adds nothing
@@ -24,6 +25,18 @@ _ZEROED = (
     ".attn1.to_out.0",
     ".attn2.to_out.0",
 )
+
+
+def build_unet(preset: str) -> UNet2DConditionModel | UNetSpatioTemporalConditionModel:
+    """An untrained UNet by the name of its preset (``settings.UNET_PRESETS``).
+
+    Raises:
+        BadInputError: no such preset.
+    """
+    if preset not in UNET_PRESETS:
+        raise BadInputError(f"no UNet is called {preset!r}; there are {', '.join(UNET_PRESETS)}")
+    kind, settings = UNET_PRESETS[preset]
+    return build_image_unet(settings) if kind == "image" else build_video_unet(settings, kind)
 
 
 def build_image_unet(settings: UNetSettings) -> UNet2DConditionModel:
@@ -45,7 +58,7 @@ def build_image_unet(settings: UNetSettings) -> UNet2DConditionModel:
 
 
 def build_video_unet(settings: UNetSettings, kind: Kind) -> UNetSpatioTemporalConditionModel:
-    """An untrained video UNet.
+    """An untrained video UNet that takes images and videos in one batch (``image_only``).
 
     Args:
         settings: the architecture.
@@ -53,7 +66,7 @@ def build_video_unet(settings: UNetSettings, kind: Kind) -> UNetSpatioTemporalCo
     """
     widths = settings.block_out_channels
     attending = len(widths) - 1
-    return UNetSpatioTemporalConditionModel(
+    unet = UNetSpatioTemporalConditionModel(
         sample_size=settings.sample_size,
         in_channels=settings.latent_channels * (1 if kind == "text_to_video" else 2),
         out_channels=settings.latent_channels,
@@ -67,9 +80,35 @@ def build_video_unet(settings: UNetSettings, kind: Kind) -> UNetSpatioTemporalCo
         num_attention_heads=settings.attention_heads,
         num_frames=settings.num_frames,
     )
+    return allow_image_only(unet)
 
 
-def inflate(image_unet: UNet2DConditionModel, settings: UNetSettings) -> UNetSpatioTemporalConditionModel:
+def settings_of(unet: UNet2DConditionModel | UNetSpatioTemporalConditionModel, num_frames: int = 14) -> UNetSettings:
+    """The settings that describe a UNet; an image UNet does not tell its ``num_frames`` and takes the one given.
+
+    Raises:
+        BadInputError: an architecture that these settings cannot describe.
+    """
+    config = unet.config
+    blocks = len(config.block_out_channels)
+    heads = config.get("num_attention_heads") or config.get("attention_head_dim")
+    if not isinstance(config.layers_per_block, int) or not isinstance(config.cross_attention_dim, int):
+        raise BadInputError("a UNet whose blocks differ in depth or context width cannot be described here")
+    told = {
+        name: value for name in ("addition_time_embed_dim", "sample_size") if isinstance(value := config.get(name), int)
+    }
+    return UNetSettings(
+        latent_channels=config.out_channels,
+        block_out_channels=tuple(config.block_out_channels),
+        layers_per_block=config.layers_per_block,
+        attention_heads=tuple(heads) if isinstance(heads, (list, tuple)) else (heads,) * blocks,
+        cross_attention_dim=config.cross_attention_dim,
+        num_frames=config.get("num_frames") or num_frames,
+        **told,
+    )
+
+
+def inflate(image_unet: UNet2DConditionModel, settings: UNetSettings | None = None) -> UNetSpatioTemporalConditionModel:
     """A text-to-video UNet that at first treats every frame as the image UNet would.
 
     The spatial weights are taken over and the last layer of every temporal branch, of the frame embedding and of the
@@ -78,10 +117,14 @@ def inflate(image_unet: UNet2DConditionModel, settings: UNetSettings) -> UNetSpa
     first step. About 2e-4 of difference remains: diffusers' spatio-temporal blocks normalise with an epsilon of 1e-6,
     its image blocks with 1e-5.
 
+    Args:
+        image_unet: of Stable Diffusion 2.1's architecture, at any width.
+        settings: of the video UNet; those of the image UNet where not given.
+
     Raises:
         BadInputError: the image UNet is of another architecture than the settings describe.
     """
-    video = build_video_unet(settings, "text_to_video")
+    video = build_video_unet(settings or settings_of(image_unet), "text_to_video")
     spatial = {_spatial_name(name): tensor for name, tensor in image_unet.state_dict().items()}
     expected = {name: tensor.shape for name, tensor in video.state_dict().items() if not is_temporal(name)}
     if expected.keys() != spatial.keys() or any(spatial[n].shape != shape for n, shape in expected.items()):
@@ -179,7 +222,7 @@ def _rebuild(
 ) -> UNetSpatioTemporalConditionModel:
     width = conditions * unet.config.addition_time_embed_dim
     config = {**unet.config, "in_channels": in_channels, "projection_class_embeddings_input_dim": width}
-    return UNetSpatioTemporalConditionModel.from_config(config)
+    return allow_image_only(UNetSpatioTemporalConditionModel.from_config(config))
 
 
 def _grow(

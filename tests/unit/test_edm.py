@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svdflow.diffusion import edm
+from svdflow.diffusion.discrete import PREDICTIONS, DiscreteSchedule
+from svdflow.diffusion.edm import Parameterisation
 from svdflow.diffusion.model_directory import scheduler_config
 
 sigmas = st.floats(1e-3, 700.0)
@@ -97,11 +99,95 @@ def test_sampling_ends_on_the_data_distribution_when_the_denoiser_is_exact():
     assert torch.allclose(sampled, s * noise, atol=0.03)
 
 
-def test_guidance_is_linear_and_rises_along_the_frames():
+def test_the_coefficients_before_adaptation_are_the_papers_too():
+    """SVD D.1: c_skip 1, c_out -sigma, and for c_noise the timestep whose sigma is nearest."""
+    schedule = DiscreteSchedule()
+    sigmas_T = schedule.sigmas()
+    for sigma in (0.01, 0.03, 0.7, 5.0, 14.6, 700.0):
+        c = edm.precondition(torch.tensor(sigma), Parameterisation("epsilon", schedule))
+        assert c.c_skip == 1 and c.c_out == pytest.approx(-sigma) and c.c_in == pytest.approx((1 + sigma**2) ** -0.5)
+        assert c.c_noise == min(range(1000), key=lambda j: abs(float(sigmas_T[j]) - sigma))
+
+
+@pytest.mark.parametrize("schedule", [None, DiscreteSchedule()])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_every_parameterisation_denoises_perfectly_and_weighs_its_loss_alike(prediction, schedule):
     x0, noise = _latents()
-    scale = edm.linear_guidance(1.0, 2.5, 3)
-    model_fn = edm.guided(lambda x, c: x0.float(), lambda x, c: noise.float(), scale)
-    guided = model_fn(x0.float(), torch.zeros(2))
-    assert scale.tolist() == [1.0, 1.75, 2.5]
-    assert torch.allclose(guided[:, 0], x0[:, 0].float(), atol=1e-6)
-    assert torch.allclose(guided[:, 2], (2.5 * x0[:, 2] - 1.5 * noise[:, 2]).float(), atol=1e-5)
+    told = Parameterisation(prediction, schedule)
+    sigma_B = torch.tensor([0.3, 7.0], dtype=torch.float64)
+    wanted = {"epsilon": noise, "sample": x0, "v_prediction": edm.v_target(x0, noise, sigma_B)}[prediction]
+    noisy = x0 + sigma_B.view(-1, 1, 1, 1, 1) * noise
+    assert torch.allclose(edm.denoise(lambda x, c_noise: wanted, noisy, sigma_B, told), x0, atol=1e-6)
+
+    def network(x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x) + torch.sin(c_noise).view(-1, 1, 1, 1, 1)
+
+    error = (edm.denoise(network, noisy, sigma_B, told) - x0).square().flatten(1).mean(1)
+    loss = edm.training_loss(network, x0, noise, sigma_B, told)
+    assert torch.allclose(loss.double(), edm.loss_weight(sigma_B) * error, rtol=1e-4)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_euler_steps_of_imported_models_are_diffusers_steps(prediction):
+    """On the noise levels of the training schedule, where diffusers' timesteps are whole."""
+    from diffusers import EulerDiscreteScheduler
+
+    def network(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return torch.sin(3 * x) + 0.001 * timestep.view(-1, 1, 1, 1, 1)
+
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction,
+        timestep_spacing="leading", steps_offset=1,
+    )  # fmt: skip
+    scheduler.set_timesteps(9)
+    noise = _latents(batch=1)[0].float()
+    latents = noise * scheduler.init_noise_sigma
+    if prediction == "sample":  # diffusers' Euler scheduler refuses it: x0 is the output itself
+        for sigma, following, t in zip(scheduler.sigmas, scheduler.sigmas[1:], scheduler.timesteps, strict=False):
+            x0 = network(latents / (sigma**2 + 1).sqrt(), t[None])
+            latents = latents + (following - sigma) * (latents - x0) / sigma
+    else:
+        for t in scheduler.timesteps:
+            output = network(scheduler.scale_model_input(latents, t), t[None])
+            latents = scheduler.step(output, t, latents).prev_sample
+    told = Parameterisation(prediction, DiscreteSchedule())
+    ours = edm.euler_sample(network, noise, scheduler.sigmas, parameterisation=told)
+    assert torch.allclose(ours, latents, rtol=1e-3, atol=1e-3)
+
+
+def test_the_released_noise_levels_start_at_sigma_max_and_the_latents_with_them():
+    sigmas = edm.karras_sigmas(25)
+    assert sigmas[0] == 700 and sigmas[-2] == pytest.approx(0.002) and sigmas[-1] == 0 and len(sigmas) == 26
+    seen = []
+
+    def network(x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
+        seen.append((x.std().item(), c_noise.item()))
+        return torch.zeros_like(x)
+
+    edm.euler_sample(network, torch.randn(1, 2, 4, 32, 32, generator=torch.Generator().manual_seed(0)), sigmas[:2])
+    assert seen[0][0] == pytest.approx(1, abs=0.03)  # c_in undoes sqrt(sigma_max² + 1)
+    assert seen[0][1] == pytest.approx(0.25 * math.log(700))  # the label is 0.25 ln sigma, not sigma
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_model_before_adaptation_can_be_measured_and_sampled_as_one_after_it(prediction):
+    def network(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return 0.3 * torch.sin(x) + 0.0005 * timestep.view(-1, 1, 1, 1, 1)
+
+    told = Parameterisation(prediction, DiscreteSchedule())
+    seen = edm.in_edm_terms(network, told)
+    x0, noise = _latents()
+    sigma_B = torch.tensor([0.3, 7.0], dtype=torch.float64)
+    before, after = edm.training_loss(network, x0, noise, sigma_B, told), edm.training_loss(seen, x0, noise, sigma_B)
+    assert torch.allclose(before.double(), after.double(), rtol=1e-4)
+    levels = edm.karras_sigmas(6, sigma_min=0.03, sigma_max=14.6).double()
+    ours, theirs = (
+        edm.euler_sample(seen, noise, levels),
+        edm.euler_sample(network, noise, levels, parameterisation=told),
+    )
+    assert torch.allclose(ours, theirs, atol=1e-6)
+    # in closed form, for a model that predicts the noise: v = sqrt(1 + sigma²) · epsilon - sigma · c_in · x
+    if prediction == "epsilon":
+        s = sigma_B.view(-1, 1, 1, 1, 1)
+        epsilon = network(x0, told.schedule.nearest_timestep(sigma_B).double())
+        assert torch.allclose(seen(x0, 0.25 * sigma_B.log()), (1 + s**2).sqrt() * epsilon - s * x0, atol=1e-6)

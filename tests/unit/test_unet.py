@@ -4,13 +4,15 @@ import pytest
 import torch
 
 from svdflow.common.errors import BadInputError
-from svdflow.diffusion.settings import TINY_UNET, UNetSettings
+from svdflow.diffusion.settings import TINY_UNET, UNET_PRESETS, UNetSettings
 from svdflow.diffusion.unet import (
     build_image_unet,
+    build_unet,
     build_video_unet,
     inflate,
     is_temporal,
     parameter_counts,
+    settings_of,
     to_image_to_video,
     to_multi_view,
     unet_kind,
@@ -47,16 +49,37 @@ def _call(unet, x, context, vector):
         return unet(x, C_NOISE, encoder_hidden_states=context, added_time_ids=torch.tensor(vector)).sample
 
 
-def test_full_size_has_the_papers_parameter_counts():
-    """656M new, 1,521M in all (SVD D.2); counted on the released architecture."""
+@pytest.mark.parametrize(
+    ("preset", "channels", "vector", "total"),
+    [("sd21-image", 4, None, 865_910_724), ("svd-text-to-video", 4, 512, 1_524_283_882),
+     ("svd-image-to-video", 8, 768, 1_524_623_082), ("svd-xt-image-to-video", 8, 768, 1_524_623_082),
+     ("svd-multi-view", 8, 1024, 1_524_623_082 + 1280 * 256)],
+)  # fmt: skip
+def test_full_size_presets_have_the_papers_parameter_counts(preset, channels, vector, total):
+    """656M new, 1,521M in all (SVD D.2); counted on the released architecture, without allocating it."""
     with torch.device("meta"):
-        image, video = build_image_unet(UNetSettings()), build_video_unet(UNetSettings(), "image_to_video")
-    assert parameter_counts(image)["total"] == 865_910_724
-    counts = parameter_counts(video)
-    assert counts["temporal"] == 656_076_838
-    assert counts["total"] == 1_524_623_082
-    assert counts["spatial"] == 865_910_724 + 320 * 4 * 9  # the conditioning latent's weights in conv_in
-    assert 865_910_724 + counts["temporal"] == 1_521_987_562
+        unet = build_unet(preset)
+    counts = parameter_counts(unet)
+    assert counts["total"] == total == sum(p.numel() for p in unet.parameters())
+    assert unet.config.in_channels == channels and unet.config.cross_attention_dim == 1024
+    assert counts["spatial"] == 865_910_724 + 320 * (channels - 4) * 9  # the conditioning latent's weights in conv_in
+    if vector is None:
+        assert counts["temporal"] == counts["vector"] == 0
+    else:
+        assert unet.add_embedding.linear_1.in_features == vector
+        assert counts["temporal"] == 656_076_838
+        assert 865_910_724 + counts["temporal"] == 1_521_987_562
+
+
+def test_presets_are_built_by_name_with_their_kind_and_frames():
+    tiny = [name for name in UNET_PRESETS if name.startswith("tiny-")]
+    assert [unet_kind(build_unet(name)) for name in tiny] == [UNET_PRESETS[name].kind for name in tiny]
+    assert len(tiny) == 4
+    with torch.device("meta"):
+        frames = [build_unet(f"svd{x}").config.num_frames for x in ("-image-to-video", "-xt-image-to-video")]
+    assert frames == [14, 25]
+    with pytest.raises(BadInputError, match="no UNet is called 'svd'; there are sd21-image, svd-text-to-video"):
+        build_unet("svd")
 
 
 def test_inflated_unet_gives_what_the_image_unet_gave_for_every_frame(image_unet, inputs):
@@ -145,3 +168,22 @@ def test_an_image_unet_of_another_architecture_is_refused(image_unet):
         inflate(image_unet, TINY.model_copy(update={"block_out_channels": (32, 96)}))
     with pytest.raises(ValueError, match="multiples of 32"):
         UNetSettings(block_out_channels=(20, 40), attention_heads=(1, 1))
+
+
+def test_a_unet_tells_its_own_settings(image_unet):
+    video = build_video_unet(TINY, "text_to_video")
+    assert settings_of(video) == TINY
+    told = settings_of(image_unet, num_frames=8)
+    assert told.model_copy(update={"addition_time_embed_dim": TINY.addition_time_embed_dim}) == TINY
+    assert settings_of(image_unet).addition_time_embed_dim == 256  # the released width, which an image UNet lacks
+    assert inflate(image_unet).config.block_out_channels == video.config.block_out_channels
+
+
+def test_the_temporal_branch_of_an_inflated_unet_is_active_at_the_released_mix(image_unet):
+    """mix_factor 0.5 means that the spatial half weighs sigmoid(0.5) = 0.62; it is no switch (SVD 5.2)."""
+    video = inflate(image_unet)
+    mixes = [parameter for name, parameter in video.named_parameters() if name.endswith("mix_factor")]
+    assert mixes and all(mix.item() == 0.5 for mix in mixes)
+    mixer = video.mid_block.resnets[0].time_mixer
+    alpha = mixer.get_alpha(torch.zeros(2, 3), 3)
+    assert alpha.flatten().tolist() == pytest.approx([0.6224593] * 6)

@@ -20,6 +20,7 @@ from ...common.flow import (
     flow_figures,
     flow_frame,
     flow_map,
+    frames_at_rate,
 )
 from ...common.identity import file_sha256
 from ...common.video import VideoFrame
@@ -29,16 +30,6 @@ from .settings import AnnotateSettings
 
 _COLUMNS = ("motion_score", "motion_unit", "flow_uri", "camera_motion")
 _SINGLE_MOMENT = "has a single moment in time: motion needs two frames"
-
-
-def frames_at_rate(times_s: np.ndarray, interval_s: float) -> list[int]:
-    """Indices of the first frame at or after each tick of a clock; in a clip with one tick, of first and last frame."""
-    taken, next_tick = [], 0
-    for index, time_s in enumerate(times_s):
-        if time_s + 1e-6 >= next_tick * interval_s:
-            taken.append(index)
-            next_tick = int((time_s + 1e-6) / interval_s) + 1
-    return taken if len(taken) > 1 else [0, len(times_s) - 1]
 
 
 class FlowFigures:
