@@ -78,3 +78,14 @@ def test_what_cannot_be_done_is_refused_with_the_remedy(released, tmp_path):
     for path in (tmp_path / "pictures").iterdir():
         path.unlink()
     assert "holds no picture" in str(run(released, "-o", tmp_path / "out").exception)
+
+
+def test_training_starts_from_a_released_directory(released):
+    from svdflow.training.train.model import start_model
+    from svdflow.training.train.settings import stage_settings
+
+    settings = stage_settings("image_to_video", {"processes": 1, "batch": 1})
+    model = start_model("image_to_video", released, settings)
+    assert model.kind == "image_to_video" and all(p.requires_grad for p in model.unet.parameters())
+    with pytest.raises(BadInputError, match="a model of kind image_to_video cannot start stage video"):
+        start_model("video", released, stage_settings("video", {"processes": 1, "batch": 1}))

@@ -12,7 +12,8 @@ from ...common.manifests import read_rows
 from ...common.storage import DataRoot
 from ...diffusion import conditioning
 from ...diffusion.autoencoder import load_autoencoder
-from ...diffusion.model_directory import VideoModel, load_model, save_model
+from ...diffusion.import_model import open_model
+from ...diffusion.model_directory import VideoModel, save_model
 from ...diffusion.motion import MotionCalibration
 from ...diffusion.settings import UNetSettings
 from ...diffusion.unet import build_image_unet, inflate, to_image_to_video, to_multi_view
@@ -103,7 +104,7 @@ def start_model(stage: str, init: Path | None, settings: StageSettings) -> Video
         return VideoModel(
             "image", _image_unet(settings), load_autoencoder(settings.autoencoder), text_encoder=_text_encoder(settings)
         )
-    model = load_model(init)
+    model = open_model(init)
     if model.kind not in (kind, _BEFORE[stage]):
         raise BadInputError(
             f"{init}: a model of kind {model.kind} cannot start stage {stage}, which takes {_BEFORE[stage]} or {kind}"
