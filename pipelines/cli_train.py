@@ -35,6 +35,32 @@ def stages(
         raise typer.Exit
 
 
+@train.command("calibrate")
+def calibrate(
+    model: Annotated[Path, typer.Argument(help="A released model's directory, or one of svdflow's without a map.")],
+    images: Annotated[Path, typer.Option(help="Folder of pictures to start videos from; ten or more.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Model directory to write. Default: the map goes into MODEL.")
+    ] = None,
+    height: Annotated[int, typer.Option(min=64, help="Of the videos, pixels.")] = 576,
+    width: Annotated[int, typer.Option(min=64, help="Of the videos, pixels.")] = 1024,
+    frames: Annotated[int | None, typer.Option(min=2, help="Of each video. Default: the model's own number.")] = None,
+    fps: Annotated[float, typer.Option(help="Frames a second that the motion is made for.")] = 7,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 25,
+    seeds: Annotated[int, typer.Option(min=1, help="Videos for each bucket and picture.")] = 2,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a map that the model has.")] = False,
+) -> None:
+    """Estimate what motion each motion bucket of a model stands for, and keep that map with the model.
+
+    The released models' map was never published. Without one, the first training fits a map to its own dataset; with
+    this one, motion scores of clips mean what the model has learnt.
+    """
+    from .stage_table import print_calibration
+
+    size = (height, width)
+    print_calibration(model, images, out, size=size, frames=frames, fps=fps, steps=steps, seeds=seeds, replace=replace)
+
+
 def _add(preset: Preset) -> None:
     """A command for one stage."""
 

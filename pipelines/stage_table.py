@@ -97,6 +97,26 @@ def print_forecast(
     )
 
 
+def print_calibration(model: Path, images: Path, out: Path | None, **options: Any) -> None:
+    """Estimate a model's motion map and show what was measured; ``options`` as ``calibrate_model`` takes them."""
+    from svdflow.training.train.calibrate import calibrate_model
+
+    estimate, place = calibrate_model(model, images, out, **options)
+    table = Table(box=None, header_style="bold")
+    for column in ("bucket", "videos", "motion score", "deviation", "of the map"):
+        table.add_column(column, justify="right")
+    for row in estimate.table:
+        table.add_row(str(row.bucket), str(row.videos), f"{row.mean:.3f}", f"{row.deviation:.3f}", f"{row.fitted:.3f}")
+    console = _console()
+    console.print(table)
+    console.print(
+        f"scores in {estimate.calibration.unit}; rank correlation of bucket and score {estimate.rank_correlation:.2f}\n"
+        f"model: {place}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 def _cell(preset: Preset, name: str) -> str:
     value: Any = preset.values.get(name)
     return "–" if value is None else f"{value:g}{_mark(preset, name)}"
