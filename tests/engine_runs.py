@@ -158,7 +158,10 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @contextmanager
 def one_process() -> Iterator[None]:
-    """A process group of this process alone, in DeepSpeed's environment."""
+    """A process group of this process alone, in DeepSpeed's environment.
+
+    The group stays for the next test module: DeepSpeed remembers the first one for as long as the process lives.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -167,10 +170,13 @@ def one_process() -> Iterator[None]:
                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"})  # fmt: skip
     threads = torch.get_num_threads()
     try:
-        start_processes()
+        if torch.distributed.is_initialized():
+            torch.set_num_threads(1)
+            torch.set_flush_denormal(True)
+        else:
+            start_processes()
         yield
     finally:
-        torch.distributed.destroy_process_group()
         torch.set_num_threads(threads)
         torch.set_flush_denormal(False)
         os.environ.clear()

@@ -84,8 +84,10 @@ def test_training_starts_from_a_released_directory(released):
     from svdflow.training.train.model import start_model
     from svdflow.training.train.settings import stage_settings
 
-    settings = stage_settings("image_to_video", {"processes": 1, "batch": 1})
-    model = start_model("image_to_video", released, settings)
+    own = {"processes": 1, "batch": 1}
+    with pytest.raises(BadInputError, match="what its motion buckets stand for is not known"):
+        start_model("image_to_video", released, stage_settings("image_to_video", own))
+    model = start_model("image_to_video", released, stage_settings("image_to_video", own | {"refit_motion": True}))
     assert model.kind == "image_to_video" and all(p.requires_grad for p in model.unet.parameters())
     with pytest.raises(BadInputError, match="a model of kind image_to_video cannot start stage video"):
         start_model("video", released, stage_settings("video", {"processes": 1, "batch": 1}))
