@@ -1,5 +1,7 @@
 """What a stage trains on: its own samples, and those of other manifests by weight; held out stays held out."""
 
+import json
+
 import pytest
 
 from svdflow.common.errors import BadInputError, ConfigError
@@ -82,3 +84,42 @@ def test_a_manifest_that_gives_nothing_is_refused_by_name(manifests):
 def test_the_image_stage_takes_frames_of_clips_and_pictures_alike(manifests):
     found = read_datasets(manifests["own"], "image", settings_for(manifests, "image", frames=None, short_frames=[]))
     assert len(found.train) == 8 and not found.left_out
+
+
+def test_a_worker_prepares_the_mix_that_its_job_names(tmp_path, monkeypatch):
+    """From the stage's call to the sources of a worker, without the processes between."""
+    from svdflow.common.manifests import read_rows
+    from svdflow.training.train import train
+    from svdflow.training.train.model import prepare_model
+    from svdflow.training.train.worker import Job
+    from tests.training_runs import make_autoencoder, make_samples, settings_for
+
+    root, own = make_samples(tmp_path / "own")
+    rows = [row | {"split": "train", "clip_id": f"m{n}"} for n, row in enumerate(read_rows("samples", own))]
+    write_manifest("samples", rows[:2], tmp_path / "more.parquet")
+    monkeypatch.chdir(tmp_path)
+    autoencoder = make_autoencoder(tmp_path / "vae")
+    keys = []
+
+    def prepare(job, folder, *_):
+        keys.append(folder.name)
+        path = folder / "job.json"
+        path.write_text(json.dumps(job))
+        prepared.append(prepare_model(Job.read(path)))
+        raise BadInputError("far enough")
+
+    prepared: list = []
+    monkeypatch.setattr(train, "launch", prepare)
+    for weight in (1.0, 1.0, 3.0):
+        settings = settings_for(autoencoder, mix=[{"samples": "more.parquet", "weight": weight}])
+        with pytest.raises(BadInputError, match="far enough"):
+            train.train_stage("image", own, None, tmp_path / "out", root, settings, {})
+    write_manifest("samples", rows[2:4], tmp_path / "more.parquet")
+    with pytest.raises(BadInputError, match="far enough"):
+        train.train_stage("image", own, None, tmp_path / "out", root, settings, {})
+    assert keys[0] == keys[1] and len(set(keys)) == 3, "weights and content of the mix name the result"
+    _, source, held_out, plan = prepared[2]
+    assert len(source.rows) == 8 and len(held_out.rows) == 2
+    drawn = [source.rows[plan.draw(i).row]["clip_id"].startswith("m") for i in range(4000)]
+    assert sum(drawn) / 4000 == pytest.approx(0.75, abs=0.03)
+    assert source.latents(plan.draw(0), single_frame=True).shape == (1, 4, 8, 8)
