@@ -103,7 +103,7 @@ def row_groups(kind: str, query: Any) -> Iterator[pa.Table]:
 
 
 def joined(tables: list[pa.Table]) -> pa.Table:
-    """Tables of one schema as one, a chunk a column. The list is emptied: one column at a time is held twice."""
+    """Tables of one schema as one, a chunk a column. The list is emptied: one column alone is held twice."""
     schema, pieces = tables[0].schema, pa.concat_tables(tables)
     tables.clear()
     columns = []

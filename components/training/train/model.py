@@ -95,9 +95,7 @@ def start_model(stage: str, init: Path | None, settings: StageSettings) -> Video
         if stage != "image":
             raise BadInputError(f"stage {stage} starts from a model of kind {_BEFORE[stage]}: give it one as init")
         unet = build_image_unet(UNetSettings(**settings.unet))
-        return VideoModel(
-            "image", unet, load_autoencoder(settings.autoencoder), text_encoder=_text_encoder(settings)
-        )
+        return VideoModel("image", unet, load_autoencoder(settings.autoencoder), text_encoder=_text_encoder(settings))
     model = open_model(init)
     if model.kind not in (kind, _BEFORE[stage]):
         raise BadInputError(

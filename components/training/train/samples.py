@@ -92,7 +92,8 @@ def _generate(model: VideoModel, source: SampleSource, index: int, settings: Sta
     bucket = UNKNOWN_MOTION
     if calibration and score is not None:
         bucket = MotionCalibration.from_dict(calibration).apply(score)
-    common: dict[str, Any] = {"fps": source.fps(draw), "motion_bucket": bucket, "steps": settings.sample_steps, "seed": index}
+    common: dict[str, Any] = {"fps": source.fps(draw), "motion_bucket": bucket}
+    common |= {"steps": settings.sample_steps, "seed": index}
     if model.kind in ("image", "text_to_video"):
         return generate_from_text(
             model, row["captions"][0], frames=window.frames, height=row["height"], width=row["width"], **common
