@@ -21,6 +21,8 @@ from svdflow.curation.filter.filter import filter_clips
 from svdflow.curation.filter.settings import FilterSettings
 from svdflow.curation.validate.settings import ValidateSettings
 from svdflow.curation.validate.validate import Written, check_manifests
+from svdflow.curation.version.subject import Subject
+from svdflow.curation.version.traces import find_traces
 
 GENTLE = {
     "motion_percent": 25,
@@ -297,6 +299,21 @@ def test_an_embedding_is_read_by_itself_once_and_with_many_others_from_then_on(
     for record in records.values():
         root.remove(record["pack"])
     assert groups(notes, near_duplicate_cosine=0.951)[0] == whole  # made anew
+
+
+def test_a_takedown_drops_the_pack_that_a_clip_of_the_video_is_in_and_no_other(
+    tmp_path: Path, root: DataRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vectors, "_PACK", 3)
+    notes = embedded(root, annotations(), {})
+    run(tmp_path, root, notes, held_out_fraction=0)
+    records = {uri: json.loads(root.read(uri)) for uri in root.list("results/filter_vectors")}
+    clip = notes[5]["clip_id"]
+    (within,) = [uri for uri, record in records.items() if clip in record["clips"]]
+    traces = find_traces(Subject("the video", {clip}), root, {notes[5]["embedding_uri"]}, set(), {})
+    assert len(records) > 1 and traces.results & records.keys() == {within}
+    assert records[within]["pack"] in traces.objects - traces.elsewhere
+    assert not traces.objects & {note["embedding_uri"] for note in notes}, "the others' own objects stay"
 
 
 def test_near_duplicates_never_straddle_though_one_comes_that_links_the_two_sides(
