@@ -46,8 +46,8 @@ demo: setup ## run the pipeline svd on sample footage in runs/demo and write run
 	$(BIN)/svdflow run svd --profile local --workdir $(WORKDIR) --source $(CACHE)/media
 
 test: setup ## pass the tests
-	$(BIN)/python -m pytest tests/unit -n auto --maxprocesses 4 --dist loadfile
-	$(BIN)/python -m pytest tests/integration tests/e2e
+	$(BIN)/python -m pytest tests/unit tests/integration -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest tests/e2e
 
 lint: setup ## ruff, mypy, hadolint
 	$(BIN)/ruff check .
