@@ -15,7 +15,7 @@ import pytest
 
 from svdflow.common.errors import BadInputError, StorageError
 from svdflow.common.identity import file_md5
-from svdflow.common.manifests import read_rows, write_manifest
+from svdflow.common.manifests import SCHEMA_VERSION, read_rows, write_manifest
 from svdflow.common.storage import DataRoot, object_uri
 from svdflow.curation.filter.sides import read_record, write_record
 from svdflow.curation.validate.drift import find_previous, keep_as_previous
@@ -80,7 +80,7 @@ def test_manifests_of_schema_1_are_registered_in_the_present_one_and_compared_wi
         patched.setattr("svdflow.curation.version.register.current_file", lambda kind, path, folder: path)
         bench.register_these(manifests)
     bench.register_these(manifests)
-    for tag, schema in (("demo@v1.0.0", b"1"), ("demo@v1.0.1", b"2")):
+    for tag, schema in (("demo@v1.0.0", b"1"), ("demo@v1.0.1", SCHEMA_VERSION.encode())):
         for kind in manifests:
             stored = bench.remote.fetch(object_uri(bench.listed(tag)[f"manifests/{kind}.parquet"]))
             assert pq.read_schema(stored).metadata[b"svdflow.schema_version"] == schema

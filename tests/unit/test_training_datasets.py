@@ -1,7 +1,5 @@
 """What a stage trains on: its own samples, and those of other manifests by weight; held out stays held out."""
 
-import json
-
 import pytest
 
 from svdflow.common.errors import BadInputError, ConfigError
@@ -91,7 +89,7 @@ def test_a_worker_prepares_the_mix_that_its_job_names(tmp_path, monkeypatch):
     from svdflow.common.manifests import read_rows
     from svdflow.training.train import train
     from svdflow.training.train.model import prepare_model
-    from svdflow.training.train.worker import Job
+    from svdflow.training.train.job import Job
     from tests.training_runs import make_autoencoder, make_samples, settings_for
 
     root, own = make_samples(tmp_path / "own")
@@ -104,7 +102,7 @@ def test_a_worker_prepares_the_mix_that_its_job_names(tmp_path, monkeypatch):
     def prepare(job, folder, *_):
         keys.append(folder.name)
         path = folder / "job.json"
-        path.write_text(json.dumps(job))
+        job.write(path)
         prepared.append(prepare_model(Job.read(path)))
         raise BadInputError("far enough")
 

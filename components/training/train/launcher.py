@@ -90,7 +90,7 @@ def launch(job: Job, folder: Path) -> dict[str, Any]:
         try:
             hanging = _wait(process, told, watch, settings.timeout_s, settings.grace_s)
         finally:
-            _end(process)
+            _end(process, folder, processes)
     status = process.returncode
     if hanging:
         raise TrainingFailed(
@@ -153,11 +153,23 @@ def _send(folder: Path, processes: int, number: int) -> None:
             pass
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Leave no process behind: the workers are in sessions of their own and die with torchrun."""
+def _end(process: subprocess.Popen[bytes], folder: Path, processes: int) -> None:
+    """Leave no process behind: the workers are in sessions of their own and die with torchrun, a moment later."""
     if process.poll() is None:
         process.kill()
     process.wait()
+    workers, deadline = [beat.pid for beat in read_beats(folder, processes).values()], time.monotonic() + _END_S
+    while any(_is_worker(pid, folder) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+
+
+def _is_worker(pid: int, folder: Path) -> bool:
+    import psutil
+
+    try:
+        return any(str(folder) in word for word in psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return False
 
 
 @contextmanager
