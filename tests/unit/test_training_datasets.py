@@ -88,8 +88,8 @@ def test_a_worker_prepares_the_mix_that_its_job_names(tmp_path, monkeypatch):
     """From the stage's call to the sources of a worker, without the processes between."""
     from svdflow.common.manifests import read_rows
     from svdflow.training.train import train
-    from svdflow.training.train.model import prepare_model
     from svdflow.training.train.job import Job
+    from svdflow.training.train.model import prepare_model
     from tests.training_runs import make_autoencoder, make_samples, settings_for
 
     root, own = make_samples(tmp_path / "own")
