@@ -61,7 +61,11 @@ def test_what_does_not_fit_is_refused_before_anything_starts(finished, tmp_path)
     for more, says in (
         (["--set", "train_image_to_video.stpes=3"], "train_image_to_video.stpes"),
         (["--set", "train_image_to_video.batch=3"], "a batch of 3 does not split over 2 processes"),
-        (["--set", "encode.frames=200"], "encode.frames: no clip of demo@v1.0.0 holds 200 frames"),
+        (["--set", "encode.frames=200"], "max_frames 8 is fewer than the 200 frames of a window"),
+        (
+            ["--set", "encode.frames=200", "--set", "encode.max_frames=200"],
+            "encode.frames: no clip of demo@v1.0.0 holds 200 frames",
+        ),
         (["--dataset", "demo@v9"], "there is no dataset version 'demo@v9'; there are: demo@v1.0.0"),
         (["--init", str(finished.workdir / "models/image")], "a model of kind image cannot start the stage"),
     ):
