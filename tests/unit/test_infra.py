@@ -198,6 +198,14 @@ def test_footage_is_decoded_where_only_the_object_store_can_be_reached(rendered)
     assert reach(rendered["production"], {"app": "unknown"}) == set()
 
 
+def test_no_way_out_leads_to_the_nodes_credentials(overlay):
+    for manifest in [m for m in overlay if m["kind"] == "NetworkPolicy"]:
+        for rule in manifest["spec"].get("egress", []):
+            assert rule["to"], label(manifest)
+            for block in [peer["ipBlock"] for peer in rule["to"] if "ipBlock" in peer]:
+                assert block["cidr"] != "0.0.0.0/0" or "169.254.0.0/16" in block["except"], label(manifest)
+
+
 def test_triton_is_reached_through_the_gateway_alone(rendered):
     labels = {"app.kubernetes.io/component": "serving", "svdflow/track": "stable"}
     for name in ("dev", "production"):
@@ -431,7 +439,9 @@ def checker() -> Any:
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.yaml.safe_load_all = lambda text: yaml.load_all(text, LOADER)  # 2 MB schemas: the parser in C
+    with pytest.MonkeyPatch.context() as patch:  # schemas of 2 MB: the parser in C
+        patch.setattr(yaml, "safe_load_all", lambda text: yaml.load_all(text, LOADER))
+        module.schemas = module.load_schemas()
     return module
 
 
@@ -441,8 +451,7 @@ def different(rendered: dict[str, list[Manifest]]) -> dict[str, dict[str, Any]]:
 
 
 def test_custom_resources_hold_their_schemas_strictly(rendered, checker):
-    schemas = checker.load_schemas()
-    validators = {key: checker.jsonschema.Draft202012Validator(schema) for key, schema in schemas.items()}
+    validators = {key: checker.jsonschema.Draft202012Validator(schema) for key, schema in checker.schemas.items()}
     checked = set()
     for entry in different(rendered).values():
         manifest = entry["m"]
@@ -459,8 +468,7 @@ def test_custom_resources_hold_their_schemas_strictly(rendered, checker):
 
 def test_core_kinds_hold_their_schemas_strictly(rendered, checker):
     pytest.importorskip("kubernetes_validate", reason="kubernetes-validate (100 MB of schemas) is not installed")
-    schemas = checker.load_schemas()
     for entry in different(rendered).values():
         manifest = entry["m"]
-        if (manifest["apiVersion"], manifest["kind"]) not in schemas and manifest["kind"] != "ComputeClass":
+        if (manifest["apiVersion"], manifest["kind"]) not in checker.schemas and manifest["kind"] != "ComputeClass":
             assert checker.core_errors(manifest) == [], f"{entry['in']}: {label(manifest)}"
