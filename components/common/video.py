@@ -147,7 +147,7 @@ def read_frames(source: Path | bytes, indices: Sequence[int]) -> np.ndarray:
 
 def upright_rgb(frame: Any) -> np.ndarray:
     """A decoded PyAV frame as uint8 RGB [H, W, 3], turned upright by its display matrix."""
-    rgb = frame.to_ndarray(format="rgb24")
+    rgb = frame.to_ndarray(format="rgb24", threads=1)  # else as many as cores, in every worker
     turns = _rotation(frame) // 90
     return np.ascontiguousarray(np.rot90(rgb, k=-turns)) if turns else rgb
 

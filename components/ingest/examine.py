@@ -320,7 +320,7 @@ def _look(
         if chosen is None or (chosen.pts or 0) in seen:
             continue
         seen.add(chosen.pts or 0)
-        luma = np.rot90(chosen.to_ndarray(format="gray"), k=-(looked.rotation // 90))
+        luma = np.rot90(chosen.to_ndarray(format="gray", threads=1), k=-(looked.rotation // 90))
         other_sizes += luma.shape != (looked.height, looked.width)
         looked.bars.add(luma)
         if not looked.pictures or (number >= len(places_s) // 2 and len(looked.pictures) < 2):

@@ -36,7 +36,8 @@ class Cascade:
             return []
         width = min(self._width_px, frame.width)
         height = max(2, round(frame.height * width / frame.width))
-        bgr = frame.reformat(width=width, height=height, format="bgr24", interpolation="AREA").to_ndarray()
+        small = frame.reformat(width=width, height=height, format="bgr24", interpolation="AREA", threads=1)
+        bgr = small.to_ndarray()  # scaled in one thread: the default takes as many as cores, in every worker
         return [found for level in due for found in level.look(index, time_s, bgr)]
 
     def finish(self) -> list[Detection]:

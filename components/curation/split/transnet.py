@@ -164,7 +164,7 @@ class TransNetFinder:
 
     def look(self, index: int, time_s: float, frame: Any) -> list[Detection]:
         """See ``CutFinder``."""
-        picture = frame.reformat(WIDTH_PX, HEIGHT_PX, "rgb24", interpolation="BICUBIC").to_ndarray()
+        picture = frame.reformat(WIDTH_PX, HEIGHT_PX, "rgb24", interpolation="BICUBIC", threads=1).to_ndarray()
         if not self._window:
             self._window = [picture] * MARGIN
         self._seen += 1
