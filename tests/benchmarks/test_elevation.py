@@ -3,11 +3,6 @@
 Takes half an hour and more on two cores. Run with `make bench`, or `pytest -s tests/benchmarks/test_elevation.py`.
 """
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 
 CHANGES = {
@@ -20,22 +15,8 @@ CHANGES = {
 
 
 @pytest.fixture(scope="module")
-def summary(local_runs, media):
-    command = [
-        sys.executable,
-        "-m",
-        "svdflow.pipelines.cli",
-        "run",
-        "svd",
-        "-w",
-        str(local_runs),
-        "--source",
-        str(media),
-    ]
-    for setting, value in CHANGES.items():
-        command += ["--set", f"{setting}={value}"]
-    assert subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode == 0
-    return json.loads((local_runs / "summary.json").read_text())
+def summary(run_local):
+    return run_local(CHANGES)
 
 
 def test_the_true_elevation_beats_another_orbits(summary):

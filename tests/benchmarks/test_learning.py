@@ -3,34 +3,14 @@
 Takes about half an hour on two cores. Run with `make bench`, or `pytest -s tests/benchmarks/test_learning.py`.
 """
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 
 STAGES = ("image", "video", "image_to_video", "multi_view")
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_every_stage_lowers_its_held_out_loss_and_the_models_beat_their_baselines(local_runs, media, seed):
-    command = [
-        sys.executable,
-        "-m",
-        "svdflow.pipelines.cli",
-        "run",
-        "svd",
-        "-w",
-        str(local_runs),
-        "--source",
-        str(media),
-    ]
-    for stage in STAGES:
-        command += ["--set", f"train_{stage}.seed={seed}"]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0
-    summary = json.loads((local_runs / "summary.json").read_text())
+def test_every_stage_lowers_its_held_out_loss_and_the_models_beat_their_baselines(run_local, seed):
+    summary = run_local({f"train_{stage}.seed": seed for stage in STAGES})
     for stage in STAGES:
         figures = summary["training"][stage]
         before, after, zero = (
