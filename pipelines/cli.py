@@ -166,7 +166,12 @@ def serve(
 def generate(
     image: Annotated[Path, typer.Argument(help="The picture that the video starts from.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The MP4 to write.")] = Path("generated.mp4"),
-    url: Annotated[str, typer.Option(help="host:port of Triton's gRPC.")] = "127.0.0.1:8001",
+    url: Annotated[
+        str, typer.Option(help="host:port of Triton's gRPC; grpcs://host:port with TLS.")
+    ] = "127.0.0.1:8001",
+    token_file: Annotated[
+        Path | None, typer.Option(help="A file with the bearer token that a gateway asks for; sent over TLS alone.")
+    ] = None,
     model: Annotated[
         Path | None, typer.Option(help="A model directory: generate in this process, without a server.")
     ] = None,
@@ -182,7 +187,7 @@ def generate(
     from svdflow.export.generate import generate_file
 
     asked = {"seed": seed, "fps": fps, "motion_bucket": motion_bucket, "steps": steps}
-    print(generate_file(image, out, url="" if model else url, model=model, **asked))
+    print(generate_file(image, out, url="" if model else url, model=model, token_file=token_file, **asked))
 
 
 def main() -> None:

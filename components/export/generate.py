@@ -19,7 +19,9 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _MAX_PIXELS = 8192 * 8192
 
 
-def generate_file(image: Path, out: Path, url: str = "", model: Path | None = None, **asked: Any) -> str:
+def generate_file(
+    image: Path, out: Path, url: str = "", model: Path | None = None, token_file: Path | None = None, **asked: Any
+) -> str:
     """Write the video that begins with an image, and say so in one line.
 
     Args:
@@ -27,10 +29,12 @@ def generate_file(image: Path, out: Path, url: str = "", model: Path | None = No
         out: the MP4 file to write.
         url: gRPC address of a server, as ``svdflow serve`` prints it.
         model: a model directory, to do it in this process instead.
+        token_file: holds the bearer token that the server's gateway asks for: a file, so that no command line shows it.
         asked: seed, fps, motion_bucket, noise_aug, steps, guidance; None or absent takes the default.
 
     Raises:
-        BadInputError: no such image, neither or both of ``url`` and ``model``, or a value out of its bounds.
+        BadInputError: no such image, neither or both of ``url`` and ``model``, a value out of its bounds, no token in
+        the file, or one that would travel in the clear.
         ServiceError: the server does not answer.
     """
     if bool(url) == (model is not None):
@@ -42,7 +46,7 @@ def generate_file(image: Path, out: Path, url: str = "", model: Path | None = No
     if model is not None:
         frames, parameters = _in_process(model, rgb, asked)
     else:
-        with VideoClient(url) as client:
+        with VideoClient(url, token=_token(token_file)) as client:
             frames, parameters = client.generate(rgb, **asked), client.parameters()
     seconds = time.monotonic() - started
     fps = asked.get("fps") or parameters["default_fps"]
@@ -72,6 +76,18 @@ def read_image(path: Path) -> np.ndarray:
         raise BadInputError(
             f"{path}: no readable image ({', '.join(_FORMATS)} are read): {str(error).splitlines()[0]}"
         ) from None
+
+
+def _token(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        token = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInputError(f"{path}: no readable token ({type(error).__name__})") from None
+    if not token or len(token.split()) != 1:
+        raise BadInputError(f"{path}: holds no token; a bearer token is one word")
+    return token
 
 
 def _in_process(model: Path, rgb: np.ndarray, asked: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:

@@ -332,3 +332,19 @@ def test_what_cannot_be_generated_is_said_in_one_line(tmp_path):
         generate_file(tmp_path / "a.png", tmp_path / "o.mp4", url="127.0.0.1:1")
     with pytest.raises(BadInputError, match="mp4"):
         generate_file(tmp_path / "a.png", tmp_path / "o.avi", url="127.0.0.1:1")
+
+
+def test_a_token_comes_out_of_a_file_and_goes_over_tls_alone(tmp_path):
+    import cv2
+
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((64, 64, 3), np.uint8))
+    ask = {"image": tmp_path / "a.png", "out": tmp_path / "o.mp4", "token_file": tmp_path / "token"}
+    with pytest.raises(BadInputError, match="token: no readable token"):
+        generate_file(**ask, url="grpcs://127.0.0.1:1")
+    (tmp_path / "token").write_text("two words\n")
+    with pytest.raises(BadInputError, match="holds no token"):
+        generate_file(**ask, url="grpcs://127.0.0.1:1")
+    (tmp_path / "token").write_text("sesame\n")
+    with pytest.raises(BadInputError, match="only sent over TLS") as refused:
+        generate_file(**ask, url="127.0.0.1:1")
+    assert "sesame" not in str(refused.value)
