@@ -66,7 +66,8 @@ class KubeAPI:
         self.resources = {(r.group, r.version, r.plural): r for r in resources}
         self.store = Store(self._admit)
         self.tokens: dict[str, tuple[str, float]] = {token: ("system:admin", float("inf"))}  # user, until (monotonic)
-        self.grants: dict[str, list[Object]] = {}  # rules of a Role by user; users that are not in here may do all
+        # the rules of Roles, by user and namespace; a user that is not in here may do all
+        self.grants: dict[str, dict[str, list[Object]]] = {}
         self.runtimes_must_exist = False
         self.requests: list[Request] = []
         self.troubles: list[Trouble] = []
@@ -185,10 +186,9 @@ class KubeAPI:
     def allow(self, user: str, verb: str, resource: Resource, namespace: str, name: str, sub: str) -> None:
         """Refuse what the user's Role does not grant."""
         asked = f"{resource.plural}/{sub}" if sub else resource.plural
-        rules = [] if user == "system:anonymous" else self.grants.get(user)
-        if rules is None:
+        if user != "system:anonymous" and user not in self.grants:
             return
-        for rule in rules:
+        for rule in self.grants.get(user, {}).get(namespace, []):
             names = rule.get("resourceNames")
             if resource.group in rule["apiGroups"] and asked in rule["resources"] and verb in rule["verbs"]:
                 if not names or name in names:
@@ -324,7 +324,8 @@ class _Handler(BaseHTTPRequestHandler):
             listed = [r for r in api.resources.values() if request.path == r.path]
             if listed and self.command == "GET":
                 shown = [{"name": r.plural, "kind": r.kind, "namespaced": r.namespaced} for r in listed]
-                return 200, {"kind": "APIResourceList", "groupVersion": listed[0].api_version, "resources": shown}
+                answer = {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": listed[0].api_version}
+                return 200, {**answer, "resources": shown}
             return 404, "404 page not found\n"
         namespace, name, sub = found["namespace"] or "", found["name"] or "", found["sub"] or ""
         verb = _VERBS[self.command] if name or self.command != "GET" else "watch" if request.watch else "list"
@@ -352,23 +353,28 @@ class _Handler(BaseHTTPRequestHandler):
     def _dry_run(self) -> bool:
         given = self.request_.query.get("dryRun")
         if given not in (None, "All"):
-            meta = Resource("meta.k8s.io", "v1", "", f"{_VERBS[self.command].title()}Options")
-            cause = ("FieldValueNotSupported", "dryRun", f'Unsupported value: ["{given}"]: supported values: "All"')
-            raise invalid(meta, "", [cause])
+            self._unsupported("dryRun", f'["{given}"]: supported values: "All"')
         return given == "All"
+
+    def _unsupported(self, parameter: str, told: str) -> None:
+        options = Resource("meta.k8s.io", "v1", "", f"{_VERBS[self.command].title()}Options")
+        raise invalid(options, "", [("FieldValueNotSupported", parameter, f"Unsupported value: {told}")])
 
     def _create(self, resource: Resource, namespace: str) -> Object:
         body, query = self.request_.body, self.request_.query
         if not isinstance(body, dict):
             raise bad_request("the object provided is unrecognized: couldn't get version/kind")
+        given = query.get("fieldValidation", "")
+        if given not in ("", "Ignore", "Strict", "Warn"):
+            self._unsupported("fieldValidation", f'"{given}": supported values: "", "Ignore", "Strict", "Warn"')
         if body.get("apiVersion", resource.api_version) != resource.api_version:
             told = f"the API version in the data ({body['apiVersion']}) does not match the expected API version"
             raise bad_request(f"{told} ({resource.api_version})")
         unknown = [f'unknown field "{path}"' for path in unknown_fields(resource, body)]
-        if unknown and query.get("fieldValidation") == "Strict":
+        if unknown and given == "Strict":
             what = f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}'
             raise bad_request(f"{what}: strict decoding error: {', '.join(unknown)}")
-        if query.get("fieldValidation") != "Ignore":
+        if given != "Ignore":
             self.warnings += unknown
         body = copy.deepcopy(body)
         for path in unknown_fields(resource, body):

@@ -224,7 +224,9 @@ def _job(new: Object, old: Object | None, causes: Causes) -> None:
         _job_change(spec, old["spec"], fault)
         return
     name, uid = new["metadata"].get("name", ""), new["metadata"]["uid"]
-    if len(name) + len(str(spec.get("completions", 1) - 1)) + 1 > 63 and indexed:
+    if len(name) > 63:
+        fault("template.labels", f'Invalid value: "{name}": must be no more than 63 bytes')
+    if len(name) + len(str((spec.get("completions") or 1) - 1)) + 1 > 63 and indexed:
         told = f'Invalid value: "{name}": will not able to create pod with invalid DNS label: {name}'
         causes.append(("FieldValueInvalid", "metadata.name", f"{told}-{spec['completions'] - 1}"))
     if causes:
@@ -234,6 +236,8 @@ def _job(new: Object, old: Object | None, causes: Causes) -> None:
     template = copy.deepcopy(spec["template"])
     meta = template.setdefault("metadata", {})
     meta["labels"] = {**meta.get("labels", {}), **labels}
+    new["metadata"].setdefault("labels", dict(meta["labels"]))
+    _pod_defaults(template["spec"])
     spec["template"] = template
     spec["selector"] = {"matchLabels": {"batch.kubernetes.io/controller-uid": uid}}
     spec.setdefault("parallelism", 1)
@@ -243,6 +247,18 @@ def _job(new: Object, old: Object | None, causes: Causes) -> None:
     spec.setdefault("podReplacementPolicy", "Failed" if "podFailurePolicy" in spec else "TerminatingOrFailed")
     spec["suspend"] = True if QUEUE in (new["metadata"].get("labels") or {}) else spec.get("suspend", False)
     new["status"] = {}
+
+
+def _pod_defaults(pod: Object) -> None:
+    for container in [*pod.get("initContainers", []), *pod["containers"]]:
+        tag = container.get("image", "").rpartition("/")[2].partition(":")[2]
+        container.setdefault("resources", {})
+        container.setdefault("terminationMessagePath", "/dev/termination-log")
+        container.setdefault("terminationMessagePolicy", "File")
+        container.setdefault("imagePullPolicy", "Always" if tag in ("", "latest") else "IfNotPresent")
+    defaults = {"terminationGracePeriodSeconds": 30, "dnsPolicy": "ClusterFirst", "securityContext": {}}
+    for key, value in {**defaults, "schedulerName": "default-scheduler"}.items():
+        pod.setdefault(key, value)
 
 
 def _job_change(spec: Object, before: Object, fault: Any) -> None:

@@ -55,7 +55,7 @@ class Refused(Exception):
         self.code, self.headers = code, {}
         self.status: Object = {"kind": "Status", "apiVersion": "v1", "metadata": metadata, "status": "Failure"}
         self.status |= {"message": message}
-        self.status |= ({"reason": reason} if reason else {}) | ({"details": details} if details else {})
+        self.status |= ({"reason": reason} if reason else {}) | ({} if details is None else {"details": details})
         self.status["code"] = code
 
 
