@@ -248,6 +248,11 @@ class Store:
                     yield event
             yield None
 
+    def changes(self, resource: Resource, since: int) -> list[Change]:
+        """For controllers: what has been written after a version."""
+        with self.changed:
+            return self._after(self._shelf(resource), since)
+
     @staticmethod
     def _after(shelf: _Shelf, version: int) -> list[Change]:
         return shelf.changes[bisect.bisect_right(shelf.changes, version, key=lambda change: change.version) :]
@@ -372,6 +377,19 @@ class Store:
         merged = lambda o: {**o, "status": {**o.get("status", {}), **values}}  # noqa: E731
         return self.update(resource, namespace, name, merged, status=True)
 
+    def impose(self, resource: Resource, namespace: str, obj: Object) -> Object:
+        """For controllers: store an object as it is, new or not, without admission, under the next version."""
+        with self.changed:
+            old = self._shelf(resource).objects.get((namespace, obj["metadata"]["name"]))
+            return self._put(resource, namespace, copy.deepcopy(obj), old)
+
+    def drop(self, resource: Resource, namespace: str, name: str) -> None:
+        """For controllers: an object goes at once, whatever its finalizers."""
+        with self.changed:
+            old = self._shelf(resource).objects.get((namespace, name))
+            if old is not None:
+                self._remove(resource, namespace, old)
+
     def log(self, namespace: str, pod: str, *lines: str, end: bool = False, at: str | None = None) -> None:
         """For the kubelet: add lines to a pod's log; ``end`` when its container has ended."""
         with self.changed:
@@ -487,6 +505,22 @@ def _continued(token: str) -> tuple[int, str]:
         return int(values["rv"]), values["start"].rstrip("\0")
     except (ValueError, KeyError, TypeError):
         raise bad_request("invalid continue token: continue key is not valid") from None
+
+
+def set_conditions(store: Store, resource: Resource, obj: Object, **given: tuple[str, str, str]) -> Object:
+    """Set conditions in an object's status (status, reason, message by type), in one write."""
+    meta = obj["metadata"]
+
+    def change(old: Object) -> Object:
+        conditions = {c["type"]: c for c in old.get("status", {}).get("conditions", [])}
+        for kind, (status, reason, message) in given.items():
+            same = conditions.get(kind, {"status": ""})
+            moment = same["lastTransitionTime"] if same["status"] == status else now()
+            conditions[kind] = {"type": kind, "status": status, "reason": reason, "message": message}
+            conditions[kind]["lastTransitionTime"] = moment
+        return {**old, "status": {**old.get("status", {}), "conditions": list(conditions.values())}}
+
+    return store.update(resource, meta["namespace"], meta["name"], change, status=True)
 
 
 def _without(obj: Object, key: str) -> Object:
