@@ -252,7 +252,7 @@ def _see_through(
             if known.phase == "failed":
                 _hear_out(watches, known, log, reading)
     finally:
-        log.close(0.0 if told else _LOG_S)
+        log.close(_LOG_S if known.phase in ("complete", "failed") else 0.0)
         budget.pause(name)
     if known.phase == "complete" or (known.phase == "deleted" and ending is None and finished(folder)):
         result = _await_result(folder, place)
