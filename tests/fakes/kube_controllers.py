@@ -74,11 +74,13 @@ class Controllers:
         self._lock = threading.RLock()
 
     def __enter__(self) -> Controllers:
-        threading.Thread(target=self._loop, daemon=True).start()
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stopped = True
+        self._thread.join(10)
         for pod in self.store.objects(PODS):
             self.kubelet.gone(pod)
 

@@ -17,9 +17,9 @@ from svdflow.common.cluster.errors import ClusterError
 from svdflow.common.cluster.owners import release_all
 from svdflow.common.errors import ConfigError, SvdflowError
 from svdflow.training.train.endings import TrainingFailed, TrainingInterrupted
-from tests.fakes.kube_kubelet import TERM, Container, Ending, until_told
+from tests.fakes.kube_kubelet import Container, Ending, until_told
 from tests.fakes.kube_replay import replaying
-from tests.fakes.kube_rules import EVENTS, PODS, TRAINJOBS, WORKFLOWS
+from tests.fakes.kube_rules import PODS, TRAINJOBS, WORKFLOWS
 from tests.fakes.kube_store import wait_for
 from tests.train_job_site import (
     CHECKER,
@@ -59,6 +59,11 @@ def failed(step: Step, error: type[SvdflowError], *says: str) -> str:
     for part in says:
         assert part in text
     return text
+
+
+def watching(step: Step) -> None:
+    """Wait until the step itself has seen all pods run: what happens before that it cannot know."""
+    wait_for(lambda: any("runs on" in line for line in step.lines), 30)
 
 
 def owners(site: Site, name: str = NAME) -> list[str]:
@@ -291,6 +296,7 @@ def test_an_evicted_pod_is_no_fault_of_the_job_and_its_peers_echo_is_not_taken_f
 
     site = make(peer, ignore_disruption=False)
     step = site.step()
+    watching(step)
     site.cluster.evict(site.running()[1])
     failed(step, TrainingInterrupted, "was evicted (EvictionByEvictionAPI: Eviction API: evicting)", "goes on from")
 
@@ -304,6 +310,7 @@ def test_a_drained_node_costs_a_restart_and_no_more(make):
 
     site = make(behaviour)
     step = site.step()
+    watching(step)
     for pod in site.running():
         site.cluster.evict(pod)
     assert step.join().result == {"steps": 7} and len(once) == 4
@@ -312,6 +319,7 @@ def test_a_drained_node_costs_a_restart_and_no_more(make):
 def test_a_lost_node_is_named(make):
     site = make(until_told, ignore_disruption=False)
     step = site.step()
+    watching(step)
     site.cluster.lose_node(site.running()[1])
     failed(step, TrainingInterrupted, "node gpu-0 of pod", "was lost (DeletionByTaintManager")
 
@@ -323,6 +331,7 @@ def test_workers_that_were_told_to_end_have_left_a_checkpoint(make):
 def test_a_job_that_somebody_deletes_is_told_as_such(make):
     site = make(until_told)
     step = site.step()
+    watching(step)
     site.running()
     site.api.store.delete(TRAINJOBS, NS, NAME)
     failed(step, TrainingFailed, "somebody has deleted it")
@@ -397,6 +406,7 @@ def test_a_job_that_gives_its_quota_back_waits_again_and_goes_on(make):
 
     site = make(behaviour)
     step = site.step()
+    watching(step)
     site.running()
     site.cluster.preempt(site.train_jobs()[NAME])
     assert step.join().result == {"steps": 7}
@@ -614,17 +624,21 @@ def test_what_real_controllers_wrote_is_understood(played, recording, name, erro
         assert type(step.error) is error and says in str(step.error), (step.error, step.lines)
 
 
-def test_a_job_blocked_by_what_an_older_one_left_does_not_wait_for_ever(played):
-    path = RECORDINGS / "trainjob_never_admitted.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    names = {
-        e["object"]["metadata"]["name"]
-        for line in lines
-        if (e := line.get("event")) and e["object"]["kind"] == "TrainJob"
-    }
-    assert names
-    for name in sorted(names)[:1]:
-        with replaying(played.api.store, path, name):
-            step = played.step("run-a", played.settings(quota_wait_s=1.0))
-            failed(step, TrainingFailed, "has not admitted it for 1 s")
-    assert played.api.store.objects(EVENTS) is not None and TERM
+@pytest.mark.parametrize(
+    ("recording", "name", "says"),
+    [
+        (
+            "trainjob_never_admitted",
+            "svd-toobig",
+            ("has not admitted it for 1 s", "ExceedsMaxQuota", "maximum capacity (4)"),
+        ),
+        ("trainjob_never_admitted", "svd-noqueue", ("has not admitted it for 1 s", "LocalQueue missing doesn't exist")),
+        ("trainjob_never_admitted", "svd-held", ("has not admitted it for 1 s", "ClusterQueue gpu is inactive")),
+        ("trainjob_blocked_by_snapshot", "svd-del", ("Trainer has made no pods", "owned by another object")),
+    ],
+)
+def test_a_job_that_never_starts_is_given_up_with_what_the_controllers_said(played, recording, name, says):
+    with replaying(played.api.store, RECORDINGS / f"{recording}.jsonl", name):
+        step = played.step("run-a", played.settings(quota_wait_s=1.0, start_wait_s=0.01))
+        failed(step, TrainingFailed, *says)
+    assert played.train_jobs() == {}

@@ -14,7 +14,7 @@ from ..endings import INTERRUPTED, error_line, last_line
 Phase = Literal["queued", "starting", "running", "complete", "failed", "deleted"]
 Cause = Literal[
     "user_error", "out_of_memory", "eviction", "node_lost", "interrupted", "deadline", "deleted", "quota", "image",
-    "unschedulable", "not_started", "hanging", "budget",
+    "unschedulable", "not_started", "hanging", "budget", "unknown",
 ]  # fmt: skip
 GO_ON = "run it again and it goes on from its last checkpoint"
 _LOST_NODE = ("DeletionByTaintManager", "DeletionByPodGC", "NodeLost", "NodeShutdown")
@@ -149,7 +149,8 @@ class Known:
             return Ending("user_error", f"{told} (pod {own[0].name}, log: {log})")
         if told:
             return Ending("user_error", f"{told} (log: {log})")
-        return Ending("user_error", f"{failed.get('reason', 'it failed')}: {failed.get('message', '')} (log: {log})")
+        # its pods had gone before anybody looked
+        return Ending("unknown", f"{failed.get('reason', 'it failed')}: {failed.get('message', '')} (log: {log})")
 
     def _last_pods(self) -> list[PodStory]:
         """Of every index the last pod that ran, of the set's last start: what failed before was tried again."""
