@@ -17,6 +17,7 @@ import copy
 import json
 import re
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -53,6 +54,7 @@ class KubeAPI:
         bookmark_s: how often a watch that asks for bookmarks gets one (a real server: about a minute).
         future_s: how long a list waits for a version that is not there yet (a real server: 3 s).
         resources: the kinds that are served; leave one out and it answers as if its CRD were not installed.
+        certificate: files of a certificate and its key; with them it speaks TLS.
     """
 
     def __init__(
@@ -61,8 +63,9 @@ class KubeAPI:
         bookmark_s: float = 0.2,
         future_s: float = 0.05,
         resources: tuple[Resource, ...] = RESOURCES,
+        certificate: tuple[str, str] | None = None,
     ) -> None:
-        self.token, self.bookmark_s, self.future_s = token, bookmark_s, future_s
+        self.token, self.bookmark_s, self.future_s, self.certificate = token, bookmark_s, future_s, certificate
         self.resources = {(r.group, r.version, r.plural): r for r in resources}
         self.store = Store(self._admit)
         self.tokens: dict[str, tuple[str, float]] = {token: ("system:admin", float("inf"))}  # user, until (monotonic)
@@ -92,6 +95,10 @@ class KubeAPI:
         ThreadingHTTPServer.request_queue_size = 64
         self._server = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
         self._server.daemon_threads, self._server.block_on_close = True, False
+        if self.certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*self.certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, True, do_handshake_on_connect=False)
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -113,7 +120,7 @@ class KubeAPI:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http{'s' if self.certificate else ''}://127.0.0.1:{self.port}"
 
     def configuration(self, token: str | None = None) -> Any:
         """For the official client."""

@@ -17,7 +17,7 @@ from svdflow.common.cluster.errors import ClusterError
 from svdflow.common.cluster.owners import release_all
 from svdflow.common.errors import ConfigError, SvdflowError
 from svdflow.training.train.endings import TrainingFailed, TrainingInterrupted
-from tests.fakes.kube_kubelet import Container, Ending, until_told
+from tests.fakes.kube_kubelet import TERM, Container, Ending, until_told
 from tests.fakes.kube_replay import replaying
 from tests.fakes.kube_rules import PODS, TRAINJOBS, WORKFLOWS
 from tests.fakes.kube_store import wait_for
@@ -435,6 +435,27 @@ def test_another_number_of_gpus_is_a_new_attempt_that_waits_for_the_old_ones_pod
     assert second.result == {"steps": 7}, second.error
     assert [b["spec"]["trainer"]["numNodes"] for b in site.created()] == [2, 1]
     assert any("it is ended, and begun anew as 1x2" in line for line in second.lines)
+
+
+def test_pods_of_an_earlier_attempt_that_do_not_end_are_named_and_none_is_started_beside_them(make):
+    stubborn = threading.Event()
+    site = make(lambda c: TERM if stubborn.wait(20) else 0)
+    first = site.step("run-a")
+    pods = site.running()
+    first.kill()
+    site.api.store.delete(TRAINJOBS, NS, NAME)
+    step = site.step("run-a", site.settings(start_wait_s=0.5))
+    failed(step, TrainingFailed, "pods of an earlier attempt have not ended", pods[0]["metadata"]["name"], "--force")
+    stubborn.set()
+    assert len(site.created()) == 1
+
+
+def test_a_job_of_the_same_name_that_is_somebody_elses_is_left_alone(make):
+    site = make(until_told)
+    spec = {"runtimeRef": {"name": "svdflow-torch"}, "suspend": True}
+    site.api.store.create(TRAINJOBS, NS, {"metadata": {"name": NAME}, "spec": spec})
+    failed(site.step(), TrainingFailed, "that svdflow has not made")
+    assert list(site.train_jobs()) == [NAME]
 
 
 def test_another_runs_job_is_kept_as_it_is_whatever_its_number_of_gpus(make):

@@ -4,7 +4,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +218,46 @@ def test_a_token_that_expires_half_way_is_read_anew(api, tmp_path, monkeypatch):
         api.tokens["renewed"] = ("system:admin", float("inf"))
         cluster._sleep = lambda seconds: token.write_text("renewed") and None
         assert cluster.list(PODS) == []
+    assert [r.status for r in api.requests] == [200, 401, 200]
+
+
+def self_signed(folder: Path) -> tuple[str, str]:
+    """A certificate for loopback and its key."""
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "loopback")])
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    made = made.serial_number(1).not_valid_before(now - timedelta(1)).not_valid_after(now + timedelta(1))
+    made = made.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    place = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    certificate = made.add_extension(place, critical=False).sign(key, hashes.SHA256())
+    form = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (folder / "ca.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    (folder / "key").write_bytes(key.private_bytes(serialization.Encoding.PEM, *form))
+    return str(folder / "ca.crt"), str(folder / "key")
+
+
+def test_in_a_pod_the_service_account_is_used_its_certificate_checked_and_a_renewed_token_read(tmp_path, monkeypatch):
+    certificate = self_signed(tmp_path)
+    (tmp_path / "token").write_text("token")
+    (tmp_path / "namespace").write_text("team-a")
+    monkeypatch.setattr(cluster_api, "SERVICE_ACCOUNT", tmp_path)
+    with KubeAPI(certificate=certificate) as api:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(api.port))
+        with connect(patience_s=5) as cluster:
+            assert cluster.namespace == "team-a" and cluster.list(PODS) == []
+            api.expire("token")
+            api.tokens["renewed"] = ("system:admin", float("inf"))
+            (tmp_path / "token").write_text("renewed")
+            assert cluster.list(PODS) == []
+        (tmp_path / "other").mkdir()
+        (tmp_path / "ca.crt").write_text(Path(self_signed(tmp_path / "other")[0]).read_text())
+        with connect() as cluster, pytest.raises(ClusterError, match="list pods: .*CERTIFICATE_VERIFY_FAILED"):
+            cluster.list(PODS)  # who answers is not who should
     assert [r.status for r in api.requests] == [200, 401, 200]
 
 

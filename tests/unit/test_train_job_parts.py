@@ -14,7 +14,7 @@ from svdflow.common.cluster.owners import Workflow
 from svdflow.common.cluster.pods import read_pod
 from svdflow.common.cluster.watch import Event
 from svdflow.common.errors import ConfigError
-from svdflow.training.train import launcher, worker
+from svdflow.training.train import launcher, train, worker
 from svdflow.training.train.endings import TrainingFailed, error_line
 from svdflow.training.train.settings import stage_settings
 from svdflow.training.train.trainjob.budget import Budget
@@ -326,6 +326,30 @@ def test_a_budget_is_of_all_attempts_and_survives_the_step(tmp_path):
     with pytest.raises(TrainingFailed, match="1 GPU-hours is used up by earlier attempts"):
         Budget(tmp_path, 1.0)
     assert Budget(tmp_path, None).seconds_left(8) == float("inf")
+
+
+# the stage
+
+
+def test_what_another_run_has_recorded_meanwhile_is_taken_from_it(root, tmp_path, monkeypatch):
+    """Two runs waited for one job; the other was faster and has cleared up the folder of the run."""
+    samples = tmp_path / "samples.parquet"
+    samples.write_bytes(b"samples")
+
+    def beaten(job, folder, key):
+        root.record("train", key, {"tree": "theirs"})
+        raise TrainingFailed("left no result")
+
+    monkeypatch.setattr(train, "launch", beaten)
+    given = ("image", samples, None, None, root, stage_settings("image", {}), {})
+    assert train._train(*given, KEY, {}) == {"tree": "theirs"}
+
+    def alone(job, folder, key):
+        raise TrainingFailed("left no result")
+
+    monkeypatch.setattr(train, "launch", alone)
+    with pytest.raises(TrainingFailed):
+        train._train(*given, KEY[::-1], {})
 
 
 # who knows a cluster

@@ -143,7 +143,7 @@ def take(
                     cluster.delete(TRAINJOBS, newest, exactly=True)
                 except Changed:  # another run has adopted it, or it has ended
                     continue
-        _wait_for_pods(cluster, job.stage, key, attempt, told, tell)
+        _wait_for_pods(cluster, job.stage, key, attempt, settings.start_wait_s, told, tell)
         made = _create(job, folder, key, attempt, shape, settings, cluster, workflow, budget)
         if made is not None:
             tell(f"TrainJob {made['metadata']['name']} created: {shape} processes, queue {settings.queue}")
@@ -172,7 +172,14 @@ def _create(
     try:
         return cluster.create(TRAINJOBS, manifest)
     except AlreadyThere:
-        cluster.pause(0.2)  # or the one of that name is still being deleted
+        name = manifest["metadata"]["name"]
+        try:
+            there = cluster.get(TRAINJOBS, name)
+        except NotThere:
+            return None
+        if there["metadata"].get("labels", {}).get(KEY_LABEL) != short_key(key):
+            raise TrainingFailed(f"a TrainJob {name} is there that svdflow has not made; rename or delete it") from None
+        cluster.pause(0.2)  # it may be the one that is still being deleted
         return None
 
 
@@ -181,11 +188,17 @@ def _attempt(job: Object) -> int:
 
 
 def _wait_for_pods(
-    cluster: Cluster, stage: str, key: str, attempt: int, told: list[str], tell: Callable[[str], None]
+    cluster: Cluster,
+    stage: str,
+    key: str,
+    attempt: int,
+    wait_s: float,
+    told: list[str],
+    tell: Callable[[str], None],
 ) -> None:
     """Two attempts must not write checkpoints at once: those of earlier ones that still end are waited for."""
     names = ",".join(attempt_name(stage, key, number) for number in range(1, attempt + 1))
-    said = False
+    said, deadline = False, time.monotonic() + wait_s
     while True:
         pods = cluster.list(PODS, labels=f"{_JOBSET_LABEL} in ({names})")
         ending = [p["metadata"]["name"] for p in pods if p["status"].get("phase") in ("Pending", "Running")]
@@ -193,6 +206,11 @@ def _wait_for_pods(
             return
         if told:
             raise TrainingInterrupted(f"the step was told to end ({told[0]}) before it had started training")
+        if time.monotonic() > deadline:
+            raise TrainingFailed(
+                f"pods of an earlier attempt have not ended for {wait_s:g} s ({', '.join(ending[:4])}): they could "
+                "still write checkpoints; if their node is lost, delete them with --force"
+            )
         if not said:
             tell(f"waiting for pods of an earlier attempt to end: {', '.join(ending[:4])}")
             said = True
