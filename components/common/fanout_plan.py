@@ -22,7 +22,7 @@ import sys
 import tempfile
 import typing
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import BadInputError, ConfigError, StorageError
-from .fanout import Limits, Outcome
+from .fanout import IN_PODS, Limits
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -45,16 +45,6 @@ ID_BYTES = 16
 _MAX_OUTCOMES_BYTES = 64 << 20  # of one index: what a pod wrote is not to be trusted with the step's memory
 _REMOVALS = 16  # at once: each is a request where the data root lies in S3
 _PATH = re.compile(r"(?P<module>[a-zA-Z_]\w*(\.[a-zA-Z_]\w*)*):(?P<name>[a-zA-Z_]\w*)")
-_MARK = "__svdflow_in_pods__"
-
-Together = Callable[[Sequence[Any], "int | None", Limits], Iterator[Outcome]]
-FunctionT = typing.TypeVar("FunctionT", bound=Callable[..., Any])
-
-
-def in_pods(function: FunctionT) -> FunctionT:
-    """Mark a module-level function as one that pods may be asked to call; argument and result are annotated."""
-    setattr(function, _MARK, True)
-    return function
 
 
 @dataclass(frozen=True)
@@ -136,7 +126,7 @@ def load_function(path: str) -> Callable[..., Any]:
         function = getattr(importlib.import_module(found["module"]), found["name"])
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{path}: this image has no such function ({error}); use the step's own version") from None
-    if not getattr(function, _MARK, False):
+    if not getattr(function, IN_PODS, False):
         raise ConfigError(f"{path}: pods may not call this function; mark it with in_pods")
     return function
 

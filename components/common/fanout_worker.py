@@ -5,8 +5,9 @@ processes of its own, so that a crash costs one unit, and keeps the outcomes as 
 was lost, it goes on with what is missing, one unit at a time and from the other end: what ends the pod again then costs
 itself alone, as all that lie on either side of it are done.
 
-Exit status: 0 when every unit has an outcome, 43 when no pod can do this work (another version, a wrong setting: the
-Job fails at once), 75 when the data root did not answer or the pod was told to end: tried again.
+Exit status: 0 when every unit has an outcome; 42 when it was begun too often (the index fails); 43 when no pod can do
+this work (another version, a wrong setting: the Job fails); 75 when the data root did not answer or the pod was told to
+end (tried again).
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from .errors import StorageError, SvdflowError
@@ -24,9 +24,14 @@ from .fanout import Limits, LocalProcesses, Outcome
 from .fanout_plan import Part, Plan, load_function, read_part, read_plan, read_units, write_part
 from .storage import DataRoot
 
-UNUSABLE, LATER = 43, 75  # exit statuses; see above
+FAIL_INDEX, UNUSABLE, LATER = 42, 43, 75  # exit statuses; see above
+_MOST_BEGUN = 12  # a pod that is evicted is replaced uncounted, one that fills its machine's disk would be so for ever
 _KEEP_S = 2.0  # outcomes are kept this often in a first try
 _MESSAGE_BYTES = 4000  # the kubelet takes 4096
+
+
+class BegunTooOften(SvdflowError):
+    """An index whose pods were lost again and again."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -41,6 +46,8 @@ def main(arguments: Sequence[str]) -> int:
             raise SvdflowError(f"{root.location}: holds no fan-out {arguments[0]}; it was removed, nobody waits for it")
         run_index(root, plan, int(os.environ["JOB_COMPLETION_INDEX"]))
         return 0
+    except BegunTooOften as error:
+        return _say(error, FAIL_INDEX)
     except StorageError as error:
         return _say(error, LATER)
     except SvdflowError as error:
@@ -56,16 +63,18 @@ def run_index(root: DataRoot, plan: Plan, index: int) -> None:
     part = read_part(root, plan, index)
     if part.done:
         return
+    if part.begun >= _MOST_BEGUN:
+        raise BegunTooOften(f"index {index} was begun {part.begun} times and never came to its end")
     units = read_units(root, plan, index)
     outcomes, begun = dict(part.outcomes), part.begun + 1
     missing = [at for at in range(len(units)) if at not in outcomes]
     write_part(root, plan, index, Part(outcomes, begun))
-    keep_s, workers = (_KEEP_S, plan.workers) if begun == 1 else (0.0, 1)
+    first, keep_s = begun == 1, _KEEP_S if begun == 1 else 0.0
     if begun % 2 == 0:
         missing.reverse()
     kept_at = time.monotonic()
     try:
-        for at, outcome in _work(plan, units, missing, workers):
+        for at, outcome in _work(plan, units, missing, first):
             outcomes[at] = (outcome.value, outcome.error, outcome.seconds)
             if time.monotonic() - kept_at >= keep_s:
                 write_part(root, plan, index, Part(outcomes, begun))
@@ -77,15 +86,17 @@ def run_index(root: DataRoot, plan: Plan, index: int) -> None:
     write_part(root, plan, index, Part(outcomes, begun, done=True))
 
 
-def _work(plan: Plan, units: list[Any], places: list[int], workers: int) -> Iterator[tuple[int, Outcome]]:
+def _work(plan: Plan, units: list[Any], places: list[int], first: bool) -> Iterator[tuple[int, Outcome]]:
     """Each unit's place and its outcome, in no order."""
     chosen, at_place = [units[at] for at in places], {id(units[at]): at for at in places}
     limits = Limits(**plan.limits)
     function = load_function(plan.function)
-    if plan.together and workers > 1:
-        outcomes = load_function(plan.together)(chosen, workers, limits)
+    if not first:  # each has its outcome kept before the next is begun
+        outcomes = (outcome for unit in chosen for outcome in LocalProcesses().run(function, [unit], 1, limits))
+    elif plan.together:
+        outcomes = load_function(plan.together)(chosen, plan.workers, limits)
     else:
-        outcomes = LocalProcesses().run(function, chosen, workers, limits)
+        outcomes = LocalProcesses().run(function, chosen, plan.workers, limits)
     for outcome in outcomes:
         yield at_place[id(outcome.unit)], outcome
 
@@ -103,8 +114,9 @@ def _told_to_end(number: int, frame: object) -> None:
 def _say(error: SvdflowError, status: int) -> int:
     line = f"svdflow fan-out: {error}"
     print(line, file=sys.stderr, flush=True)
-    try:
-        Path("/dev/termination-log").write_text(line[:_MESSAGE_BYTES])  # a step reads it from the pod's status
+    try:  # a step reads it from the pod's status; the kubelet has made the file
+        with open(os.open("/dev/termination-log", os.O_WRONLY), "wb") as log:
+            log.write(line.encode()[:_MESSAGE_BYTES])
     except OSError:
         pass  # not in a pod
     return status
