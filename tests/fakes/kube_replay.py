@@ -3,7 +3,7 @@
     with replaying(api.store, RECORDINGS / "trainjob_quota_wait.jsonl", "svd-c") as played:
         ...  # create a TrainJob in any namespace: it gets the states that svd-c had
 
-Names, namespace and uid of the recorded job are replaced by those of the created one, in pods, Workloads and events too.
+Name, namespace and uid of the recorded job are replaced by those of the created one, in pods, Workloads and events too.
 """
 
 from __future__ import annotations

@@ -46,13 +46,14 @@ class Trouble:
     times: int
     status: int = 0
     reason: str = ""
+    message: str = ""
     retry_after: int | None = None
     delay_s: float = 0.0
     lose: str = ""
 
 
 def failure(trouble: Trouble) -> Refused:
-    refused = Refused(trouble.status, trouble.reason, f"made to fail with {trouble.status}")
+    refused = Refused(trouble.status, trouble.reason, trouble.message or f"made to fail with {trouble.status}")
     if trouble.retry_after is not None:
         refused.headers["Retry-After"] = str(trouble.retry_after)
     return refused

@@ -12,7 +12,7 @@ import pytest
 from svdflow.common.errors import SvdflowError
 from svdflow.common.manifests import read_rows
 from svdflow.common.storage import DataRoot
-from svdflow.training.train.launcher import TrainingFailed, TrainingInterrupted
+from svdflow.training.train.endings import TrainingFailed, TrainingInterrupted
 from svdflow.training.train.train import train_stage
 from tests.training_runs import (
     UNET,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...common.storage import write_atomic
 from .settings import StageSettings
 
 GRID = "grid.jpg"  # in a folder of samples: all of them in one picture
@@ -50,7 +51,11 @@ class Job:
         init = Path(values["init"]) if values["init"] else None
         return Job(**{**values, **paths, "init": init, "settings": StageSettings(**values["settings"])})
 
+    def to_json(self) -> bytes:
+        """What ``read`` reads."""
+        values = {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
+        return json.dumps({**values, "settings": self.settings.model_dump(mode="json")}, indent=1).encode()
+
     def write(self, path: Path) -> None:
         """Write it for the processes."""
-        values = {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
-        path.write_text(json.dumps({**values, "settings": self.settings.model_dump(mode="json")}, indent=1))
+        write_atomic(path, self.to_json())

@@ -1,10 +1,13 @@
-"""What signals ask of a training process: SIGTERM to checkpoint and end, SIGUSR1 to checkpoint and go on."""
+"""What signals ask of a training process and of its launcher: SIGTERM to checkpoint and end, SIGUSR1 to checkpoint."""
 
 from __future__ import annotations
 
 import math
 import signal
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -44,3 +47,21 @@ class Asked:
 
     def _checkpoint(self, *_: Any) -> None:
         self._save = True
+
+
+@contextmanager
+def on_signals(told: list[str], checkpoint: Callable[[], None]) -> Iterator[None]:
+    """Note SIGTERM and SIGINT instead of ending, so that the workers can be told first. Only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {
+        s: signal.signal(s, lambda number, _: told.append(signal.Signals(number).name))
+        for s in (signal.SIGTERM, signal.SIGINT)
+    }
+    before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda *_: checkpoint())
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from ...common.errors import BadInputError
+from ...common.errors import BadInputError, SvdflowError
 from ...common.identity import file_sha256, identity, tree_sha256
 from ...common.report import StepReport, curves, images, table, text, videos
 from ...common.storage import DataRoot, link_tree
 from .checkpoint_store import CheckpointStore
 from .datasets import Datasets, read_datasets
 from .job import GRID, Job
-from .launcher import launch
+from .launcher import launch, workspace
 from .settings import KINDS, OPERATIONAL, MixedSamples, StageSettings
 
 VERSION = "2"
@@ -72,11 +72,6 @@ def train_stage(
     found = root.find("train", key)
     if found is None:
         found = _train(stage, samples, init, init_tree, root, settings, dataset, key, learned)
-        root.record("train", key, found)
-        # Not before: until here a run that is killed goes on from its checkpoints.
-        shutil.rmtree(root.scratch("training", key))
-        if _keeps_copies(root, settings):
-            CheckpointStore(root, key, root.scratch("training", key), print).remove()
         fresh = True
     else:
         fresh = False
@@ -95,7 +90,7 @@ def _train(
     key: str,
     learned: dict[str, Any],
 ) -> dict[str, Any]:
-    folder = root.scratch("training", key)
+    folder = workspace(root, key)
     job = Job(
         stage=stage,
         settings=settings,
@@ -109,10 +104,22 @@ def _train(
         out=folder / "model",
         card={"dataset": dataset, "configuration": learned, "init": init_tree, "samples": file_sha256(samples)},
     )
-    result = launch(job, folder)
-    kept = {name: root.put_tree(path) for name, path in (("logs", job.logs), ("samples", job.samples_out))
-            if path.is_dir()}  # fmt: skip
-    return {"tree": root.put_tree(job.out), "result": result, **kept}
+    try:
+        result = launch(job, folder, key)
+        kept = {name: root.put_tree(path) for name, path in (("logs", job.logs), ("samples", job.samples_out))
+                if path.is_dir()}  # fmt: skip
+        found = {"tree": root.put_tree(job.out), "result": result, **kept}
+    except (SvdflowError, OSError):
+        recorded = root.find("train", key)  # another run may have waited for the same job, and been faster
+        if recorded is None:
+            raise
+        return recorded
+    root.record("train", key, found)
+    # Not before: until here a run that is killed goes on from its checkpoints.
+    shutil.rmtree(folder, ignore_errors=True)
+    if _keeps_copies(root, settings):
+        CheckpointStore(root, key, folder, print).remove()
+    return found
 
 
 def _keeps_copies(root: DataRoot, settings: StageSettings) -> bool:

@@ -15,17 +15,21 @@ from pathlib import Path
 
 from ...common.errors import SvdflowError
 from ...common.processes import die_with_parent
+from ...common.storage import write_atomic
+from .endings import INTERRUPTED
 from .heartbeat import Heartbeat
 from .job import Job
-from .launcher import INTERRUPTED
 from .signals import Asked
 
 
 def main(path: str) -> int:
     """Run the job file at ``path``; returns the exit status."""
     die_with_parent()
+    take_ranks_from_mpi()
     asked = Asked()
     folder, rank = Path(path).parent, int(os.environ.get("RANK", "0"))
+    for old in (f"error-{rank}.txt", f"error-z{rank}.txt", *(["result.json"] if rank == 0 else [])):
+        (folder / old).unlink(missing_ok=True)  # where a cluster has started all processes again
     beat = Heartbeat(folder, rank)
     try:
         job = Job.read(Path(path))
@@ -47,8 +51,17 @@ def main(path: str) -> int:
     if result is None:
         return INTERRUPTED
     if rank == 0:
-        (folder / "result.json").write_text(json.dumps(result))
+        write_atomic(folder / "result.json", json.dumps(result).encode())
     return 0
+
+
+def take_ranks_from_mpi() -> None:
+    """Under Open MPI's ``mpirun``, say what torchrun would have said: who this process is among all of them."""
+    names = {"RANK": "RANK", "WORLD_SIZE": "SIZE", "LOCAL_RANK": "LOCAL_RANK", "LOCAL_WORLD_SIZE": "LOCAL_SIZE"}
+    for name, theirs in names.items():
+        told = os.environ.get(f"OMPI_COMM_WORLD_{theirs}")
+        if told is not None:
+            os.environ.setdefault(name, told)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,75 @@
+"""A job's files, put where the training pods see them: they have the work volume, not the step's own disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+from ....common.errors import ConfigError
+from ....common.storage import link_tree
+from ..job import Job
+from ..settings import MixedSamples
+
+_MODELS = ("base", "autoencoder", "text_encoder", "image_encoder")  # settings that may name a directory
+
+
+def shared(job: Job, folder: Path, work: Path) -> Job:
+    """The job with its inputs on the work volume: those elsewhere are copied into ``folder``.
+
+    Args:
+        job: as the step has it: Kubeflow Pipelines hands artifacts over on a disk of the step's own.
+        folder: of the run, on the work volume.
+        work: where that is mounted, in the step and in the training pods alike.
+
+    Raises:
+        ConfigError: the data root or a model that a setting names lies where no training pod sees it, or there is no
+            work volume.
+    """
+    if not work.is_dir():
+        raise ConfigError(f"{work}: there is no work volume here; the step's task settings have to mount one")
+    if not job.root.startswith("s3://") and not _inside(Path(job.root), work):
+        raise ConfigError(
+            f"data root {job.root}: training pods do not see it; take one below {work}, or s3:// (SVDFLOW_DATA_ROOT)"
+        )
+    for name in _MODELS:
+        value = getattr(job.settings, name)
+        if value and Path(value).is_dir() and not _inside(Path(value), work):
+            raise ConfigError(
+                f"train_{job.stage}.{name}: {value} is not on the work volume {work}: training pods do not see it"
+            )
+    mix = [
+        MixedSamples(samples=str(_put(Path(part.samples), folder, work, f"mix-{at}.parquet")), weight=part.weight)
+        for at, part in enumerate(job.settings.mix)
+    ]
+    settings = job.settings.model_copy(update={"mix": tuple(mix)})
+    init = _put(job.init, folder, work, "init") if job.init else None
+    return replace(job, settings=settings, samples=_put(job.samples, folder, work, "samples.parquet"), init=init)
+
+
+def _inside(path: Path, work: Path) -> bool:
+    return path.resolve().is_relative_to(work.resolve())
+
+
+def _put(path: Path, folder: Path, work: Path, name: str) -> Path:
+    """A path that training pods see. Two runs with equal inputs may copy at once: what is there is equal, and whole."""
+    if _inside(path, work):
+        return path
+    target = folder / "inputs" / name
+    if target.exists():
+        return target
+    partial = target.with_name(f".{name}.{uuid.uuid4().hex}")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        link_tree(path, partial) if path.is_dir() else shutil.copyfile(path, partial)
+        try:
+            os.rename(partial, target)
+        except OSError:
+            if not target.exists():  # else the other one was faster
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.unlink(missing_ok=True)
+    return target
