@@ -316,10 +316,10 @@ class _Following:
                 if not isinstance(part := self._part(index), str):
                     start = self.plan.part(index).start
                     yield from ((start + at, *found) for at, found in part.outcomes.items())
-            told = "; ".join(filter(None, [message or reason, self._why]))
+            words = "; ".join(filter(None, [message or reason, self._why]))
             raise ServiceError(
                 f"Job {self.name}: {failed} of {self.plan.indexes} pods failed or were ended, and {limit} may fail "
-                f"({told}). Its pods stay for {self.settings.ttl_s} s: kubectl logs -l "
+                f"({words}). Its pods stay for {self.settings.ttl_s} s: kubectl logs -l "
                 f"batch.kubernetes.io/job-name={self.name}. What was done is kept"
             )
         why = "the fan-out's deadline was over" if reason == "DeadlineExceeded" else message or "its pod never ended"

@@ -44,6 +44,7 @@ class FanoutSettings(Settings):
     node_selector: dict[str, str] = Field(default_factory=dict)  # as svdflow/gpu: a100
     labels: dict[str, str] = Field(default_factory=dict)  # of the Job and its pods, as a cost centre
     image_pull_secrets: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()  # whose keys become variables, beside the store's: as svdflow-captioning
     claim: str = ""  # a volume with the data root (a directory then) or with models; the store alone when empty
     claim_path: str = Field("/work", pattern=r"^/[^.]*$")
 
@@ -167,6 +168,7 @@ def _pod(settings: FanoutSettings, plan: Plan, data_root: str) -> dict[str, Any]
         "envFrom": [
             {"configMapRef": {"name": _STORE, "optional": True}},
             {"secretRef": {"name": _STORE, "optional": True}},
+            *({"secretRef": {"name": name}} for name in settings.secrets),
         ],
         "resources": {"requests": resources, "limits": dict(resources)},
         "securityContext": {

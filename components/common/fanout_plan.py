@@ -143,7 +143,8 @@ def adapters(function: Callable[..., Any]) -> tuple[TypeAdapter[Any], TypeAdapte
     # floats that are no number are kept as such, bytes as base64; a tuple, as the types themselves take no settings
     plain = ConfigDict(ser_json_inf_nan="constants", ser_json_bytes="base64", val_json_bytes="base64")
     (unit,) = hints.values()
-    return TypeAdapter(tuple[unit], config=plain), TypeAdapter(tuple[value], config=plain)
+    one: Any = tuple
+    return TypeAdapter(one[unit], config=plain), TypeAdapter(one[value], config=plain)
 
 
 def write_plan(

@@ -91,6 +91,7 @@ def _work(plan: Plan, units: list[Any], places: list[int], first: bool) -> Itera
     chosen, at_place = [units[at] for at in places], {id(units[at]): at for at in places}
     limits = Limits(**plan.limits)
     function = load_function(plan.function)
+    outcomes: Iterator[Outcome]
     if not first:  # each has its outcome kept before the next is begun
         outcomes = (outcome for unit in chosen for outcome in LocalProcesses().run(function, [unit], 1, limits))
     elif plan.together:
