@@ -199,6 +199,12 @@ def write_plan(
     return plan, bytes(ids)
 
 
+def unit_ids(function: Callable[..., Any], units: Sequence[Any]) -> bytes:
+    """The ids that units have in a plan, one after the other."""
+    unit_type, _ = adapters(function)
+    return b"".join(unit_id(unit_type.dump_json((unit,))) for unit in units)
+
+
 def read_plan(root: DataRoot, name: str) -> Plan | None:
     """A plan that was written before; None when it is gone.
 

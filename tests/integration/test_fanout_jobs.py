@@ -158,7 +158,7 @@ def test_a_step_that_was_killed_finds_its_job_and_takes_what_is_done(lab):
         assert len(lab.jobs()) == 1 and all(lab.tries(n) == 1 for n in range(6))
 
 
-def test_two_runs_with_equal_inputs_share_one_job_and_one_that_stops_leaves_it_to_the_other(lab):
+def test_two_runs_with_equal_inputs_share_one_job(lab):
     ready = threading.Event()
     workflow = [workflow_of(lab, "run-1"), workflow_of(lab, "run-2")]
 
@@ -182,7 +182,8 @@ def test_two_runs_with_equal_inputs_share_one_job_and_one_that_stops_leaves_it_t
         other.join(60)
         wait_for(lambda: len(results[0]) == 6, 30)
         assert len(results[1]) == 6 and all(map(good, [*results[0], *results[1]]))
-        assert len(lab.jobs()) == 1 and all(lab.tries(n) == 1 for n in range(6))
+        assert all(lab.tries(n) == 1 for n in range(6)) and wait_for(lambda: not lab.files())
+        assert [request.status for request in lab.api.asked("POST")].count(201) == 1
 
 
 def test_a_step_that_gives_up_takes_its_job_along_and_leaves_it_when_another_run_owns_it(lab):
@@ -202,6 +203,27 @@ def test_a_step_that_gives_up_takes_its_job_along_and_leaves_it_when_another_run
         shared.close()
         wait_for(lambda: not lab.jobs())
         assert lab.files() == []
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_step_s_pod_that_is_evicted_leaves_its_job_and_one_of_a_stopped_run_takes_it_along(lab, stopped):
+    from tests.fakes.kube_rules import WORKFLOWS
+
+    run = workflow_of(lab, "run-1")
+
+    def first_only(container: Container) -> Any:
+        return at_once(container) if container.index == 0 else until_told(container)
+
+    with pods_do(lab, first_only):
+        executor = as_step(lab, "run-1", run)
+        with pytest.raises(SystemExit):
+            for _ in executor.run(square, lab.tasks(*"abcdef"), None, limits()):
+                if stopped:  # as Kubeflow Pipelines does it
+                    change = lambda o: {**o, "spec": {"activeDeadlineSeconds": 0}}  # noqa: E731
+                    lab.api.store.update(WORKFLOWS, NAMESPACE, "run-1", change)
+                signal.raise_signal(signal.SIGTERM)
+        assert bool(lab.jobs()) is not stopped and bool(lab.files()) is not stopped
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_job_deleted_by_somebody_else_is_begun_anew_with_what_is_missing(lab):

@@ -23,7 +23,6 @@ from tests.fakes.kube_kubelet import as_process
 from tests.fakes.kube_rules import JOBS
 from tests.split_footage import FPS, LOOSE, shots
 
-
 # one annotator of each sort: measured where a clip is decoded, and by a model over several
 FEW = {"workers": 1} | dict.fromkeys(
     ("text", "aesthetic", "caption_image", "caption_video", "caption_summary", "similarity")
