@@ -173,8 +173,8 @@ def write_plan(
     ids, starts, at = bytearray(), array("q"), 8 * (len(units) + 1)
     with tempfile.NamedTemporaryFile(dir=root.scratch("fanout"), suffix=".units") as file:
         file.seek(at)
-        for unit in units:
-            text = unit_type.dump_json((unit,))
+        for place in range(len(units)):
+            text = unit_type.dump_json((units[place],))
             ids += unit_id(text)
             starts.append(at)
             at += file.write(text)
