@@ -51,6 +51,7 @@ class Controllers:
         behaviour: what a container does; see ``kube_kubelet``.
         gpus: of the ClusterQueue. ``free`` is lowered by tests to have jobs wait.
         max_restarts: of the runtime: how often a failed set is begun again.
+        ignore_disruption: of the runtime's podFailurePolicy: whether a pod that was taken away is replaced, uncounted.
         second: how long a second of ``activeDeadlineSeconds`` and of back-offs lasts.
     """
 
@@ -60,11 +61,12 @@ class Controllers:
         behaviour: Behaviour = succeed,
         gpus: int = 16,
         max_restarts: int = 0,
+        ignore_disruption: bool = True,
         second: float = 0.01,
         queues: tuple[str, ...] = ("research", "product", "fan-out"),
     ) -> None:
         self.store, self.gpus, self.free, self.queues = store, gpus, gpus, queues
-        self.max_restarts, self.second = max_restarts, second
+        self.max_restarts, self.second, self.ignore_disruption = max_restarts, second, ignore_disruption
         self.kubelet = Kubelet(store, behaviour, self._ended)
         self.jobs = IndexedJobs(store, self.kubelet, second)
         self._runs: dict[str, _Run] = {}
@@ -72,11 +74,13 @@ class Controllers:
         self._lock = threading.RLock()
 
     def __enter__(self) -> Controllers:
-        threading.Thread(target=self._loop, daemon=True).start()
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stopped = True
+        self._thread.join(10)
         for pod in self.store.objects(PODS):
             self.kubelet.gone(pod)
 
@@ -160,7 +164,7 @@ class Controllers:
                 run.pods[pod["metadata"]["uid"]] = pod
                 self.kubelet.start(pod)
         bad = [uid for uid, ending in run.endings.items() if ending is None or ending.exit_code]
-        if bad and all(uid in run.disrupted for uid in bad):  # a drained node is no fault: begun again, uncounted
+        if bad and self.ignore_disruption and all(uid in run.disrupted for uid in bad):
             self._clear(run, keep_failed=False)
             run.endings.clear()
             return

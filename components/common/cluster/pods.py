@@ -27,6 +27,8 @@ class PodStory:
         waiting: why its container does not start: reason and message.
         unschedulable: the scheduler's words why no node takes it.
         deleted: it was told to go, or has gone.
+        created_at: as the API writes times.
+        labels: of the pod.
     """
 
     name: str
@@ -40,6 +42,7 @@ class PodStory:
     waiting: tuple[str, str] | None = None
     unschedulable: str = ""
     deleted: bool = False
+    created_at: str = ""
     labels: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -75,7 +78,8 @@ def read_pod(pod: Object, before: PodStory | None = None) -> PodStory:
     if not status:
         return replace(story, deleted=True)
     labels = meta.get("labels") or {}
-    story = replace(story, labels=labels, index=int(labels.get(INDEX_LABEL, story.index)))
+    made_at = meta.get("creationTimestamp", story.created_at)
+    story = replace(story, labels=labels, created_at=made_at, index=int(labels.get(INDEX_LABEL, story.index)))
     # A container that failed and was told to end afterwards failed by itself: what was told first counts.
     ended = next((c["state"]["terminated"] for c in status.get("containerStatuses") or []
                   if c.get("state", {}).get("terminated")), None)  # fmt: skip

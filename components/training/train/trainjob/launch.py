@@ -15,7 +15,7 @@ from typing import Any
 
 from ....common.cluster.api import Cluster, connect
 from ....common.cluster.errors import AlreadyThere, Changed, ClusterError, NotThere
-from ....common.cluster.kinds import PODS, TRAINJOBS, WORKLOADS, Object, holds
+from ....common.cluster.kinds import EVENTS, PODS, TRAINJOBS, WORKLOADS, Object, holds
 from ....common.cluster.names import ATTEMPT_LABEL, KEY_LABEL, short_key
 from ....common.cluster.owners import Workflow, adopt, is_stopped, owners, release, this_workflow
 from ....common.cluster.watch import Watches
@@ -248,11 +248,11 @@ def _see_through(
                     hang = None
                 if told:
                     raise _left(told[0], found, cluster, workflow)
-                ending = _overdue(known, since, settings, budget, shape, hang)
+                ending = _overdue(cluster, known, since, settings, budget, shape, hang)
             if known.phase == "failed":
                 _hear_out(watches, known, log, reading)
     finally:
-        log.close(0.0 if told else _LOG_S)
+        log.close(_LOG_S if known.phase in ("complete", "failed") else 0.0)
         budget.pause(name)
     if known.phase == "complete" or (known.phase == "deleted" and ending is None and finished(folder)):
         result = _await_result(folder, place)
@@ -271,6 +271,7 @@ def _see_through(
 
 
 def _overdue(
+    cluster: Cluster,
     known: Known,
     since: tuple[Phase, float],
     settings: TrainJobSettings,
@@ -285,12 +286,20 @@ def _overdue(
                                f"({known.waiting_for})")  # fmt: skip
     if phase == "starting" and waited_s > settings.start_wait_s:
         reason = known.not_starting()
-        return Ending(reason.cause, f"{reason.line}; waited for {settings.start_wait_s:g} s")
+        said = "" if known.pods else _warning(cluster, known.name)
+        return Ending(reason.cause, f"{reason.line}{said}; waited for {settings.start_wait_s:g} s")
     if phase == "running" and budget.seconds_left(shape.all_gpus) <= 0:
         return Ending("budget", f"the budget of {settings.gpu_hours:g} GPU-hours is used up; raise gpu_hours; {GO_ON}")
     if phase == "running" and hang and (line := hang.hanging()):
         return Ending("hanging", f"{line}; {GO_ON}")
     return None
+
+
+def _warning(cluster: Cluster, name: str) -> str:
+    """The last warning that a controller has given about the TrainJob, in brackets."""
+    events = cluster.list(EVENTS, fields=f"involvedObject.name={name},type=Warning")
+    newest = max(events, key=lambda event: int(event["metadata"].get("resourceVersion", 0)), default=None)
+    return f" ({newest.get('reason', '')}: {newest.get('message', '')[:500]})" if newest else ""
 
 
 def _hear_out(watches: Watches, known: Known, log: LogFollower, reading: str) -> None:

@@ -14,7 +14,7 @@ from ..endings import INTERRUPTED, error_line, last_line
 Phase = Literal["queued", "starting", "running", "complete", "failed", "deleted"]
 Cause = Literal[
     "user_error", "out_of_memory", "eviction", "node_lost", "interrupted", "deadline", "deleted", "quota", "image",
-    "unschedulable", "not_started", "hanging", "budget",
+    "unschedulable", "not_started", "hanging", "budget", "unknown",
 ]  # fmt: skip
 GO_ON = "run it again and it goes on from its last checkpoint"
 _LOST_NODE = ("DeletionByTaintManager", "DeletionByPodGC", "NodeLost", "NodeShutdown")
@@ -56,16 +56,23 @@ class Known:
             if event.type == "DELETED" or obj["metadata"]["uid"] != self.uid:  # another of that name: ours has gone
                 self.deleted = True
             else:
+                went = (self.job or {}).get("spec", {}).get("suspend") is False and obj["spec"].get("suspend")
                 self.job, self._seen = obj, True
-                if obj.get("spec", {}).get("suspend"):  # Kueue took its quota back: that is not the end of it
-                    self._past |= set(self.pods)
-                    self.pods.clear()
+                if went:
+                    self._forget_pods(conditions(obj).get("Suspended", {}).get("lastTransitionTime"))
         elif kind == "Workload" and event.type != "DELETED":
             self.workload = obj
         elif kind == "Pod" and (uid := obj["metadata"]["uid"]) not in self._past:
             if event.type == "DELETED" and uid in self.pods and self.pods[uid].exit_code is None:
                 obj = {**obj, "metadata": {**obj["metadata"], "deletionTimestamp": "now"}}
             self.pods[uid] = read_pod(obj, self.pods.get(uid))
+
+    def _forget_pods(self, suspended_at: str | None) -> None:
+        """Kueue took the quota back: that is not the end of it, and those pods' ends are no failures."""
+        for uid, pod in list(self.pods.items()):
+            if not suspended_at or pod.created_at <= suspended_at:  # the watches are not in step: some may be newer
+                self._past.add(uid)
+                del self.pods[uid]
 
     @property
     def phase(self) -> Phase:
@@ -142,7 +149,8 @@ class Known:
             return Ending("user_error", f"{told} (pod {own[0].name}, log: {log})")
         if told:
             return Ending("user_error", f"{told} (log: {log})")
-        return Ending("user_error", f"{failed.get('reason', 'it failed')}: {failed.get('message', '')} (log: {log})")
+        # its pods had gone before anybody looked
+        return Ending("unknown", f"{failed.get('reason', 'it failed')}: {failed.get('message', '')} (log: {log})")
 
     def _last_pods(self) -> list[PodStory]:
         """Of every index the last pod that ran, of the set's last start: what failed before was tried again."""
