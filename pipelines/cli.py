@@ -120,8 +120,18 @@ def compile(  # noqa: A001 - the command's name
 
 
 @app.command()
-def doctor() -> None:
-    """Say what this machine has and lacks, with the remedy for each."""
+def doctor(
+    cluster: Annotated[bool, typer.Option("--cluster", help="Look at the Kubernetes cluster instead.")] = False,
+    namespace: Annotated[str | None, typer.Option(help="Of runs. Default: the pod's, or the kubeconfig's.")] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(envvar="SVDFLOW_KFP_ENDPOINT", help="URL of the Kubeflow Pipelines API, to be tried.")
+    ] = None,
+) -> None:
+    """Say what this machine has and lacks, with the remedy for each; or, with --cluster, what a cluster does."""
+    if cluster:
+        from .cluster_doctor import examine as examine_cluster
+
+        raise typer.Exit(examine_cluster(namespace, endpoint))
     from .doctor import examine
 
     raise typer.Exit(examine())

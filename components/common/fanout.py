@@ -1,7 +1,8 @@
 """Work on many independent units over N workers: a unit that crashes, hangs or eats memory costs itself alone.
 
 ``map_units`` is what steps call. Where the units are worked on is an ``Executor``'s business: ``LocalProcesses`` is
-this machine. ``function`` and the units must be picklable (module-level functions, plain values).
+this machine, ``fanout_jobs.IndexedJobs`` the pods of a cluster. ``function`` and the units must be picklable
+(module-level functions, plain values), for pods also marked ``in_pods`` and annotated.
 """
 
 from __future__ import annotations
@@ -17,15 +18,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from .errors import StorageError, SvdflowError
 from .processes import die_with_parent
 from .progress import Progress
 
+if TYPE_CHECKING:
+    from .storage import DataRoot
+
 UnitT = TypeVar("UnitT")
 ValueT = TypeVar("ValueT")
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
+IN_PODS = "__svdflow_in_pods__"  # attribute of functions that pods may be asked to call
 _POLL_S = 0.2
 _MEMORY_POLL_S = 0.05  # a process fills some 100 MB in this time
 _MEMORY_SHARE = 0.8  # of this machine, for all workers together
@@ -69,6 +75,31 @@ class Executor(Protocol):
     ) -> Iterator[Outcome[UnitT, ValueT]]:
         """See ``map_units``; closing the iterator ends all work."""
         ...
+
+
+def in_pods(function: FunctionT) -> FunctionT:
+    """Mark a module-level function as one that the pods of a fan-out may call; argument and result are annotated."""
+    setattr(function, IN_PODS, True)
+    return function
+
+
+def chosen_executor(root: DataRoot, what: str, key: str, together: Callable[..., Any] | None = None) -> Executor:
+    """Where the environment wants units to be worked on: here, or with ``SVDFLOW_FANOUT`` in pods of a cluster.
+
+    Args:
+        root: through it pods get units and give outcomes.
+        what: kind of work, for names: "split".
+        key: identity of all inputs of the step, the same however much of its work is done already.
+        together: see ``fanout_jobs.IndexedJobs``.
+
+    Raises:
+        ConfigError: SVDFLOW_FANOUT cannot be used.
+    """
+    if not os.environ.get("SVDFLOW_FANOUT", "").strip():
+        return LocalProcesses()
+    from .fanout_jobs import IndexedJobs
+
+    return IndexedJobs(root, what, key, together=together)
 
 
 def default_workers() -> int:

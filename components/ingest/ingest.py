@@ -16,7 +16,7 @@ from pydantic import Field
 
 from ..common.config import Settings
 from ..common.errors import BadInputError
-from ..common.fanout import default_workers, map_units
+from ..common.fanout import Executor, LocalProcesses, chosen_executor, default_workers, map_units
 from ..common.identity import identity
 from ..common.manifest_spool import ManifestSpool
 from ..common.progress import track
@@ -30,6 +30,8 @@ from .ingest_report import Tally
 from .licences import refusal
 from .sources import REMEDY, ListSettings, Source, about_file, find_sources, is_remote, with_unique_names
 from .take import Errand, Taken, content_after_crash, find_known_file, sweep_abandoned, take
+from .uris import scheme_of
+from .verdict import Brought, probe_brought
 
 _SPARE_S = 60.0  # for what is neither fetching nor probing: hashing and storing
 _LOOK_UPS = 1 << 13  # of unchanged files that are under way at a time
@@ -184,21 +186,59 @@ def _take_all(sources: list[Source], refused: dict[str, str], root: DataRoot, se
         for place in places
         if place not in taken
     ]
-    afar = any(is_remote(errand.place) for errand in errands)
-    timeout_s = settings.timeout_s + _SPARE_S + (settings.fetch.total_s if afar else settings.timeout_s)
-    for outcome in map_units(take, errands, "videos", settings.workers, timeout_s):
-        place = outcome.unit.place
-        taken.keep(place, outcome.value or _crashed(place, outcome.error or "", root, settings))
+    inputs = identity(places=sorted(places), fetch=settings.fetch, probe=settings.probe)
+    executor = chosen_executor(root, "ingest", inputs)
+    if isinstance(executor, LocalProcesses):
+        _take_some(errands, taken, root, settings)
+        return taken
+    # Pods reach object stores alone: what lies elsewhere is brought by this step, and only probed there.
+    stored = [errand for errand in errands if scheme_of(errand.place) == "s3"]
+    others = [replace(errand, probe_later=True) for errand in errands if scheme_of(errand.place) != "s3"]
+    _take_some(stored, taken, root, settings, executor)
+    brought = _take_some(others, taken, root, settings)
+    contents = {found.content.sha256: found for found in brought.values() if found.content}  # each is probed once
+    limits = (root.location, settings.probe, settings.timeout_s)
+    units = [Brought(t.brought, t.written, t.content, *limits) for t in contents.values() if t.content and t.brought]
+    verdicts: dict[str, dict[str, Any]] = {}
+    executor, probe_s = chosen_executor(root, "probe", inputs), settings.timeout_s + _SPARE_S
+    for outcome in map_units(probe_brought, units, "videos probed", timeout_s=probe_s, executor=executor):
+        unit = outcome.unit
+        verdicts[unit.content.sha256] = outcome.value or _no_verdict(outcome.error or "", settings)
+        if outcome.value is None and unit.written:
+            root.remove(unit.uri)
+    for place, found in brought.items():
+        if found.content:
+            verdict = verdicts[found.content.sha256]
+            taken.keep(place, replace(found, brought=None, written=False, verdict=verdict, examined=True))
     return taken
 
 
+def _take_some(
+    errands: list[Errand], taken: _Outcomes, root: DataRoot, settings: IngestSettings, executor: Executor | None = None
+) -> dict[str, Taken]:
+    """Take places in; returns those whose bytes are still to be probed."""
+    brought = {}
+    afar = any(is_remote(errand.place) for errand in errands)
+    timeout_s = settings.timeout_s + _SPARE_S + (settings.fetch.total_s if afar else settings.timeout_s)
+    for outcome in map_units(take, errands, "videos", settings.workers, timeout_s, executor=executor):
+        place, found = outcome.unit.place, outcome.value
+        if found is not None and found.brought:
+            brought[place] = found
+        else:
+            taken.keep(place, found or _crashed(place, outcome.error or "", root, settings))
+    return brought
+
+
 def _crashed(place: str, error: str, root: DataRoot, settings: IngestSettings) -> Taken:
+    content, verdict = content_after_crash(place, root), _no_verdict(error.replace(place, "the file"), settings)
+    return Taken(content=content, verdict=verdict) if content else Taken(fault=verdict["error"])
+
+
+def _no_verdict(error: str, settings: IngestSettings) -> dict[str, Any]:
     """A crash or a time-out is no verdict on the bytes: it is not kept, and tried again in the next run."""
     if _TIMED_OUT in error:
         error = f"took longer than {settings.timeout_s:g} s and was stopped"
-    content = content_after_crash(place, root)
-    why = f"crash: probing it {error.replace(place, 'the file')}"
-    return Taken(content=content, verdict={"error": why}) if content else Taken(fault=why)
+    return {"error": f"crash: probing it {error}"}
 
 
 def _entries(sources: Iterable[Source], refused: dict[str, str], taken: _Outcomes) -> Iterator[Entry]:

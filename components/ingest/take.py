@@ -1,5 +1,8 @@
 """One place taken in: its bytes brought, named by their content, probed and stored. Runs in worker processes.
 
+Where footage is probed in pods of its own, a step brings the bytes alone (``Errand.probe_later``), and pods, which
+reach nothing but the data root, probe what was brought (``verdict.probe_brought``).
+
 Three things are kept, and found again: under a place and its state (ETag, size, times) which content it has; under the
 content what it is; and under the place what of it was fetched before the work broke off.
 """
@@ -10,9 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
-import resource
 import shutil
-import signal
 import stat
 import time
 import uuid
@@ -23,15 +24,16 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import BadInputError, StorageError
+from ..common.fanout import in_pods
 from ..common.identity import CHUNK_BYTES, identity
 from ..common.storage import DataRoot, write_atomic
-from . import examine
 from .examine import ProbeSettings
 from .fetch import FetchSettings, Unfetchable, connect_patiently, download
 from .fetch_http import connect_http
 from .fetch_s3 import connect_s3
 from .sources import is_remote
 from .uris import same_place, scheme_of, split_s3
+from .verdict import Content, examine_bounded, find_verdict, keep
 
 VERSION = "1"
 _SETTLED_S = 2.0  # a file changed this recently may change again without its time showing it
@@ -40,7 +42,12 @@ _ABANDONED_S = 7 * 86_400.0  # what was fetched of a place that nobody asked for
 
 @dataclass(frozen=True)
 class Errand:
-    """A place for a worker to take in; ``usable`` is whether a licence lets its bytes be kept."""
+    """A place for a worker to take in.
+
+    Attributes:
+        usable: whether a licence lets its bytes be kept.
+        probe_later: bring the bytes into the data root and decode nothing of them.
+    """
 
     place: str = field(repr=False)
     usable: bool
@@ -48,15 +55,7 @@ class Errand:
     fetch: FetchSettings
     probe: ProbeSettings
     timeout_s: float
-
-
-@dataclass(frozen=True)
-class Content:
-    """Bytes by name and size."""
-
-    sha256: str
-    md5: str
-    bytes: int
+    probe_later: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,7 @@ class Taken:
     """What became of a place: a fault (``<short name>: <why>``), or a content and, if it is usable, the verdict on it.
 
     ``fetched`` is the number of bytes that were brought over the network's or the folder's border in this run.
+    ``brought`` is the URI of bytes that are still to be probed; ``written`` whether they were not there before.
     """
 
     fault: str | None = None
@@ -71,6 +71,8 @@ class Taken:
     verdict: dict[str, Any] | None = None
     fetched: int = 0
     examined: bool = False
+    brought: str | None = None
+    written: bool = False
 
     @staticmethod
     def from_plain(values: dict[str, Any]) -> Taken:
@@ -79,6 +81,7 @@ class Taken:
         return Taken(**{**values, "content": Content(**content) if content else None})
 
 
+@in_pods
 def take(errand: Errand) -> Taken:
     """Take one place in.
 
@@ -110,14 +113,6 @@ def find_known_file(path: str, root: DataRoot, probe: ProbeSettings, usable: boo
     content = Content(**found)
     verdict = find_verdict(root, content, probe) if usable else None
     return None if usable and verdict is None else Taken(content=content, verdict=verdict)
-
-
-def find_verdict(root: DataRoot, content: Content, probe: ProbeSettings) -> dict[str, Any] | None:
-    """What is known about a content, None when nothing is or its bytes were lost from the root."""
-    if root.find("forgotten", content.sha256) is not None:
-        return {"error": "forgotten: it was taken down, see the receipt in the dataset registry"}
-    found = root.find("ingest", _verdict_key(content, probe))
-    return found if found is not None and (not found.get("uri") or root.exists(found["uri"])) else None
 
 
 def content_after_crash(place: str, root: DataRoot) -> Content | None:
@@ -152,7 +147,7 @@ def _take_file(path: Path, root: DataRoot, errand: Errand) -> Taken:
     verdict = find_verdict(root, content, errand.probe)
     if verdict or not errand.usable:
         return Taken(content=content, verdict=verdict if errand.usable else None, fetched=0 if found else content.bytes)
-    found_out = _examine(path, errand)
+    found_out = {} if errand.probe_later else examine_bounded(path, errand.probe, errand.timeout_s)
     if "error" in found_out and _content_of(path) != content:
         raise Unfetchable("changed: the file became another while it was read")
     copy = None
@@ -161,7 +156,10 @@ def _take_file(path: Path, root: DataRoot, errand: Errand) -> Taken:
     try:
         if copy and _copy(path, copy) != content:
             raise Unfetchable("changed: the file became another while it was read")
-        verdict = _keep(found_out, content, copy, root, errand)
+        if errand.probe_later:
+            assert copy is not None
+            return _brought(copy, content, content.bytes, root)
+        verdict = keep(found_out, content, copy, root, errand.probe)
     finally:
         if copy:
             copy.unlink(missing_ok=True)
@@ -256,11 +254,15 @@ def _take_remote(scratch: Path, root: DataRoot, errand: Errand) -> Taken:
         root.record("fetch", _place_key(errand.place, state), asdict(content))
     write_atomic(scratch / "content.json", json.dumps(asdict(content)).encode())
     verdict = find_verdict(root, content, errand.probe)
-    examined = verdict is None
+    examined, fetched = verdict is None, max(content.bytes - before, 0)
+    if verdict is None and errand.probe_later:
+        brought = _brought(part, content, fetched, root)
+        shutil.rmtree(scratch)
+        return brought
     if verdict is None:
-        verdict = _keep(_examine(part, errand), content, part, root, errand)
+        verdict = keep(examine_bounded(part, errand.probe, errand.timeout_s), content, part, root, errand.probe)
     shutil.rmtree(scratch)
-    return Taken(content=content, verdict=verdict, fetched=max(content.bytes - before, 0), examined=examined)
+    return Taken(content=content, verdict=verdict, fetched=fetched, examined=examined)
 
 
 def _scratch(root: DataRoot, place: str) -> Path:
@@ -304,53 +306,7 @@ def _place_key(place: str, state: dict[str, Any]) -> str:
     return identity(place=same_place(place), state=state, version=VERSION)
 
 
-def _verdict_key(content: Content, probe: ProbeSettings) -> str:
-    return identity(sha256=content.sha256, version=examine.VERSION, probe=probe)
-
-
-def _keep(found_out: dict[str, Any], content: Content, own: Path | None, root: DataRoot, errand: Errand) -> dict:
-    """Store what was found out, and the bytes of what is a video; ``own`` is a file of ours with them."""
-    if "error" in found_out:
-        verdict = {"error": found_out["error"]}
-    else:
-        assert own is not None
-        verdict = {"info": found_out["info"], "faults": found_out["faults"]}
-        verdict["thumbnail"] = root.put_bytes(found_out["thumbnail"])
-        verdict["uri"] = root.adopt_file(own, content.md5)
-    root.record("ingest", _verdict_key(content, errand.probe), verdict)
-    return verdict
-
-
-def _examine(path: Path, errand: Errand) -> dict[str, Any]:
-    """Probe a file with bounded memory and time: its headers may claim anything, a decoder may hang."""
-    with _memory_limit(errand.probe.memory_mb << 20), _time_limit(errand.timeout_s):
-        return examine.examine(str(path), errand.probe)
-
-
-@contextmanager
-def _memory_limit(more_bytes: int) -> Iterator[None]:
-    """At most so much address space more than now; above it an allocation fails, which is a verdict and no crash."""
-    try:
-        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    except OSError:  # no Linux: the fan-out's own limit holds
-        yield
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = now + more_bytes
-    resource.setrlimit(resource.RLIMIT_AS, (wanted if soft == resource.RLIM_INFINITY else min(soft, wanted), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-@contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """The kernel ends this process after so long, wherever it hangs; the fan-out replaces it."""
-    previous = signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+def _brought(own: Path, content: Content, fetched: int, root: DataRoot) -> Taken:
+    before = root.writes
+    uri = root.adopt_file(own, content.md5)
+    return Taken(content=content, fetched=fetched, brought=uri, written=root.writes > before)

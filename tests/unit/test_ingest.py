@@ -250,13 +250,13 @@ def test_a_place_whose_folder_another_run_removes_meanwhile_is_taken_all_the_sam
 def test_a_file_that_changes_while_it_is_probed_gets_no_lasting_verdict(tmp_path, monkeypatch, change):
     path, root = tmp_path / "a.mp4", DataRoot.open(tmp_path / "data")
     path.write_bytes(movie(0))
-    examine = take._examine
+    examine = take.examine_bounded
 
     def interrupted(*arguments):
         path.unlink() if change == "goes away" else path.write_bytes(b"another")
         return examine(*arguments)
 
-    monkeypatch.setattr(take, "_examine", interrupted)
+    monkeypatch.setattr(take, "examine_bounded", interrupted)
     errand = take.Errand(str(path), True, root.location, FetchSettings(), ProbeSettings(), 60.0)
     if change == "goes away":
         with pytest.raises(FileNotFoundError):

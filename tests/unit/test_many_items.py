@@ -56,7 +56,7 @@ def test_split_holds_blocks_of_videos_and_not_all_of_them(tmp_path: Path, monkey
     monkeypatch.setattr(
         split_module,
         "map_units",
-        lambda function, units, *_: (
+        lambda function, units, *_, **__: (
             Outcome(unit, result(unit.video_id) | {"writes": 0}, None, 1.0) for unit in reversed(units)
         ),
     )
@@ -94,7 +94,7 @@ def test_ingest_holds_little_of_each_source(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(root, "read", lambda _: b"")
     monkeypatch.setattr("svdflow.ingest.ingest_report._picture", lambda _: manifest_picture())
 
-    def taken(function, errands, *_):
+    def taken(function, errands, *_, **__):
         for n, errand in enumerate(errands):
             info = {"container": "mov,mp4", "codec": "h264", "duration_s": 2.0 + n, "fps": 24.0, "width": 640,
                     "height": 360, "frames": 48, "rotation": 0, "variable_fps": False, "pixel_aspect": 1.0,

@@ -289,7 +289,7 @@ PROBE_IN_LITTLE_MEMORY = """
 import json, sys
 from pathlib import Path
 from svdflow.ingest.examine import ProbeSettings
-from svdflow.ingest.take import _memory_limit
+from svdflow.ingest.verdict import _memory_limit
 from svdflow.ingest.examine import examine
 with _memory_limit(1 << 30):
     verdict = examine(sys.argv[1], ProbeSettings())

@@ -135,7 +135,7 @@ def test_the_number_of_workers_is_a_setting_and_changes_no_result(chain, tmp_pat
     root, here = DataRoot.open(base / "data"), tmp_path / "clips.parquet"
     report = split_videos(base / "videos.parquet", here, root, one)
     assert report.done == 0 and here.read_bytes() == (base / "clips.parquet").read_bytes()
-    monkeypatch.setattr(split_module, "map_units", lambda *arguments: asked.append(arguments[3]) or [])
+    monkeypatch.setattr(split_module, "map_units", lambda *arguments, **_: asked.append(arguments[3]) or [])
     with pytest.raises(BadInputError):
         split_videos(base / "videos.parquet", here, DataRoot.open(tmp_path / "data"), one)
     assert asked == [1]
@@ -250,7 +250,7 @@ def test_a_source_that_is_gone_is_not_kept_as_a_verdict_on_the_video(tmp_path, m
 def here_alone(monkeypatch) -> None:
     """The units of work in this process, where they can be interfered with."""
 
-    def map_here(function, units, *_):
+    def map_here(function, units, *_, **__):
         return (Outcome(unit, function(unit), None, 0.0) for unit in units)
 
     monkeypatch.setattr(split_module, "map_units", map_here)

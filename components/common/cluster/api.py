@@ -128,6 +128,11 @@ class Cluster:
             except Expired:  # it took too long to turn the pages: from the beginning
                 continue
 
+    @property
+    def client(self) -> ApiClient:
+        """The official client, for what no kind stands for here: versions, the whole cluster, reviews of access."""
+        return self._connected()
+
     # streams
 
     @contextmanager

@@ -16,14 +16,24 @@ from typing import Any, overload
 import pyarrow as pa
 
 from ...common.errors import BadInputError
-from ...common.fanout import default_workers, machine_memory_bytes, map_units
-from ...common.identity import identity
+from ...common.fanout import (
+    Executor,
+    Limits,
+    LocalProcesses,
+    Outcome,
+    chosen_executor,
+    default_workers,
+    in_pods,
+    machine_memory_bytes,
+    map_units,
+)
+from ...common.identity import file_sha256, identity
 from ...common.manifest_views import alone_in, joined, open_views
 from ...common.manifests import ROW_GROUP, SCHEMAS, write_in_order
 from ...common.report import StepReport
 from ...common.storage import DataRoot
 from .annotator import Annotator, late_axes, load
-from .measure import Measured, measure_clip
+from .measure import Measured, measure_clip, measure_unit
 from .model_process import ModelProcess
 from .results import ClipResult, ClipWork, Results
 from .settings import AnnotateSettings
@@ -66,9 +76,11 @@ def annotate_clips(videos: Path, clips: Path, out: Path, root: DataRoot, setting
                         pending.add(work.number)
                     else:
                         results.put(work.number, vars(found))
-        for measured in _measured(pending, annotators, kept, settings):
-            results.put(measured.work.number, vars(measured.result))
-            for axis, reason in measured.result.failed.items():
+        inputs = identity(videos=file_sha256(Path(videos)), clips=file_sha256(Path(clips)), annotators=kept.identity)
+        executor = chosen_executor(root, "annotate", inputs, together=annotate_together)
+        for number, result in _annotated(pending, annotators, kept, settings, executor):
+            results.put(number, vars(result))
+            for axis, reason in result.failed.items():
                 count, first = failed.get(axis, (0, reason))
                 failed[axis] = count + 1, first
         _refuse_when_all_failed(annotators, failed, pending.clips)
@@ -133,6 +145,40 @@ def _description(clip: Mapping[str, Any]) -> str | None:
     if not clip["description"] or not clip["duration_s"]:
         return None
     return clip["description"] if clip["end_s"] - clip["start_s"] >= _WHOLE * clip["duration_s"] else None
+
+
+def _annotated(
+    pending: Sequence[ClipWork],
+    annotators: Sequence[Annotator],
+    kept: Results,
+    settings: AnnotateSettings,
+    executor: Executor,
+) -> Iterator[tuple[int, ClipResult]]:
+    """Number and result of each clip, measured here or in pods."""
+    if isinstance(executor, LocalProcesses):
+        for measured in _measured(pending, annotators, kept, settings):
+            yield measured.work.number, measured.result
+        return
+    for outcome in map_units(annotate_alone, pending, "clips", timeout_s=settings.clip_timeout_s, executor=executor):
+        result = outcome.value or _given_up(outcome.unit, outcome.error or "", annotators, kept).result
+        yield outcome.unit.number, result
+
+
+@in_pods
+def annotate_alone(work: ClipWork) -> ClipResult:
+    """One clip from its bytes to all its columns, the models included, in one process."""
+    measured = measure_clip(work)
+    return measured.result if measured.view is None else measure_unit([measured])[0].result
+
+
+@in_pods
+def annotate_together(works: Sequence[ClipWork], workers: int | None, limits: Limits) -> Iterator[Outcome]:
+    """The clips of one pod: processes decode them, one process of models takes them by the unit, as in a step."""
+    settings = works[0].settings.model_copy(update={"workers": workers, "clip_timeout_s": limits.timeout_s})
+    annotators = load(settings)
+    here = {work.number: work for work in works}
+    for measured in _measured(works, annotators, Results(DataRoot.open(works[0].root), annotators), settings):
+        yield Outcome(here[measured.work.number], measured.result, None, 0.0)
 
 
 def _measured(

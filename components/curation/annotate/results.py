@@ -69,7 +69,7 @@ class Results:
 
     def __init__(self, root: DataRoot, annotators: Sequence[Annotator]) -> None:
         self.root, self.annotators = root, annotators
-        self._identity = identity(annotators=[a.identity() for a in annotators])
+        self.identity = identity(annotators=[a.identity() for a in annotators])
 
     def whole(self, work: ClipWork) -> ClipResult | None:
         """Everything of a clip, if it is there; one look-up."""
@@ -122,7 +122,7 @@ class Results:
             self.root.record(WHOLE, self._whole_key(work), result.columns)
 
     def _whole_key(self, work: ClipWork) -> str:
-        return f"{work.place()}-{identity(annotators=self._identity, description=work.description)}"
+        return f"{work.place()}-{identity(annotators=self.identity, description=work.description)}"
 
     def _find(self, kind: str, key: str) -> dict[str, Any] | None:
         columns = self.root.find(kind, key)

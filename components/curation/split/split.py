@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from ...common.errors import BadInputError, ConfigError
-from ...common.fanout import map_units
+from ...common.fanout import chosen_executor, in_pods, map_units
 from ...common.identity import CHUNK_BYTES, file_sha256, identity
 from ...common.manifest_spool import ManifestSpool
 from ...common.manifests import read_blocks
@@ -113,7 +113,10 @@ def _results(
         else:
             fresh[unit.video_id] = at
     units = [block[at] for at in fresh.values()]
-    for outcome in map_units(_split_video, units, "videos split", settings.workers, settings.timeout_s):
+    executor = chosen_executor(root, "split", identity(units=[_key(unit, weights) for unit in block]))
+    for outcome in map_units(
+        _split_video, units, "videos split", settings.workers, settings.timeout_s, executor=executor
+    ):
         unit, result = outcome.unit, outcome.value
         if result is None:  # a crash or a time-out: no verdict on the video, tried again in the next run
             result = {"clips": [], "error": f"crash: splitting it {outcome.error}"}
@@ -168,6 +171,7 @@ def _sweep(scratch: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
+@in_pods
 def _split_video(unit: _Unit) -> dict[str, Any]:
     """One video's manifest rows, its cuts and what was lost. Stores the shard; records nothing."""
     root = DataRoot.open(unit.root)
