@@ -119,7 +119,7 @@ def compile(  # noqa: A001 - the command's name
     ] = None,
     env: Annotated[
         str | None,
-        typer.Option(help="Write what `submit` sends to this environment: images, resources, secrets' names."),
+        typer.Option(help="Write what `submit` sends to this environment, to --out."),
     ] = None,
     image: Image = None,
     images: Images = None,

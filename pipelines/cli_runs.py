@@ -61,7 +61,7 @@ def watch(
 ) -> None:
     """Show a run's tasks with their states until it has ended.
 
-    Ends with 0 when the run succeeded, 1 when it failed, 130 when it was canceled. Ctrl-C ends the watching, not the run.
+    Ends with 0 when the run succeeded, 1 when it failed, 130 when it was canceled. Ctrl-C ends only the watching.
     """
     from .cluster.runs import find_run
 

@@ -55,7 +55,7 @@ def create(
     pipeline: Annotated[str, typer.Argument(help=f"{', '.join(PIPELINES)}.")],
     cron: Annotated[
         str | None,
-        typer.Option(help="As '0 2 * * *', or six fields with seconds first; the server's time, mostly UTC."),
+        typer.Option(help="As '0 2 * * *', or six fields, seconds first; in the server's zone (UTC)."),
     ] = None,
     every: Annotated[str | None, typer.Option(metavar="6h", help="Between two starts: 30m, 6h, 1d.")] = None,
     start: Annotated[str | None, typer.Option(metavar="TIME", help="Not before: 2030-01-31T02:00:00+00:00.")] = None,

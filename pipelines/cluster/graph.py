@@ -1,9 +1,9 @@
 """A run's tasks and their states, from what the API tells of a run.
 
 The backend lists the nodes of its workflow, not the tasks of the pipeline. A task ``train-2`` is a node of that name,
-after one called ``train-2-driver`` and above one called ``executor``, which is above ``executor(0)``, ``executor(1)``, …
-when it may be retried. A node names as its children both what is below it and what comes after it, by the workflow's own
-ids, which share only the hash at the end with the pod's name.
+after one called ``train-2-driver`` and above one called ``executor``, which is above ``executor(0)``, ``executor(1)``
+and so on when it may be retried. A node names as its children both what is below it and what comes after it, by the
+workflow's own ids, which share only the hash at the end with the pod's name.
 """
 
 from __future__ import annotations

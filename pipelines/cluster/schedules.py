@@ -10,13 +10,13 @@ from typing import Any
 
 from svdflow.common.errors import BadInputError, ConfigError
 
-from .client import Client
+from .client import Client, Refused
 from .environment import Environment
 from .submit import Version, experiment_id, runtime_config
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _FIELDS = ("second", "minute", "hour", "day", "month", "weekday")
-_RANGES = ((0, 59), (0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
+_RANGES = ((0, 59), (0, 59), (0, 23), (1, 31), (1, 12), (0, 6))
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,7 @@ def cron_fields(text: str) -> str:
     if len(fields) == 5:
         fields.insert(0, "0")
     if len(fields) != 6:
-        raise ConfigError(
-            f"--cron {text!r}: write five fields (minute hour day month weekday), or six with seconds first"
-        )
+        raise ConfigError(f"--cron {text!r}: write five fields (minute hour day month weekday) or six, seconds first")
     for name, field, (low, high) in zip(_FIELDS, fields, _RANGES, strict=True):
         names = r"[A-Za-z]{3}" if name in ("month", "weekday") else r"\d{1,2}"
         one = rf"(\*|\?|(\d{{1,2}}|{names})(-(\d{{1,2}}|{names}))?)(/\d{{1,2}})?"
@@ -116,10 +114,14 @@ def create(
     if old is not None and not replace:
         raise BadInputError(f"{name}: there is a schedule of that name; --replace puts the new one in its place")
     trigger = (
-        api.V2beta1Trigger(cron_schedule=api.V2beta1CronSchedule(when.start, when.end, when.cron))
+        api.V2beta1Trigger(
+            cron_schedule=api.V2beta1CronSchedule(start_time=when.start, end_time=when.end, cron=when.cron)
+        )
         if when.cron
         else api.V2beta1Trigger(
-            periodic_schedule=api.V2beta1PeriodicSchedule(when.start, when.end, str(when.interval_s))
+            periodic_schedule=api.V2beta1PeriodicSchedule(
+                start_time=when.start, end_time=when.end, interval_second=str(when.interval_s)
+            )
         )
     )
     body = api.V2beta1RecurringRun(
@@ -127,7 +129,9 @@ def create(
         description=f"svdflow {revision}, version {version.name}, environment {environment.name}",
         experiment_id=experiment_id(client, experiment),
         namespace=client.access.namespace,
-        pipeline_version_reference=api.V2beta1PipelineVersionReference(version.pipeline_id, version.version_id),
+        pipeline_version_reference=api.V2beta1PipelineVersionReference(
+            pipeline_id=version.pipeline_id, pipeline_version_id=version.version_id
+        ),
         runtime_config=runtime_config(environment, arguments),
         service_account=environment.service_account,
         max_concurrency=str(concurrency),
@@ -148,7 +152,7 @@ def create(
             client.read(client.schedules.recurring_run_service_enable_recurring_run, known)
         raise
     if old is not None:
-        client.read(client.schedules.recurring_run_service_delete_recurring_run, known)
+        _remove(client, old)
     return made
 
 
@@ -188,7 +192,7 @@ def resume(client: Client, wanted: str) -> Any:
 def delete(client: Client, wanted: str) -> Any:
     """Remove it; its runs stay."""
     found = find_schedule(client, wanted)
-    client.read(client.schedules.recurring_run_service_delete_recurring_run, found.recurring_run_id)
+    _remove(client, found)
     return found
 
 
@@ -206,6 +210,14 @@ def _by_name(client: Client, name: str, but: str | None = None) -> Any:
     call = client.schedules.recurring_run_service_list_recurring_runs
     found = client.pages(call, "recurring_runs", namespace=client.access.namespace)
     return next((each for each in found if each.display_name == name and each.recurring_run_id != but), None)
+
+
+def _remove(client: Client, schedule: Any) -> None:
+    try:
+        client.read(client.schedules.recurring_run_service_delete_recurring_run, schedule.recurring_run_id)
+    except Refused as error:
+        if error.status != 404:  # an earlier try was heard, and its answer lost
+            raise
 
 
 def _interval(text: str) -> int:
