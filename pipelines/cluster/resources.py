@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from svdflow.common.errors import ConfigError
@@ -27,22 +28,37 @@ def placement(environment: Environment) -> Placement:
 
 
 def image_of(declared: str, environment: Environment) -> str:
-    """The environment's image for the one that a component names: ``svdflow/training:0.1.0`` is ``training``.
+    """The environment's image for the one that a component names.
 
     Raises:
-        ConfigError: the environment has none, or it lacks the digest that the environment asks for.
+        ConfigError: the environment has none.
     """
-    kind = declared.rpartition("/")[2].partition(":")[0]
+    kind = image_kind(declared)
     image = environment.images.get(kind)  # type: ignore[call-overload]
     if not image:
         raise ConfigError(f"environment {environment.name}: images.{kind}: there is none, and tasks need it")
-    if environment.require_digests and not DIGEST.search(image):
-        raise ConfigError(
-            f"environment {environment.name}: images.{kind}: {image} has no digest, and what a tag points to changes; "
-            f"write NAME@sha256:… as the registry told when it was pushed (or --image {kind}=NAME@sha256:…), or set "
-            "require_digests: false"
-        )
     return image
+
+
+def require_digests(kinds: Iterable[str], environment: Environment) -> None:
+    """Refuse images that a tag names: what it points to changes, and KFP's records would not show it.
+
+    Raises:
+        ConfigError: names all of them.
+    """
+    images = {kind: environment.images.get(kind, "") for kind in kinds}  # type: ignore[call-overload]
+    lacking = [f"{kind} ({image})" for kind, image in sorted(images.items()) if image and not DIGEST.search(image)]
+    if lacking and environment.require_digests:
+        raise ConfigError(
+            f"environment {environment.name}: images {', '.join(lacking)} have no digest, and what a tag points to "
+            "changes: write NAME@sha256:… as the registry told when they were pushed, in the environment, in a file "
+            "for --images, or with --image; or set require_digests: false"
+        )
+
+
+def image_kind(declared: str) -> str:
+    """What a component's image is called in an environment: ``svdflow/training:0.1.0`` is ``training``."""
+    return declared.rpartition("/")[2].partition(":")[0]
 
 
 def apply(task: dsl.PipelineTask, given: TaskResources) -> None:

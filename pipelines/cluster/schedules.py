@@ -113,15 +113,12 @@ def create(
     old = _by_name(client, name)
     if old is not None and not replace:
         raise BadInputError(f"{name}: there is a schedule of that name; --replace puts the new one in its place")
+    bounds = {"start_time": when.start, "end_time": when.end}
     trigger = (
-        api.V2beta1Trigger(
-            cron_schedule=api.V2beta1CronSchedule(start_time=when.start, end_time=when.end, cron=when.cron)
-        )
+        api.V2beta1Trigger(cron_schedule=api.V2beta1CronSchedule(cron=when.cron, **bounds))
         if when.cron
         else api.V2beta1Trigger(
-            periodic_schedule=api.V2beta1PeriodicSchedule(
-                start_time=when.start, end_time=when.end, interval_second=str(when.interval_s)
-            )
+            periodic_schedule=api.V2beta1PeriodicSchedule(interval_second=str(when.interval_s), **bounds)
         )
     )
     body = api.V2beta1RecurringRun(

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from svdflow.curation.version.provenance import code_version, own_version
 
 from ..limits import require_limits
-from ..registry import placed_pipeline
+from ..registry import compiled_path, pipeline_spec, placed_pipeline
 from .environment import Environment
-from .resources import placement
+from .resources import image_kind, placement, require_digests
 
 REVISION = "SVDFLOW_REVISION"  # where there is no git checkout to ask, as in an image
 
@@ -57,6 +57,8 @@ def stamp(pipeline: str, environment: Environment) -> Stamped:
     Raises:
         ConfigError: there is no such pipeline, an image lacks a digest, or the result is beyond what a backend takes.
     """
+    executors = pipeline_spec(compiled_path(pipeline))["deploymentSpec"]["executors"].values()
+    require_digests({image_kind(executor["container"]["image"]) for executor in executors}, environment)
     ir = placed_pipeline(pipeline, placement(environment))
     require_limits(ir, f"{pipeline} for environment {environment.name}")
     return Stamped(pipeline, environment.name, ir, source_revision())
