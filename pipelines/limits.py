@@ -71,7 +71,7 @@ def argument_faults(arguments: Mapping[str, Any]) -> list[str]:
 
 
 def leaf_tasks(spec: Spec) -> Iterator[tuple[str, Spec, Spec]]:
-    """Key, task and component of every task that runs something, in all DAGs."""
+    """Key, task and component of every task that is no DAG, in all DAGs."""
     for component in [spec["root"], *spec["components"].values()]:
         for key, task in component.get("dag", {}).get("tasks", {}).items():
             target = spec["components"][task["componentRef"]["name"]]
@@ -155,14 +155,19 @@ def _loop_faults(key: str, task: Spec, in_loop: bool, conditional: bool) -> Iter
         yield f"{key}: mappings as items are mis-scoped under a condition or exit handler (kubeflow/pipelines 13273)"
 
 
-def _cache_faults(spec: Spec) -> Iterator[str]:
+def _containers(spec: Spec) -> Iterator[tuple[str, Spec, Spec, Spec]]:
+    """Key, task, component and container of every task that runs one."""
     for key, task, component in leaf_tasks(spec):
+        if container := executor_of(spec, component).get("container"):
+            yield key, task, component, container
+
+
+def _cache_faults(spec: Spec) -> Iterator[str]:
+    for key, task, _, container in _containers(spec):
         if task.get("cachingOptions", {}).get("enableCache"):
             yield f"{key}: KFP's cache is on, and it does not see what a folder holds or a package does"
-        if "container" in (executor := executor_of(spec, component)):
-            container = executor["container"]
-            if "pip install" in " ".join([*container.get("command", []), *container.get("args", [])]):
-                yield f"{key}: installs packages when it runs: put them into the image"
+        if "pip install" in " ".join([*container.get("command", []), *container.get("args", [])]):
+            yield f"{key}: installs packages when it runs: put them into the image"
 
 
 def kubernetes_configs(platform: Spec) -> dict[str, Any]:
@@ -178,7 +183,7 @@ def _platform_faults(spec: Spec, platform: Spec) -> Iterator[str]:
     workspace = json.dumps(platform.get("platforms", {}).get("kubernetes", {}).get("pipelineConfig", {}))
     if "workspace" in workspace and "accessModes" not in workspace:
         yield "a workspace needs accessModes"
-    for key, task, component in leaf_tasks(spec):
+    for key, task, component, _ in _containers(spec):
         config = configs.get(component["executorLabel"], {})
         for name in ("secretAsVolume", "secretAsEnv"):
             mounted = [secret.get("secretName") for secret in config.get(name, [])]

@@ -226,15 +226,14 @@ def _portable(profile: str, overrides: Mapping[str, Any]) -> tuple[str, dict[str
     import yaml
 
     whole = load_profile(profile)  # complains about a file that is none
-    base, path = profile, Path(profile)
+    base = profile
     while not (PROFILES / f"{base}.yaml").is_file():
-        base = (yaml.safe_load(path.read_text()) or {}).get("extends")
+        base = str((yaml.safe_load(Path(base).read_text()) or {}).get("extends") or "")
         if not base:
             raise ConfigError(
                 f"profile {profile}: the cluster does not see this file; let it extend a shipped profile "
                 f"({', '.join(profile_names())}), so that what differs can be sent along, or put it on the work volume"
             )
-        path = Path(base)
     differing = {
         f"{step}.{key}": value
         for step, settings in whole.items()

@@ -1,8 +1,8 @@
 """An HTTP server that speaks the Kubeflow Pipelines API, v2beta1, as much of it as svdflow uses.
 
 What it answers follows the API's definition (the models of kfp_server_api) and the backend's sources: the shapes of
-lists, errors and uploads, the workflow's nodes as task details, what is refused and with which status. Tests move runs on
-with ``at`` and ``end``, or by a script that takes a step at each look; ``fault`` makes the next matching requests fail.
+lists, errors and uploads, the workflow's nodes as task details, what is refused and with which status. Tests move runs
+on with ``at`` and ``end``, or by a script that takes a step at each look; ``fault`` makes matching requests fail.
 """
 
 from __future__ import annotations
