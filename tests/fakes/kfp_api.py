@@ -449,7 +449,7 @@ class _Handler(BaseHTTPRequestHandler):
             "pipelines": (fake.pipelines, fake.create_pipeline, "pipelines"),
             "experiments": (fake.experiments, fake.create_experiment, "experiments"),
             "runs": ({k: r.body for k, r in fake.runs.items()}, fake.create_run, "runs"),
-            "recurringruns": (fake.schedules, fake.create_schedule, "recurring_runs"),
+            "recurringruns": (fake.schedules, fake.create_schedule, "recurringRuns"),
         }.get(kind, ({}, None, ""))
         if create is None:
             raise Answer(404, "Not Found")
