@@ -358,7 +358,8 @@ def _read_spec(filename: str, content: bytes) -> dict[str, Any]:
         raise Answer(400, "File size too large. Maximum supported file size: 33554432")
     if not filename.endswith((".yaml", ".yml")):
         raise Answer(400, "Unexpected pipeline file format. Support .zip, .tar.gz, .json or YAML")
-    documents = [document for document in yaml.safe_load_all(content) if document]
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    documents = [document for document in yaml.load_all(content, Loader=loader) if document]
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", documents[0].get("pipelineInfo", {}).get("name", "")):
         raise Answer(400, "pipeline's name must contain only lowercase alphanumeric characters or '-'")
     if len(documents) == 1:
