@@ -123,10 +123,9 @@ def prepare(
 
     compiled_path(pipeline)  # complains about a name that is none before anything else
     environment = environment_of(connection.env, images_file, images or [])
-    stamped = stamp(pipeline, environment)
     overrides = dict(parse_override(text) for text in sets or [])
-    arguments = {} if only_upload else run_arguments(stamped, environment, given, profile, overrides)
-    return environment, stamped, arguments
+    arguments = {} if only_upload else run_arguments(pipeline, environment, given, profile, overrides)
+    return environment, stamp(pipeline, environment), arguments
 
 
 def watch_run(client: Any, run_id: str) -> None:

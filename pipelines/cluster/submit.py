@@ -16,7 +16,7 @@ from svdflow.common.errors import ConfigError
 from svdflow.training.train.presets import load_preset
 
 from ..limits import argument_faults, documents
-from ..registry import resolve_settings
+from ..registry import compiled_path, pipeline_spec, resolve_settings
 from ..stage_runs import resolve_stage
 from .client import Client
 from .environment import Environment
@@ -154,7 +154,7 @@ def run_name(pipeline: str, wanted: str | None = None) -> str:
 
 
 def run_arguments(
-    stamped: Stamped,
+    pipeline: str,
     environment: Environment,
     given: Mapping[str, str | None],
     profile: str,
@@ -163,7 +163,7 @@ def run_arguments(
     """The parameters of a run, checked before anything is sent.
 
     Args:
-        stamped: the pipeline.
+        pipeline: its name.
         environment: where it will run.
         given: parameters by name; None and empty ones are left to their defaults.
         profile: a shipped profile, a file on the work volume, or a file of this machine that extends a shipped one: its
@@ -173,15 +173,14 @@ def run_arguments(
     Raises:
         ConfigError: a parameter is unknown or missing, a setting is wrong, or all together are too long for KFP.
     """
-    spec, _ = documents(stamped.ir)
-    declared = spec["root"]["inputDefinitions"]["parameters"]
+    declared = pipeline_spec(compiled_path(pipeline))["root"]["inputDefinitions"]["parameters"]
     arguments: dict[str, Any] = {name: value for name, value in given.items() if value}
-    arguments.setdefault("workdir", f"{environment.work}/runs/{stamped.pipeline}")
+    arguments.setdefault("workdir", f"{environment.work}/runs/{pipeline}")
     if unknown := sorted(set(arguments) - set(declared)):
-        raise ConfigError(f"the pipeline {stamped.pipeline} takes no --{unknown[0]}; leave it out")
+        raise ConfigError(f"the pipeline {pipeline} takes no --{unknown[0]}; leave it out")
     missing = [name for name, what in declared.items() if not what.get("isOptional") and name not in arguments]
     if missing:
-        raise ConfigError(f"the pipeline {stamped.pipeline} needs --{missing[0]}")
+        raise ConfigError(f"the pipeline {pipeline} needs --{missing[0]}")
     for name in ("workdir", "source", "objects", "init"):
         _require_seen(name, arguments.get(name, ""), environment)
     if "stage" in arguments:

@@ -108,6 +108,8 @@ class _View:
 
     def _draw(self) -> Table:
         grid = Table.grid(padding=(0, 2))
+        for fixed in (True, True, True, False):
+            grid.add_column(no_wrap=fixed, overflow="fold")
         for state in self._states:
             mark, style = _MARKS.get(state.state, ("?", "magenta"))
             grid.add_row(Text(mark, style), state.task.name, _clock(state), Text(self._words(state), style))

@@ -389,7 +389,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         line = f"{method} {path}"
         with self.fake.lock:
-            self.fake.asked.append((line, query, dict(self.headers)))
+            self.fake.asked.append((line, query, {k.lower(): v for k, v in self.headers.items()}))
             fault = next((f for f in self.fake.faults if f.times and re.search(f.pattern, line)), None)
             if fault:
                 fault.times -= 1

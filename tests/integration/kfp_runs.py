@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from typer.testing import CliRunner, Result
 from svdflow.pipelines.cli import app
 from svdflow.pipelines.cluster.access import Access, Secret
 from svdflow.pipelines.cluster.client import Client
+from svdflow.pipelines.cluster.environment import load_environment
+from svdflow.pipelines.cluster.stamp import Stamped, stamp
+from svdflow.pipelines.cluster.submit import run_name, start_run, upload
 from tests.fakes.kfp_api import FakePipelines
 
 TOKEN = "ey.secret.token"
@@ -31,6 +35,21 @@ def environment_file(directory: Path, fake: FakePipelines, extra: str = "") -> s
 def svdflow(*arguments: str, **environ: str) -> Result:
     """Run a command as its user does; the token comes from the environment."""
     return CliRunner().invoke(app, list(arguments), env={"SVDFLOW_KFP_TOKEN": TOKEN, "COLUMNS": "200"} | environ)
+
+
+@cache
+def stamped() -> Stamped:
+    """The pipeline curation for the environment dev; compiling it takes a while."""
+    return stamp("curation", load_environment("dev"))
+
+
+def started(fake: FakePipelines) -> str:
+    """A run of curation, made without the command; its id."""
+    client = quick_client(fake)
+    version = upload(client, stamped())
+    name = run_name("curation")
+    arguments = {"workdir": "/work/runs/curation"}
+    return start_run(client, load_environment("dev"), version, arguments, name, "svdflow", "0.1.0").run_id
 
 
 def submitted(env: str, *arguments: str) -> str:

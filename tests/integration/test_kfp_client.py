@@ -11,10 +11,10 @@ from svdflow.pipelines.cluster.access import Access, Secret
 from svdflow.pipelines.cluster.client import Client, NoAnswer, Refused
 from svdflow.pipelines.cluster.environment import load_environment
 from svdflow.pipelines.cluster.runs import get_run, list_runs
-from svdflow.pipelines.cluster.stamp import Stamped, stamp
+from svdflow.pipelines.cluster.stamp import Stamped
 from svdflow.pipelines.cluster.submit import Version, experiment_id, start_run, upload
 from tests.fakes.kfp_api import FakePipelines
-from tests.integration.kfp_runs import TOKEN, quick_client
+from tests.integration.kfp_runs import TOKEN, quick_client, stamped
 
 ARGUMENTS = {"workdir": "/work/runs/curation"}
 
@@ -25,9 +25,9 @@ def fake() -> Iterator[FakePipelines]:
         yield server
 
 
-@pytest.fixture(scope="module")
-def stamped() -> Stamped:
-    return stamp("curation", load_environment("dev"))
+@pytest.fixture(name="stamped")
+def stamped_curation() -> Stamped:
+    return stamped()
 
 
 def run_once(client: Client, version: Version, name: str = "one of its kind"):
