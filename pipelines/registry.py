@@ -18,7 +18,7 @@ from .tasks import Placement, placing
 COMPILED = Path(__file__).resolve().parent / "compiled"  # an editable install links single files
 
 SETTINGS = {
-    "ingest": "svdflow.ingest.ingest:IngestSettings",
+    "ingest": "svdflow.ingest.settings:IngestSettings",
     "split": "svdflow.curation.split.settings:SplitSettings",
     "annotate": "svdflow.curation.annotate.settings:AnnotateSettings",
     "validate": "svdflow.curation.validate.settings:ValidateSettings",

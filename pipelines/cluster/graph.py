@@ -73,6 +73,14 @@ def states_of(tasks: Sequence[Task], run: Any) -> list[TaskState]:
     return [_state(task, by_name, by_id, (run.state or "") in ENDED) for task in tasks]
 
 
+def workflow_of(run: Any) -> str:
+    """The name of a run's Workflow, which the names of its pods begin with; empty before there are any."""
+    details = list(run.run_details.task_details or []) if run.run_details else []
+    pods = [detail.pod_name for detail in details if detail.pod_name]
+    own = [detail.pod_name for detail in details if detail.pod_name and detail.pod_name == detail.display_name]
+    return own[0] if own else next((pod.partition("-system-")[0] for pod in pods if "-system-" in pod), "")
+
+
 def _state(task: Task, by_name: Mapping[str, Any], by_id: Mapping[str, Any], over: bool) -> TaskState:
     detail = by_name.get(task.key) or by_name.get(task.name)
     driver = by_name.get(f"{task.key}-driver")

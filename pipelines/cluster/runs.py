@@ -11,8 +11,8 @@ from typing import Any
 from svdflow.common.errors import BadInputError
 
 from .client import Client, NoAnswer, Refused
-from .graph import ENDED, TaskState, states_of, tasks_of
-from .release import Release, release_all
+from .graph import ENDED, TaskState, states_of, tasks_of, workflow_of
+from .release import Release, Stopped, release_all
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 RECENT = 200
@@ -88,14 +88,16 @@ def stop(
 
     Its workflow's end takes the run's pods and, by ownership, the jobs that no other run has adopted.
     """
-    if (run := get_run(client, run_id)).state in ENDED:
-        return run.state, list(release(run_id, client.access.namespace))
+    run = get_run(client, run_id)
+    stopped = Stopped(run_id, workflow_of(run), client.access.namespace)
+    if run.state in ENDED:
+        return run.state, list(release(stopped))
     try:
         client.read(client.runs.run_service_terminate_run, run_id)  # twice does no harm
     except Refused:
         if get_run(client, run_id).state not in ENDED:  # else it ended just now
             raise
-    released = list(release(run_id, client.access.namespace))
+    released = list(release(stopped))
     since = time.monotonic()
     while (state := get_run(client, run_id).state) not in ENDED and time.monotonic() - since < wait_s:
         time.sleep(pause_s)

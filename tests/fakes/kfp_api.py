@@ -273,7 +273,9 @@ class FakePipelines:
         for key, before in depends.items():
             for name in before:
                 later.setdefault(name, []).append(f"{key}-driver")
-        nodes = [self._node(run_id, "root", "RUNNING", f"{workflow}-{_hash(run_id)}", ["root-driver"])]
+        if not run.tasks:
+            return []
+        nodes = [self._node(run_id, workflow, "RUNNING", workflow, ["root-driver"])]
         for key, task in run.tasks.items():
             state, attempts = task["state"], task["attempts"]
             driver = f"{workflow}-system-container-driver-{_hash(f'{run_id}/{key}-driver')}"

@@ -267,13 +267,16 @@ def test_stop_ends_the_run_then_releases_what_it_holds(fake, client, run_id):
     fake.at(run_id, "ingest", "RUNNING")
     order: list[str] = []
 
-    def release_jobs(run: str, namespace: str) -> list[str]:
-        order.append(f"{run} {namespace} {fake.runs[run_id].body['state']}")
+    def release_jobs(run: release.Stopped) -> list[str]:
+        order.append(f"{run.run_id} {run.workflow} {run.namespace} {fake.runs[run_id].body['state']}")
         return ["TrainJob image-1a2b: deleted"]
 
     state, released = runs.stop(client, run_id, pause_s=0.01, release=release_jobs)
     assert state == "CANCELED" and released == ["TrainJob image-1a2b: deleted"]
-    assert order == [f"{run_id} svdflow CANCELING"], "after the workflow was told to end, so that nothing starts anew"
+    workflow = fake.pod(run_id, "ingest").partition("-system-")[0]
+    assert order == [f"{run_id} {workflow} svdflow CANCELING"], (
+        "after the workflow was told to end, so that nothing starts anew"
+    )
 
 
 def test_stop_finds_the_releases_that_are_registered(fake, env, run_id, monkeypatch):
@@ -284,8 +287,8 @@ def test_stop_finds_the_releases_that_are_registered(fake, env, run_id, monkeypa
     assert f"run {run_id}: canceled" in result.output
 
 
-def told_release(run_id: str, namespace: str) -> list[str]:
-    return [f"released for {run_id} in {namespace}"]
+def told_release(run: release.Stopped) -> list[str]:
+    return [f"released for {run.run_id} in {run.namespace}"]
 
 
 def test_stop_is_heard_when_its_answer_is_lost_and_of_a_run_that_has_ended(fake, client, run_id):

@@ -108,10 +108,10 @@ def test_too_many_settings_are_refused_before_anything_is_sent(fake, env, tmp_pa
 def test_a_profile_of_this_machine_travels_as_what_it_changes(fake, env, tmp_path):
     profile = tmp_path / "mine.yaml"
     profile.write_text("extends: local\nfilter: {motion_percent: 33}\n")
-    run_id = submitted(env, "--profile", str(profile), "--set", "split.min_scene_s=3")
+    run_id = submitted(env, "--profile", str(profile), "--set", "split.detect_width_px=96")
     parameters = fake.runs[run_id].body["runtime_config"]["parameters"]
     assert parameters["profile"] == "local"
-    assert parameters["overrides"] == {"filter.motion_percent": 33, "split.min_scene_s": 3}
+    assert parameters["overrides"] == {"filter.motion_percent": 33, "split.detect_width_px": 96}
     profile.write_text("filter: {motion_percent: 33}\n")
     result = svdflow("submit", "curation", "--env", env, "--profile", str(profile))
     assert isinstance(result.exception, ConfigError) and "let it extend a shipped profile" in str(result.exception)

@@ -1,6 +1,8 @@
 """Environments: what a task gets on a cluster, from the file to the IR that is sent."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -271,3 +273,30 @@ def test_sizes_are_read_as_kubernetes_reads_them():
     for bad in ("", "0", "1.5Gi", "16GiB", "-1", "Gi", "1 Gi"):
         with pytest.raises(ValueError, match="is no size"):
             size_bytes(bad)
+
+
+HEAVY = (
+    "torch",
+    "dvc",
+    "great_expectations",
+    "deepspeed",
+    "diffusers",
+    "transformers",
+    "duckdb",
+    "cv2",
+    "scipy",
+    "vtk",
+)
+ALONE = f"""
+import sys
+sys.modules.update(dict.fromkeys({HEAVY!r}))
+from svdflow.pipelines.cluster.connect import environment_of
+from svdflow.pipelines.cluster.submit import run_arguments
+print(run_arguments("train", environment_of("dev", None, []), {{"stage": "image"}}, "paper", {{}})["workdir"])
+"""
+
+
+def test_submitting_needs_none_of_the_libraries_that_steps_need():
+    """The image with the command line has none of them."""
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "/work/runs/train\n"), done.stderr
