@@ -28,7 +28,6 @@ app = typer.Typer(
 )
 app.add_typer(data, name="data")
 app.add_typer(train, name="train")
-app.command("submit")(submit)
 app.add_typer(runs, name="runs")
 app.add_typer(schedule, name="schedule")
 
@@ -140,6 +139,9 @@ def compile(  # noqa: A001 - the command's name
         return
     for name in [pipeline] if pipeline else PIPELINES:
         print(compile_pipeline(name, out))
+
+
+app.command("submit")(submit)
 
 
 @app.command()
