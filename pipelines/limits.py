@@ -21,6 +21,7 @@ TASK_BYTES = 36_500
 ITERATIONS = 100
 NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 NAME_LENGTH = 128
+QUANTITY = re.compile(r"\+?(\d+\.?\d*|\.\d+)([eE][-+]?\d+|[numkMGTPE]|[KMGTPE]i)?")  # as Kubernetes reads one
 
 Spec = Mapping[str, Any]
 
@@ -189,9 +190,11 @@ def _platform_faults(spec: Spec, platform: Spec) -> Iterator[str]:
             mounted = [secret.get("secretName") for secret in config.get(name, [])]
             if len(mounted) != len(set(mounted)):
                 yield f"{key}: mounts one secret twice"
-        for mount in config.get("emptyDirMounts", []):
-            if not re.fullmatch(r"[1-9]\d*([KMGTPE]i?)?", mount.get("sizeLimit", "1")):
-                yield f"{key}: size_limit {mount['sizeLimit']!r} makes the driver panic"
+        sizes = [mount.get("sizeLimit", "1") for mount in config.get("emptyDirMounts", [])]
+        sizes += [volume.get("size", "") for volume in config.get("genericEphemeralVolume", [])]
+        for size in sizes:
+            if not QUANTITY.fullmatch(size):
+                yield f"{key}: the size {size!r} makes the driver panic"
         if any(label.startswith("kueue.x-k8s.io/") for label in config.get("podMetadata", {}).get("labels", {})):
             yield f"{key}: a queue label on a step's pod; it belongs on the job that the step starts"
         for passed in component.get("taskConfigPassthroughs", []):

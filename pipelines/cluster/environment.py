@@ -103,6 +103,12 @@ def _no_queue(labels: dict[str, str]) -> dict[str, str]:
     return labels
 
 
+def _no_secret(values: dict[str, str]) -> dict[str, str]:
+    if found := [name for name in values if re.search("SECRET|PASSWORD|TOKEN|ACCESS_KEY|CREDENTIAL", name)]:
+        raise ValueError(f"{found[0]}: a secret does not stand in a file that is uploaded; take it from secrets")
+    return values
+
+
 class TaskResources(Settings):
     """What a task's pod gets."""
 
@@ -116,7 +122,7 @@ class TaskResources(Settings):
     tolerations: list[Toleration] = []
     affinity: list[Affinity] = []
     security_context: SecurityContext = SecurityContext()
-    env: dict[EnvironmentName, str] = {}
+    env: Annotated[dict[EnvironmentName, str], AfterValidator(_no_secret)] = {}
     fields: dict[EnvironmentName, str] = {}  # of the pod itself, by the downward API
     config_maps: dict[DnsName, Keys] = {}
     secrets: dict[DnsName, Keys] = {}

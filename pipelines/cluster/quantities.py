@@ -7,7 +7,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-_BYTES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15, "E": 10**18} | {
+# Less what one of the two does not know: for kfp a thousand bytes are K, for Kubernetes k.
+_BYTES = {"": 1, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15, "E": 10**18} | {
     unit: 2 ** (10 * power) for power, unit in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"), 1)
 }
 _LABEL_NAME = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
@@ -20,7 +21,7 @@ def size_bytes(text: str) -> int:
     Raises:
         ValueError: it is none, or not a whole number.
     """
-    match = re.fullmatch(r"([1-9]\d{0,17})([KMGTPE]i?)?", text)
+    match = re.fullmatch(r"([1-9]\d{0,17})(Ki|[MGTPE]i?)?", text)
     if not match:
         raise ValueError(f"{text!r} is no size; write it as 16Gi or 500M")
     return int(match[1]) * _BYTES[match[2] or ""]

@@ -67,6 +67,8 @@ def spec_of(client: Client, run: Any) -> dict[str, Any]:
     spec = run.pipeline_spec
     if not spec:
         reference = run.pipeline_version_reference
+        if reference is None or not reference.pipeline_id:
+            raise BadInputError(f"{run.run_id}: the server does not tell which pipeline version this run runs")
         version = client.read(
             client.pipelines.pipeline_service_get_pipeline_version,
             reference.pipeline_id,

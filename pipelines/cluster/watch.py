@@ -70,6 +70,9 @@ class _View:
 
     def __init__(self, console: Console, tasks: Sequence[Task], run: Any) -> None:
         self.console, self.names = console, {task.key: task.name for task in tasks}
+        self.before: dict[str, set[str]] = {}  # all that a task comes after, however far
+        for task in tasks:
+            self.before[task.key] = set(task.after).union(*(self.before[key] for key in task.after))
         self.message = ""
         self._told: dict[str, str] = {}
         self._said = ""
@@ -86,10 +89,12 @@ class _View:
             self._live.update(self._draw(), refresh=True)
             return
         for state in states:
-            if self._told.get(state.task.key, WAITING) != state.state:
+            if state.state not in (self._told.get(state.task.key, WAITING), NOT_RUN):
                 self._told[state.task.key] = state.state
                 self._line(f"{state.task.name}: {self._words(state)}")
         if run.state in ENDED:
+            if never := [state.task.name for state in states if state.state == NOT_RUN]:
+                self._line(f"not run: {', '.join(never)}")
             self._line(self._outcome())
 
     def say(self, message: str) -> None:
@@ -122,8 +127,9 @@ class _View:
     def _words(self, state: TaskState) -> str:
         if state.state == WAITING:
             ended = {each.task.key for each in self._states if each.state in ENDED}
-            blocking = [self.names[key] for key in state.task.after if key not in ended]
-            return f"after {', '.join(blocking)}" if blocking else "waiting"
+            blocking = [key for key in state.task.after if key not in ended]
+            last = [key for key in blocking if not any(key in self.before[other] for other in blocking)]
+            return f"after {', '.join(self.names[key] for key in last)}" if last else "waiting"
         words = state.state.lower()
         if len(state.pods) > 1:
             words += f", attempt {len(state.pods)}"

@@ -2,6 +2,9 @@
 
 import io
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,7 +84,10 @@ def test_a_run_is_shown_from_start_to_end(fake, client, run_id):
         "split into clips: running",
         "split into clips: succeeded, attempt 2",
     ]
-    assert "annotate: not run" in lines and lines[-1] == "succeeded"
+    assert lines[-2:] == [
+        "not run: annotate, validate, filter, validate selection, version, report",
+        "succeeded",
+    ]
 
 
 @pytest.mark.parametrize(("state", "status"), [("FAILED", 1), ("CANCELED", 130), ("SKIPPED", 0), ("SUCCEEDED", 0)])
@@ -169,7 +175,7 @@ def test_a_terminal_shows_the_graph_with_live_states(fake, client, run_id):
     drawn = console.file.getvalue()  # type: ignore[attr-defined]
     assert re.search(r"▸\s+ingest", drawn) and re.search(r"✓\s+ingest\s+1:05\s+succeeded", drawn)
     assert re.search(r"✗\s+split into clips\s+1:05\s+failed: no space", drawn)
-    assert re.search(r"·\s+annotate\s+after ingest, split into clips", drawn) and "1 of 8 tasks" in drawn
+    assert re.search(r"·\s+annotate\s+after split into clips", drawn) and "1 of 8 tasks" in drawn
 
 
 def test_the_command_ends_as_the_run_does(fake, env, run_id):
@@ -317,8 +323,23 @@ def test_a_failed_run_is_tried_again_and_another_is_not(fake, env, run_id):
 
 def test_a_backend_that_lists_tasks_themselves_is_understood(client, fake, run_id):
     """Without drivers and executors between: newer backends keep tasks, under their display names."""
+    fake.at(run_id, "ingest", "RUNNING")
     run = runs.get_run(client, run_id)
     node = run.run_details.task_details[0]
+    run.run_details.task_details = [node]
     node.display_name, node.state, node.pod_name, node.child_tasks = "split into clips", "RUNNING", "pod-7", None
     (state,) = states_of([Task("split", "split into clips", ())], run)
     assert (state.state, state.pods) == ("RUNNING", ("pod-7",))
+
+
+def test_ctrl_c_ends_the_watching_and_not_the_run(fake, run_id):
+    fake.at(run_id, "ingest", "RUNNING")
+    environ = {"PATH": f"{sys.prefix}/bin", "SVDFLOW_KFP_ENDPOINT": fake.url, "SVDFLOW_KFP_TOKEN": TOKEN}
+    with subprocess.Popen(["svdflow", "runs", "watch", run_id], env=environ, stderr=subprocess.PIPE) as process:
+        assert process.stderr
+        shown = [process.stderr.readline() for _ in range(2)]
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read().decode()
+        assert process.wait(30) == 130
+    assert b"ingest: running" in shown[1] and f"svdflow runs stop {run_id}" in rest and "Traceback" not in rest
+    assert fake.count(":terminate") == 0 and fake.runs[run_id].body["state"] == "RUNNING"

@@ -6,6 +6,9 @@ import sys
 
 import pytest
 import yaml
+from google.protobuf import json_format
+from kfp import components
+from kfp.kubernetes.kubernetes_executor_config_pb2 import KubernetesExecutorConfig
 from typer.testing import CliRunner
 
 from svdflow.common.errors import ConfigError
@@ -196,6 +199,7 @@ tasks:
         ("tasks: {encode: {timeout_s: 0}}", "tasks.encode.timeout_s"),
         ("tasks: {encode: {labels: {kueue.x-k8s.io/queue-name: a}}}", "belongs on the jobs"),
         ("tasks: {encode: {labels: {team: 'a b'}}}", "is no label value"),
+        ("tasks: {encode: {env: {AWS_SECRET_ACCESS_KEY: x}}}", "AWS_SECRET_ACCESS_KEY: a secret does not stand in"),
         ("tasks: {encode: {env: {A: '1'}, fields: {A: metadata.name}}}", "A: set from more than one place"),
         ("tasks: {encode: {tolerations: [{operator: Exists, value: x}]}}", "takes no value"),
         ("tasks: {encode: {volumes: {work: {claim: a}}}}", "'work' is no absolute path"),
@@ -269,8 +273,8 @@ def test_every_task_of_every_pipeline_can_be_named():
 
 
 def test_sizes_are_read_as_kubernetes_reads_them():
-    assert (size_bytes("1"), size_bytes("2K"), size_bytes("1Ki"), size_bytes("16Gi")) == (1, 2000, 1024, 16 * 2**30)
-    for bad in ("", "0", "1.5Gi", "16GiB", "-1", "Gi", "1 Gi"):
+    assert (size_bytes("1"), size_bytes("2M"), size_bytes("1Ki"), size_bytes("16Gi")) == (1, 2 * 10**6, 1024, 2**34)
+    for bad in ("", "0", "1K", "1k", "1.5Gi", "16GiB", "-1", "Gi", "1 Gi"):
         with pytest.raises(ValueError, match="is no size"):
             size_bytes(bad)
 
@@ -300,3 +304,15 @@ def test_submitting_needs_none_of_the_libraries_that_steps_need():
     """The image with the command line has none of them."""
     done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "/work/runs/train\n"), done.stderr
+
+
+def test_what_is_sent_is_read_by_kfp_and_by_kfp_kubernetes_without_a_field_left_over():
+    """Both parse strictly: a field that their protocols lack is an error."""
+    ir = stamp("svd", load_environment("production", DIGESTS)).ir
+    loaded = components.load_component_from_text(ir)
+    assert loaded.pipeline_spec.pipeline_info.name == "svd"
+    configs = kubernetes_configs(documents(ir)[1])
+    assert len(configs) == 22
+    for config in configs.values():
+        parsed = json_format.ParseDict(config, KubernetesExecutorConfig())
+        assert parsed.security_context.run_as_non_root and parsed.active_deadline_seconds > 0

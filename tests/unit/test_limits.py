@@ -117,7 +117,11 @@ def two_secrets():
 
 
 def malformed_size():
-    kubernetes.empty_dir_mount(placed(), "scratch", "/scratch", size_limit="5 GB")
+    kubernetes.empty_dir_mount(placed(), "scratch", "/scratch", size_limit="5K")  # Kubernetes writes k
+
+
+def malformed_volume():
+    kubernetes.add_ephemeral_volume(placed(), "scratch", "/scratch", ["ReadWriteOnce"], "5 GB")
 
 
 def queue_label():
@@ -149,7 +153,8 @@ def without_retries():
         (cached, "cache is on"),
         (many_tasks, "29 tasks"),
         (two_secrets, "one secret twice"),
-        (malformed_size, "'5 GB' makes the driver panic"),
+        (malformed_size, "'5K' makes the driver panic"),
+        (malformed_volume, "'5 GB' makes the driver panic"),
         (queue_label, "queue label"),
         (root, "may run as root"),
         (without_a_time_out, "no time-out"),
