@@ -199,7 +199,7 @@ class Client:
         if isinstance(error, urllib3.exceptions.HTTPError):
             cause = getattr(error, "reason", None) or error
             if isinstance(cause, urllib3.exceptions.SSLError):
-                return Refused(f"{where}: no trust in its certificate ({_short(cause)}); see --ca-file", 0)
+                return Refused(f"{where}: no TLS connection ({_short(cause)}); a private CA: --ca-file", 0)
             return NoAnswer(f"{where} does not answer: {_short(cause)}")
         if not isinstance(error, api.ApiException):
             return error

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import ssl
 import threading
 import uuid
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from datetime import UTC, datetime, timedelta
 from email.parser import BytesParser
 from email.policy import HTTP
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -57,8 +59,8 @@ class FakeRun:
 class FakePipelines:
     """A server with its whole content. ``with FakePipelines() as fake: … fake.url``."""
 
-    def __init__(self, token: str = "", cookie: str = "") -> None:
-        self.token, self.cookie = token, cookie
+    def __init__(self, token: str = "", cookie: str = "", certificate: Path | None = None) -> None:
+        self.token, self.cookie, self.certificate = token, cookie, certificate  # a PEM file with its key: TLS
         self.pipelines: dict[str, dict[str, Any]] = {}
         self.versions: dict[str, dict[str, Any]] = {}
         self.experiments: dict[str, dict[str, Any]] = {}
@@ -77,6 +79,10 @@ class FakePipelines:
         handler = type("Handler", (_Handler,), {"fake": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
+        if self.certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(self.certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return self
 
@@ -87,7 +93,7 @@ class FakePipelines:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}"
+        return f"{'https' if self.certificate else 'http'}://127.0.0.1:{self._server.server_port}"
 
     def fault(self, pattern: str, how: str, times: int = 1) -> None:
         self.faults.append(Fault(pattern, how, times))

@@ -2,9 +2,16 @@
 
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
+import kfp_server_api
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from svdflow.common.errors import BadInputError
 from svdflow.pipelines.cluster.access import Access, Secret
@@ -205,3 +212,51 @@ def test_what_the_server_finds_wrong_is_told_in_its_words(fake, stamped):
     version = upload(client, stamped)
     with pytest.raises(Refused, match=r"refused \(400\): parameter \['nonsense'\] is not in the pipeline's inputs"):
         start_run(client, load_environment("dev"), version, ARGUMENTS | {"nonsense": 1}, "x", "nightly", "0.1.0")
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for 127.0.0.1 that nobody else trusts, with its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = made.public_bytes(Encoding.PEM) + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path = tmp_path_factory.mktemp("tls") / "server.pem"
+    path.write_bytes(pem)
+    return path
+
+
+def test_a_certificate_is_trusted_only_by_its_authority(certificate):
+    with FakePipelines(certificate=certificate) as fake:
+        trusting = Access(fake.url, "svdflow", ca_file=certificate)
+        assert list_runs(Client(trusting, patience_s=0), 5) == []
+        with pytest.raises(Refused, match="no TLS connection .*CERTIFICATE_VERIFY_FAILED.*--ca-file"):
+            list_runs(Client(Access(fake.url, "svdflow"), patience_s=0), 5)
+
+
+def test_a_server_without_tls_is_not_spoken_to_in_the_clear(fake):
+    access = Access(fake.url.replace("http:", "https:"), "svdflow", Secret("a test", value=TOKEN))
+    with pytest.raises(Refused, match="no TLS connection"):
+        list_runs(Client(access, patience_s=0), 5)
+    assert fake.asked == []
+
+
+def test_an_error_that_the_generated_client_trips_over_is_told_as_what_it_was(fake):
+    """Its handler decodes a body that an error without an answer does not have."""
+
+    def trips(_request_timeout: object) -> None:
+        try:
+            raise kfp_server_api.ApiException(status=0, reason="SSLError: unknown protocol")
+        except kfp_server_api.ApiException as error:
+            error.body.decode()
+
+    with pytest.raises(Refused, match="SSLError: unknown protocol"):
+        quick_client(fake).once(trips)
