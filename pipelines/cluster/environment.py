@@ -196,9 +196,12 @@ def load_environment(name: str, images: Mapping[str, str] | None = None) -> Envi
     for task, own in tasks.items():
         if task not in known:
             faults.append(f"tasks.{task}: no pipeline has such a task; tasks are {', '.join(sorted(known))}")
-            continue
-        base = tasks.get(known[task]) or {} if task != known[task] else {}
-        merged[task] = _without_nulls(merge(merge(defaults, base), own or {}))
+        elif not isinstance(own or {}, dict):
+            faults.append(f"tasks.{task}: is no mapping")
+        else:
+            base = tasks.get(known[task]) if task != known[task] else None
+            base = base if isinstance(base, dict) else {}
+            merged[task] = _without_nulls(merge(merge(defaults, base), own or {}))
     whole = _without_nulls(values) | {"name": label, "tasks": merged}
     try:
         environment = validate_settings(Environment, "", whole)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from svdflow.common.config import PROFILES, load_profile, merge, profile_names
+from svdflow.common.config import PROFILES, load_profile, profile_names
 from svdflow.common.errors import ConfigError
 from svdflow.training.train.presets import load_preset
 
@@ -233,10 +233,11 @@ def _portable(profile: str, overrides: Mapping[str, Any]) -> tuple[str, dict[str
                 f"profile {profile}: the cluster does not see this file; let it extend a shipped profile "
                 f"({', '.join(profile_names())}), so that what differs can be sent along, or put it on the work volume"
             )
-    differing = {
-        f"{step}.{key}": value
-        for step, settings in whole.items()
-        for key, value in (settings or {}).items()
-        if (load_profile(base).get(step) or {}).get(key) != value
-    }
-    return base, merge(differing, overrides)
+    shipped = load_profile(base)
+    differing: dict[str, Any] = {}
+    for step, settings in whole.items():
+        if not isinstance(settings or {}, Mapping):
+            raise ConfigError(f"profile {profile}: {step} is no mapping of settings")
+        known = shipped.get(step) or {}
+        differing |= {f"{step}.{key}": value for key, value in (settings or {}).items() if known.get(key) != value}
+    return base, differing | dict(overrides)

@@ -115,6 +115,9 @@ def test_a_profile_of_this_machine_travels_as_what_it_changes(fake, env, tmp_pat
     profile.write_text("filter: {motion_percent: 33}\n")
     result = svdflow("submit", "curation", "--env", env, "--profile", str(profile))
     assert isinstance(result.exception, ConfigError) and "let it extend a shipped profile" in str(result.exception)
+    profile.write_text("extends: local\nfilter: 5\n")
+    result = svdflow("submit", "curation", "--env", env, "--profile", str(profile))
+    assert isinstance(result.exception, ConfigError) and "filter is no mapping" in str(result.exception)
     assert fake.runs[submitted(env, "--profile", "/work/p.yaml")].body["runtime_config"]["parameters"]["profile"]
 
 

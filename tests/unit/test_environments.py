@@ -188,6 +188,7 @@ tasks:
     ("text", "says"),
     [
         ("tasks: {trane: {}}", "tasks.trane: no pipeline has such a task"),
+        ("tasks: {encode: 5}", "tasks.encode: is no mapping"),
         ("tasks: {encode: {gpus: 1}}", "tasks.encode.gpus: Extra inputs are not permitted"),
         ("tasks: {encode: {memory: 5 GB}}", "tasks.encode.memory: Value error, '5 GB' is no size"),
         ("tasks: {encode: {shared_memory: 16GiB}}", "'16GiB' is no size"),
