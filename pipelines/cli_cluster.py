@@ -10,6 +10,7 @@ import typer
 from . import PIPELINES
 
 if TYPE_CHECKING:
+    from .cluster.client import Client
     from .cluster.connect import Connection
     from .cluster.environment import Environment
     from .cluster.stamp import Stamped
@@ -128,7 +129,21 @@ def prepare(
     return environment, stamp(pipeline, environment), arguments
 
 
-def watch_run(client: Any, run_id: str) -> None:
+def connected(
+    env: str | None,
+    endpoint: str | None,
+    namespace: str | None,
+    token_file: Path | None,
+    cookie_file: Path | None,
+    ca_file: Path | None,
+) -> Client:
+    """A client of the cluster that a command's options name."""
+    from .cluster.connect import Connection
+
+    return Connection(env, endpoint, namespace, token_file, cookie_file, ca_file).client()
+
+
+def watch_run(client: Client, run_id: str) -> None:
     """Watch a run and end as it did; Ctrl-C ends the watching, not the run."""
     from rich.console import Console
 

@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from .cli_cluster import CaFile, CookieFile, Endpoint, Env, Namespace, TokenFile, watch_run
-
-if TYPE_CHECKING:
-    from .cluster.client import Client
+from .cli_cluster import CaFile, CookieFile, Endpoint, Env, Namespace, TokenFile, connected, watch_run
 
 runs = typer.Typer(help="Runs on Kubeflow Pipelines: list, watch, read, stop, try again.", no_args_is_help=True)
 
 Run = Annotated[str, typer.Argument(help="A run's id or its beginning, its name, or latest.")]
-
-
-def _client(
-    env: str | None,
-    endpoint: str | None,
-    namespace: str | None,
-    token_file: TokenFile,
-    cookie_file: CookieFile,
-    ca_file: CaFile,
-) -> Client:
-    from .cluster.connect import Connection
-
-    return Connection(env, endpoint, namespace, token_file, cookie_file, ca_file).client()
 
 
 @runs.command("list")
@@ -45,7 +29,7 @@ def list_(
     from .cluster.run_table import print_runs
     from .cluster.runs import list_runs
 
-    client = _client(env, endpoint, namespace, token_file, cookie_file, ca_file)
+    client = connected(env, endpoint, namespace, token_file, cookie_file, ca_file)
     print_runs(list_runs(client, count, experiment))
 
 
@@ -65,7 +49,7 @@ def watch(
     """
     from .cluster.runs import find_run
 
-    client = _client(env, endpoint, namespace, token_file, cookie_file, ca_file)
+    client = connected(env, endpoint, namespace, token_file, cookie_file, ca_file)
     watch_run(client, find_run(client, run).run_id)
 
 
@@ -89,7 +73,7 @@ def logs(
 
     from .cluster.runs import choose_task, find_run, follow_log, read_log, task_states
 
-    client = _client(env, endpoint, namespace, token_file, cookie_file, ca_file)
+    client = connected(env, endpoint, namespace, token_file, cookie_file, ca_file)
     found = find_run(client, run)
     state = choose_task(task_states(client, found), task)
     if attempt and attempt > len(state.pods):
@@ -118,7 +102,7 @@ def stop(
     from .cluster.runs import find_run
     from .cluster.runs import stop as stop_run
 
-    client = _client(env, endpoint, namespace, token_file, cookie_file, ca_file)
+    client = connected(env, endpoint, namespace, token_file, cookie_file, ca_file)
     run_id = find_run(client, run).run_id
     state, released = stop_run(client, run_id)
     for line in released:
@@ -144,7 +128,7 @@ def retry(
     from .cluster.runs import find_run
     from .cluster.runs import retry as retry_run
 
-    client = _client(env, endpoint, namespace, token_file, cookie_file, ca_file)
+    client = connected(env, endpoint, namespace, token_file, cookie_file, ca_file)
     run_id = find_run(client, run).run_id
     retry_run(client, run_id)
     print(f"run {run_id}: tried again")

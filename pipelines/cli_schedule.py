@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -25,28 +25,13 @@ from .cli_cluster import (
     Stage,
     TokenFile,
     Workdir,
+    connected,
     prepare,
 )
-
-if TYPE_CHECKING:
-    from .cluster.client import Client
 
 schedule = typer.Typer(help="Runs by the clock, on Kubeflow Pipelines.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="The schedule's name or id.")]
-
-
-def _client(
-    env: str | None,
-    endpoint: str | None,
-    namespace: str | None,
-    token_file: TokenFile,
-    cookie_file: CookieFile,
-    ca_file: CaFile,
-) -> Client:
-    from .cluster.connect import Connection
-
-    return Connection(env, endpoint, namespace, token_file, cookie_file, ca_file).client()
 
 
 @schedule.command("create")
@@ -128,7 +113,7 @@ def list_(
     from .cluster.run_table import print_schedules
     from .cluster.schedules import list_schedules
 
-    print_schedules(list_schedules(_client(env, endpoint, namespace, token_file, cookie_file, ca_file)))
+    print_schedules(list_schedules(connected(env, endpoint, namespace, token_file, cookie_file, ca_file)))
 
 
 @schedule.command("pause")
@@ -144,7 +129,7 @@ def pause(
     """Start no more runs until `schedule resume`; those at work go on."""
     from .cluster import schedules
 
-    found = schedules.pause(_client(env, endpoint, namespace, token_file, cookie_file, ca_file), name)
+    found = schedules.pause(connected(env, endpoint, namespace, token_file, cookie_file, ca_file), name)
     print(f"schedule {found.display_name}: paused")
 
 
@@ -161,7 +146,7 @@ def resume(
     """Start runs again."""
     from .cluster import schedules
 
-    found = schedules.resume(_client(env, endpoint, namespace, token_file, cookie_file, ca_file), name)
+    found = schedules.resume(connected(env, endpoint, namespace, token_file, cookie_file, ca_file), name)
     print(f"schedule {found.display_name}: resumed")
 
 
@@ -178,5 +163,5 @@ def delete(
     """Remove a schedule; its runs stay."""
     from .cluster import schedules
 
-    found = schedules.delete(_client(env, endpoint, namespace, token_file, cookie_file, ca_file), name)
+    found = schedules.delete(connected(env, endpoint, namespace, token_file, cookie_file, ca_file), name)
     print(f"schedule {found.display_name}: deleted")

@@ -25,7 +25,6 @@ class Connection:
     token_file: Path | None = None
     cookie_file: Path | None = None
     ca_file: Path | None = None
-    patience_s: float | None = None
 
     def client(self, environment: Environment | None = None) -> Client:
         """A client; the environment, or else the one that ``env`` names, fills in what was not told."""
@@ -40,7 +39,7 @@ class Connection:
             default_endpoint=environment.endpoint if environment else "",
             default_namespace=environment.namespace if environment else "",
         )
-        return Client(access) if self.patience_s is None else Client(access, patience_s=self.patience_s)
+        return Client(access)
 
 
 def environment_of(env: str | None, images_file: Path | None, images: Sequence[str]) -> Environment:
