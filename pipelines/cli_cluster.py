@@ -88,6 +88,8 @@ def submit(
         pipeline, connection, images, image, {**given, "workdir": workdir}, profile, set_, only_upload=upload_only
     )
     label = run_name(pipeline, name)
+    if stamped.commit.endswith("-dirty"):
+        typer.echo(f"note: the source has changes that commit {stamped.commit} does not hold", err=True)
     client = connection.client(environment)
     version = upload(client, stamped)
     print(f"version {version.name}: {'uploaded' if version.uploaded else 'was there'}")

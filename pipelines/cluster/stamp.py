@@ -23,7 +23,7 @@ class Stamped:
     pipeline: str
     environment: str
     ir: str = field(repr=False)
-    revision: str
+    revision: str  # of the package and the source: ``0.1.0 (1a2b3c4d5e6f)``, ``-dirty`` when changed since
 
     @property
     def sha256(self) -> str:
@@ -36,11 +36,16 @@ class Stamped:
         return f"{self.pipeline}-{own_version()}-{self.sha256[:12]}".lower().replace("+", "-")
 
     @property
+    def commit(self) -> str:
+        """Of the source; empty where it is not known."""
+        return self.revision.partition("(")[2].rstrip(")")
+
+    @property
     def tags(self) -> dict[str, str]:
         """For the version; keys without dots, which KFP refuses."""
         return {
             "svdflow": own_version(),
-            "revision": self.revision,
+            "revision": self.commit or "unknown",
             "environment": self.environment,
             "ir-sha256": self.sha256[:63],
         }
@@ -65,5 +70,5 @@ def stamp(pipeline: str, environment: Environment) -> Stamped:
 
 
 def source_revision() -> str:
-    """``0.1.0 (1a2b3c4d5e6f)``: the package's version and the commit it runs from, ``-dirty`` when changed since."""
+    """The package's version, and the commit it runs from as git or ``SVDFLOW_REVISION`` tells it."""
     return f"{own_version()} ({told})" if (told := os.environ.get(REVISION, "").strip()) else code_version()

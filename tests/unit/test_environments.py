@@ -12,8 +12,10 @@ from kfp.kubernetes.kubernetes_executor_config_pb2 import KubernetesExecutorConf
 from typer.testing import CliRunner
 
 from svdflow.common.errors import ConfigError
+from svdflow.curation.version.provenance import own_version
 from svdflow.pipelines import PIPELINES
 from svdflow.pipelines.cli import app
+from svdflow.pipelines.cluster import stamp as stamps
 from svdflow.pipelines.cluster.environment import IMAGES, environment_names, load_environment, task_names
 from svdflow.pipelines.cluster.quantities import size_bytes
 from svdflow.pipelines.cluster.stamp import stamp
@@ -251,13 +253,16 @@ def test_a_version_is_named_after_what_it_holds():
     other = DIGESTS | {"curation": DIGESTS["training"]}
     assert stamp("curation", load_environment("production", other)).version != once.version
     assert once.revision not in once.ir
-    assert once.tags["environment"] == "production" and once.tags["revision"] in once.description
+    assert once.tags["environment"] == "production" and once.tags["svdflow"] == own_version()
+    assert once.revision in once.description
     assert all("." not in key for key in once.tags)
 
 
 def test_the_revision_can_be_told_where_there_is_no_checkout(monkeypatch):
     monkeypatch.setenv("SVDFLOW_REVISION", "1a2b3c4")
-    assert "(1a2b3c4)" in stamp("curation", load_environment("dev")).tags["revision"]
+    told = stamp("curation", load_environment("dev"))
+    assert told.tags["revision"] == "1a2b3c4" and told.revision.endswith(" (1a2b3c4)")
+    assert stamps.Stamped("curation", "dev", told.ir, "0.1.0").tags["revision"] == "unknown"
 
 
 def test_compile_writes_what_would_be_sent(tmp_path):
