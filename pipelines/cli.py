@@ -12,7 +12,10 @@ from svdflow import __version__
 from svdflow.common.errors import SvdflowError
 
 from . import PIPELINES
+from .cli_cluster import Image, Images, submit
 from .cli_data import data
+from .cli_runs import runs
+from .cli_schedule import schedule
 from .cli_train import train
 
 app = typer.Typer(
@@ -25,6 +28,8 @@ app = typer.Typer(
 )
 app.add_typer(data, name="data")
 app.add_typer(train, name="train")
+app.add_typer(runs, name="runs")
+app.add_typer(schedule, name="schedule")
 
 _PIPELINES_HELP = "; ".join(f"{name} ({what})" for name, (_, what) in PIPELINES.items())
 WorkdirOption = Annotated[Path, typer.Option("--workdir", "-w", help="Where the run's data, reports and model lie.")]
@@ -111,12 +116,32 @@ def compile(  # noqa: A001 - the command's name
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Where to write the IR. Default: pipelines/compiled.")
     ] = None,
+    env: Annotated[
+        str | None,
+        typer.Option(help="Write what `submit` sends to this environment, to --out."),
+    ] = None,
+    image: Image = None,
+    images: Images = None,
 ) -> None:
     """Compile pipelines to IR YAML for a Kubeflow Pipelines backend."""
+    from svdflow.common.errors import ConfigError
+
     from .registry import PIPELINES, compile_pipeline
 
+    if env:
+        from .cluster.connect import environment_of
+        from .cluster.stamp import stamp
+
+        if not pipeline or not out:
+            raise ConfigError("--env: name the pipeline, and a file with --out; what is committed knows no environment")
+        out.write_text(stamp(pipeline, environment_of(env, images, image or [])).ir)
+        print(out)
+        return
     for name in [pipeline] if pipeline else PIPELINES:
         print(compile_pipeline(name, out))
+
+
+app.command("submit")(submit)
 
 
 @app.command()

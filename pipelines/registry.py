@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -11,11 +12,13 @@ from svdflow.common.config import Settings, load_profile, validate_settings
 from svdflow.common.errors import ConfigError
 
 from . import PIPELINES
+from .limits import require_limits
+from .tasks import Placement, placing
 
 COMPILED = Path(__file__).resolve().parent / "compiled"  # an editable install links single files
 
 SETTINGS = {
-    "ingest": "svdflow.ingest.ingest:IngestSettings",
+    "ingest": "svdflow.ingest.settings:IngestSettings",
     "split": "svdflow.curation.split.settings:SplitSettings",
     "annotate": "svdflow.curation.annotate.settings:AnnotateSettings",
     "validate": "svdflow.curation.validate.settings:ValidateSettings",
@@ -71,7 +74,7 @@ def compile_pipeline(name: str, out: Path | None = None) -> Path:
     """Compile a pipeline to IR YAML; returns the file.
 
     Raises:
-        ConfigError: there is no pipeline of that name.
+        ConfigError: there is no pipeline of that name, or it is beyond what a backend takes.
     """
     path = out or compiled_path(name)
     place, _ = _known(name)
@@ -79,7 +82,27 @@ def compile_pipeline(name: str, out: Path | None = None) -> Path:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     Compiler().compile(load_object(place), str(path))
+    require_limits(path.read_text(), str(path))
     return path
+
+
+def placed_pipeline(name: str, place: Placement) -> str:
+    """The IR of a pipeline, as text, with every task placed by ``place``: what an environment is sent.
+
+    Raises:
+        ConfigError: there is no pipeline of that name.
+    """
+    module, _ = _known(name)
+    from kfp import dsl
+    from kfp.compiler import Compiler
+
+    pipeline = load_object(module)
+    with placing(place), tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "pipeline.yaml"
+        declared = pipeline.component_spec
+        again = dsl.pipeline(name=declared.name, description=declared.description)(pipeline.pipeline_func)
+        Compiler().compile(again, str(path))
+        return path.read_text()
 
 
 def compiled_path(name: str) -> Path:
@@ -100,12 +123,12 @@ def _known(name: str) -> tuple[str, str]:
 
 def parameters(ir_path: Path) -> set[str]:
     """Names of the parameters that a compiled pipeline takes."""
-    return set(_spec(ir_path)["root"]["inputDefinitions"]["parameters"])
+    return set(pipeline_spec(ir_path)["root"]["inputDefinitions"]["parameters"])
 
 
 def task_count(ir_path: Path) -> int:
     """How many tasks run when all goes well, nested ones and the exit task included."""
-    spec = _spec(ir_path)
+    spec = pipeline_spec(ir_path)
 
     def count(dag: Mapping[str, Any]) -> int:
         total = 0
@@ -117,7 +140,8 @@ def task_count(ir_path: Path) -> int:
     return count(spec["root"]["dag"])
 
 
-def _spec(ir_path: Path) -> dict[str, Any]:
+def pipeline_spec(ir_path: Path) -> dict[str, Any]:
+    """The pipeline itself in a compiled file, without what a platform adds."""
     import yaml
 
     return next(iter(yaml.load_all(ir_path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))))

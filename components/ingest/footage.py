@@ -13,9 +13,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..common.config import Settings
 from ..common.errors import ConfigError
 from ..common.video import encode_mp4
+from .settings import FootageSettings
 from .textures import COLOURS, surface
 
 VERSION = "1"
@@ -74,17 +74,6 @@ _SUBTITLES = (
     "filmed in one afternoon",
     "with the kind help of many",
 )
-
-
-class FootageSettings(Settings):
-    """The size of generated videos; all ours, the paper has none."""
-
-    width: int = 320
-    height: int = 192
-    fps: float = 12.0
-    min_s: float = 2.0
-    max_s: float = 3.0
-    gop: int = 12  # frames between key frames: short, so that cutting at key frames keeps most of a shot
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
-from ..common.config import Settings
 from ..common.errors import BadInputError
 from ..common.fanout import Executor, LocalProcesses, chosen_executor, default_workers, map_units
 from ..common.identity import identity
@@ -22,13 +19,12 @@ from ..common.manifest_spool import ManifestSpool
 from ..common.progress import track
 from ..common.report import StepReport
 from ..common.storage import DataRoot
-from .examine import ProbeSettings
-from .fetch import FetchSettings
 from .footage import VERSION as FOOTAGE_VERSION
-from .footage import FootageSettings, write_footage
+from .footage import write_footage
 from .ingest_report import Tally
 from .licences import refusal
-from .sources import REMEDY, ListSettings, Source, about_file, find_sources, is_remote, with_unique_names
+from .settings import IngestSettings
+from .sources import REMEDY, Source, about_file, find_sources, is_remote, with_unique_names
 from .take import Errand, Taken, content_after_crash, find_known_file, sweep_abandoned, take
 from .uris import scheme_of
 from .verdict import Brought, probe_brought
@@ -36,22 +32,6 @@ from .verdict import Brought, probe_brought
 _SPARE_S = 60.0  # for what is neither fetching nor probing: hashing and storing
 _LOOK_UPS = 1 << 13  # of unchanged files that are under way at a time
 _TIMED_OUT = "(exit code -14)"  # SIGALRM: the worker's own limit
-
-
-class IngestSettings(Settings):
-    """What is taken in. The paper does not tell where its videos come from: all of this is ours."""
-
-    generated_clips: int = 0  # short videos made by svdflow and added to the source, labelled "generated"
-    generated_seed: int = 0
-    footage: FootageSettings = FootageSettings()
-    licence: str | None = None  # of files that come without one
-    licences_allowed: tuple[str, ...] = ()  # if any are named, no other licence is; "*" stands for anything
-    licences_refused: tuple[str, ...] = ()
-    lists: ListSettings = ListSettings()
-    fetch: FetchSettings = FetchSettings()
-    probe: ProbeSettings = ProbeSettings()
-    workers: int | None = Field(default=None, ge=1)  # at once; all cores by default, more help with slow servers
-    timeout_s: float = Field(default=600.0, gt=0)  # for probing one file
 
 
 @dataclass(frozen=True)

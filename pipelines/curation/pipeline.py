@@ -11,6 +11,7 @@ from svdflow.curation.split.component import split
 from svdflow.curation.validate.component import validate, validate_selection
 from svdflow.curation.version.component import version
 from svdflow.ingest.component import ingest
+from svdflow.pipelines.tasks import named
 from svdflow.report.component import report
 
 
@@ -32,7 +33,6 @@ def curate(source: PipelineChannel, common: dict[str, PipelineChannel]) -> Curat
         source: the folder, prefix or list of raw videos.
         common: ``workdir``, ``run_id``, ``profile`` and ``overrides``, which every task takes.
     """
-    # Reuse comes from identities in the data root: KFP's cache sees neither a folder's content nor our package.
     ingested = ingest(source=source, **common)
     videos = ingested.outputs["videos"]
     cut = split(videos=videos, **common)
@@ -56,7 +56,7 @@ def curate(source: PipelineChannel, common: dict[str, PipelineChannel]) -> Curat
         (checked_selection, "validate selection"),
         (versioned, "version"),
     ):
-        task.set_display_name(name).set_caching_options(False)
+        named(task, name)
     return Curated(clips, annotations, selection, versioned.outputs["dataset"], checked_selection)
 
 
@@ -80,6 +80,6 @@ def curation(
     """
     run_id = dsl.PIPELINE_JOB_ID_PLACEHOLDER
     common = {"workdir": workdir, "run_id": run_id, "profile": profile, "overrides": overrides}
-    told = report(pipeline="curation", **common).set_display_name("report").set_caching_options(False)
+    told = named(report(pipeline="curation", **common), "report")
     with dsl.ExitHandler(told, name="run"):
         curate(source, common)

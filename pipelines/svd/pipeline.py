@@ -7,6 +7,7 @@ from svdflow.evaluation.component import evaluate, gate
 from svdflow.export.component import export, serve
 from svdflow.multiview.component import measure_multiview, render
 from svdflow.pipelines.curation.pipeline import curate
+from svdflow.pipelines.tasks import named
 from svdflow.report.component import report
 from svdflow.training.encode.component import encode, encode_orbits
 from svdflow.training.train.component import train
@@ -34,7 +35,7 @@ def svd(
     """
     run_id = dsl.PIPELINE_JOB_ID_PLACEHOLDER
     common = {"workdir": workdir, "run_id": run_id, "profile": profile, "overrides": overrides}
-    told = report(pipeline="svd", **common).set_display_name("report").set_caching_options(False)
+    told = named(report(pipeline="svd", **common), "report")
     with dsl.ExitHandler(told, name="run"):
         curated = curate(source, common)
         clips, annotations, selection = curated.clips, curated.annotations, curated.selection
@@ -84,4 +85,4 @@ def svd(
             (exported, "export"),
             (served, "serve"),
         ):
-            task.set_display_name(name).set_caching_options(False)
+            named(task, name)

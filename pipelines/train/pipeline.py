@@ -7,6 +7,7 @@ from kfp.dsl.pipeline_channel import PipelineChannel
 
 from svdflow.curation.validate.component import validate_samples
 from svdflow.curation.version.component import checkout
+from svdflow.pipelines.tasks import named
 from svdflow.report.component import report
 from svdflow.training.encode.component import encode
 from svdflow.training.train.component import train as train_stage
@@ -37,7 +38,7 @@ def training_data(dataset: PipelineChannel, common: dict[str, PipelineChannel]) 
     samples = encoded.outputs["samples"]
     checked = validate_samples(selection=selection, samples=samples, **common)
     for task, name in ((taken, "check out dataset"), (encoded, "encode"), (checked, "validate samples")):
-        task.set_display_name(name).set_caching_options(False)
+        named(task, name)
     return TrainingData(clips, annotations, selection, taken.outputs["dataset"], samples, checked)
 
 
@@ -65,8 +66,8 @@ def train(
     """
     run_id = dsl.PIPELINE_JOB_ID_PLACEHOLDER
     common = {"workdir": workdir, "run_id": run_id, "profile": profile, "overrides": overrides}
-    told = report(pipeline="train", **common).set_display_name("report").set_caching_options(False)
+    told = named(report(pipeline="train", **common), "report")
     with dsl.ExitHandler(told, name="run"):
         data = training_data(dataset, common)
         trained = train_stage(stage=stage, samples=data.samples, dataset=data.dataset, start=init, **common)
-        trained.after(data.checked).set_display_name("train").set_caching_options(False)
+        named(trained.after(data.checked), "train")

@@ -3,6 +3,7 @@
 from kfp import dsl
 
 from svdflow.evaluation.component import evaluate
+from svdflow.pipelines.tasks import named
 from svdflow.pipelines.train.pipeline import training_data
 from svdflow.report.component import report
 from svdflow.training.train.component import train
@@ -30,7 +31,7 @@ def training(
     """
     run_id = dsl.PIPELINE_JOB_ID_PLACEHOLDER
     common = {"workdir": workdir, "run_id": run_id, "profile": profile, "overrides": overrides}
-    told = report(pipeline="training", **common).set_display_name("report").set_caching_options(False)
+    told = named(report(pipeline="training", **common), "report")
     with dsl.ExitHandler(told, name="run"):
         data = training_data(dataset, common)
         given = {"samples": data.samples, "dataset": data.dataset, **common}
@@ -51,4 +52,4 @@ def training(
             (high_quality, "train image to video"),
             (evaluated, "evaluate"),
         ):
-            task.set_display_name(name).set_caching_options(False)
+            named(task, name)

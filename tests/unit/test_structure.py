@@ -156,22 +156,3 @@ def test_the_command_knows_every_pipeline_and_what_it_takes():
     ):
         result = CliRunner().invoke(app, arguments)
         assert isinstance(result.exception, (ConfigError, BadInputError)) and says in str(result.exception)
-
-
-@pytest.mark.parametrize("name", PIPELINES)
-def test_the_ir_keeps_within_the_limits_of_a_kfp_backend(name):
-    text = compiled_path(name).read_text()
-    spec = next(iter(yaml.safe_load_all(text)))
-    assert len(text) < 512 * 1024
-    assert re.fullmatch(r"[a-z0-9.-]+", spec["pipelineInfo"]["name"])
-    assert f"comp-{spec['pipelineInfo']['name']}" not in spec["components"], "kfp loads that component instead"
-    for executor in spec["deploymentSpec"]["executors"].values():
-        arguments = " ".join(executor["container"]["command"] + executor["container"]["args"])
-        assert len(arguments) < 128 * 1024
-        assert "pip install" not in arguments
-    for component in spec["components"].values():
-        for task in component.get("dag", {}).get("tasks", {}).values():
-            if "dag" not in spec["components"][task["componentRef"]["name"]]:
-                assert not task.get("cachingOptions", {}).get("enableCache"), (
-                    "reuse comes from identities, not from KFP's cache"
-                )

@@ -1,0 +1,1 @@
+"""Pipelines on a Kubeflow Pipelines backend: environments, uploads, schedules, runs."""
