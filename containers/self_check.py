@@ -71,11 +71,10 @@ def locked() -> Fault:
 
 def complete() -> Fault:
     """Every requirement of what is installed is met."""
-    versions: dict[str, str] = {
-        canonicalize_name(each.name): each.version for each in metadata.distributions() if each.name
-    }
-    for each in metadata.distributions():
-        if not each.name or canonicalize_name(each.name) == "svdflow":  # its extras are by image
+    distributions = [each for each in metadata.distributions() if each.name]
+    versions: dict[str, str] = {canonicalize_name(each.name): each.version for each in distributions}
+    for each in distributions:
+        if canonicalize_name(each.name) == "svdflow":  # its extras are by image
             continue
         for requirement in map(Requirement, each.requires or ()):
             asked: str = canonicalize_name(requirement.name)
