@@ -41,7 +41,7 @@ def user() -> Fault:
 
 def scratch() -> Fault:
     """Temporary files and the home directory have a place."""
-    for place in {tempfile.gettempdir(), os.path.expanduser("~")}:
+    for place in sorted({os.environ.get("TMPDIR", "/tmp"), os.path.expanduser("~")}):
         try:
             with tempfile.NamedTemporaryFile(dir=place):
                 pass
