@@ -13,7 +13,7 @@ export DO_NOT_TRACK := 1
 SOURCES := $(shell find components pipelines -name '*.py' -newer $(VENV)/.package 2>/dev/null | head -1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench doctor compile lock clean
+.PHONY: help setup demo test lint bench doctor compile images lock clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -53,6 +53,7 @@ lint: setup ## ruff, mypy, hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy components pipelines
+	$(BIN)/mypy --scripts-are-modules containers/build.py containers/locks.py containers/sbom.py containers/self_check.py
 	$(BIN)/hadolint containers/*/Dockerfile
 
 bench: setup ## run the benchmarks
@@ -64,8 +65,13 @@ doctor: setup ## say what this machine has and lacks
 compile: setup ## compile the pipelines to pipelines/compiled
 	$(BIN)/svdflow compile
 
-lock: ## write requirements.lock from the environment as it is
+# Its own variables are in containers/README.md; it needs no environment.
+images: ## build the images with docker, podman or buildah (IMAGES, BASE_IMAGE, PUSH)
+	@$(PYTHON) containers/build.py
+
+lock: ## write requirements.lock from the environment as it is, and the images' parts of it
 	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(svdflow|pip|setuptools|wheel)\b' | sed -E 's/^(torch==[0-9.]+)\+cpu/\1/' > requirements.lock
+	$(BIN)/python containers/locks.py
 
 clean: ## remove what was made here, the environment included
 	rm -rf $(VENV) $(CACHE) runs build *.egg-info
