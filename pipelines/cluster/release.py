@@ -22,7 +22,7 @@ class Stopped:
 
 Release = Callable[[Stopped], Sequence[str]]  # tells what became of what the run held, one line each
 
-RELEASES: tuple[str, ...] = ()  # ``module:function`` of each; without access to the cluster it says so
+RELEASES = ("svdflow.pipelines.cluster.jobs:release_jobs",)  # ``module:function``, loaded when a run is stopped
 
 
 def release_all(run: Stopped) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from svdflow.common.errors import ConfigError
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from kfp import dsl
 
 SHARED_MEMORY = "shared-memory"
+_IMAGE = re.compile(r"\$\{image:([^}]*)\}")
 
 
 def placement(environment: Environment) -> Placement:
@@ -22,9 +24,25 @@ def placement(environment: Environment) -> Placement:
     def place(task: dsl.PipelineTask, name: str) -> None:
         component = task_key(task.component_spec.name)
         task.set_container_image(image_of(task.container_spec.image, environment))
-        apply(task, environment.resources(component, task_key(name)))
+        given = environment.resources(component, task_key(name))
+        apply(task, given.model_copy(update={"env": with_images(given.env, environment)}))
 
     return place
+
+
+def with_images(variables: Mapping[str, str], environment: Environment) -> dict[str, str]:
+    """Variables with ``${image:curation}`` replaced: what a step starts runs the images that the run is stamped with.
+
+    Raises:
+        ConfigError: the environment has no such image, or has it without the digest that it asks for.
+    """
+
+    def image(found: re.Match[str]) -> str:
+        kind = found[1]
+        require_digests({kind}, environment)
+        return image_of(kind, environment)
+
+    return {name: _IMAGE.sub(image, value) for name, value in variables.items()}
 
 
 def image_of(declared: str, environment: Environment) -> str:

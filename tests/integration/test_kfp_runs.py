@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from rich.console import Console
 
+from svdflow.common.cluster.kinds import MANAGED_LABEL, MANAGER
+from svdflow.common.cluster.owners import Workflow
 from svdflow.common.errors import BadInputError
 from svdflow.pipelines.cluster import release, runs
 from svdflow.pipelines.cluster.client import Client, NoAnswer, Refused
@@ -18,6 +21,8 @@ from svdflow.pipelines.cluster.graph import Task, states_of, tasks_of
 from svdflow.pipelines.cluster.watch import watch
 from svdflow.pipelines.registry import compiled_path, pipeline_spec
 from tests.fakes.kfp_api import FakePipelines
+from tests.fakes.kube_api import KubeAPI
+from tests.fakes.kube_rules import TRAINJOBS, WORKFLOWS
 from tests.integration.kfp_runs import TOKEN, environment_file, quick_client, started, svdflow
 
 
@@ -291,6 +296,40 @@ def test_stop_finds_the_releases_that_are_registered(fake, env, run_id, monkeypa
     result = svdflow("runs", "stop", run_id, "--env", env)
     assert result.exit_code == 0 and f"released for {run_id} in svdflow" in result.output
     assert f"run {run_id}: canceled" in result.output
+
+
+@pytest.mark.parametrize("others", [[], ["another"]], ids=["alone", "adopted by another run"])
+def test_stop_deletes_the_jobs_that_no_other_run_owns(fake, env, run_id, tmp_path, monkeypatch, others):
+    fake.at(run_id, "ingest", "RUNNING")
+    workflow = fake.pod(run_id, "ingest").partition("-system-")[0]
+    with KubeAPI() as api:
+        owners = [api.store.create(WORKFLOWS, "svdflow", {"metadata": {"name": name}}) for name in (workflow, *others)]
+        metadata = {"name": "train-image-1a2b", "labels": {MANAGED_LABEL: MANAGER}}
+        metadata["ownerReferences"] = [
+            Workflow(o["metadata"]["name"], o["metadata"]["uid"]).reference() for o in owners
+        ]
+        api.store.create(
+            TRAINJOBS, "svdflow", {"metadata": metadata, "spec": {"runtimeRef": {"name": "svdflow-torch"}}}
+        )
+        user = {"name": "u", "user": {"token": api.token}}
+        cluster = {"name": "c", "cluster": {"server": api.url}}
+        context = {"name": "x", "context": {"cluster": "c", "user": "u"}}
+        config = {"current-context": "x", "contexts": [context], "clusters": [cluster], "users": [user]}
+        (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+        result = svdflow("runs", "stop", run_id, "--env", env)
+        left = [job["metadata"]["name"] for job in api.store.objects(TRAINJOBS)]
+    assert result.exit_code == 0, result.output
+    said = "left to another run" if others else "deleted"
+    assert f"TrainJob train-image-1a2b: {said}" in result.output
+    assert left == (["train-image-1a2b"] if others else [])
+
+
+def test_stop_without_a_way_to_the_cluster_says_what_becomes_of_the_jobs(fake, env, run_id, tmp_path, monkeypatch):
+    fake.at(run_id, "ingest", "RUNNING")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    result = svdflow("runs", "stop", run_id, "--env", env)
+    assert result.exit_code == 0 and "its jobs were not looked at" in result.output
 
 
 def told_release(run: release.Stopped) -> list[str]:

@@ -322,3 +322,19 @@ def test_what_is_sent_is_read_by_kfp_and_by_kfp_kubernetes_without_a_field_left_
     for config in configs.values():
         parsed = json_format.ParseDict(config, KubernetesExecutorConfig())
         assert parsed.security_context.run_as_non_root and parsed.active_deadline_seconds > 0
+
+
+def test_what_a_step_starts_runs_the_image_that_the_run_is_stamped_with():
+    tasks = tasks_in(stamp("svd", load_environment("production", DIGESTS)).ir)
+    for task, variable, image in (
+        ("split", "SVDFLOW_FANOUT", "curation"),
+        ("train-2", "SVDFLOW_TRAINJOB", "training"),
+    ):
+        (told,) = [entry["value"] for entry in tasks[task][1]["env"] if entry["name"] == variable]
+        assert yaml.safe_load(told)["image"] == DIGESTS[image]
+
+
+def test_a_variable_that_names_no_image_of_the_environment_is_refused(tmp_path):
+    text = SMALL + "  env: {SVDFLOW_FANOUT: '{image: \"${image:films}\"}'}\n"
+    with pytest.raises(ConfigError, match="images.films: there is none"):
+        stamp("curation", load_environment(written(tmp_path, text)))
