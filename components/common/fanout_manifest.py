@@ -55,7 +55,7 @@ class FanoutSettings(Settings):
     deadline_s: int = Field(86_400, ge=1)  # for the whole fan-out, from when it first runs
     quota_wait_s: float = Field(43_200.0, gt=0)  # for Kueue to admit it
     image_wait_s: float = Field(600.0, gt=0)  # while an image cannot be had
-    ttl_s: int = Field(3600, ge=0)  # an ended Job, its pods and logs stay so long
+    ttl_s: int = Field(3600, ge=60)  # an ended Job, its pods and logs stay so long; a step has to see its end
     patience_s: float = Field(600.0, gt=0)  # with an API server that is away
 
     @staticmethod
