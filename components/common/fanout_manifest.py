@@ -31,7 +31,7 @@ _PASSED_ON = ("SVDFLOW_FANOUT_PACKAGES", "SVDFLOW_S3_PATIENCE_S", "SVDFLOW_CACHE
 class FanoutSettings(Settings):
     """Pods of a fan-out, and how long is waited for them."""
 
-    image: str = Field(min_length=1)  # curation's, by digest: of the same svdflow as the step's own
+    image: str | None = Field(None, min_length=1)  # with the step's own svdflow in it; the step's own image
     namespace: str | None = None  # the step's own
     queue: str = "fan-out"  # Kueue's LocalQueue; it has processors only: name another one for GPUs
     priority: str = "svdflow-normal"  # Kueue's WorkloadPriorityClass
@@ -73,7 +73,7 @@ class FanoutSettings(Settings):
         except yaml.YAMLError as error:
             raise ConfigError(f"{VARIABLE}: is no YAML or JSON: {' '.join(str(error).split())}") from None
         if not isinstance(values, dict):
-            raise ConfigError(f"{VARIABLE}: has to be a mapping, as {{image: registry/curation@sha256:…, cpu: 4}}")
+            raise ConfigError(f"{VARIABLE}: has to be a mapping, as {{cpu: 4, memory: 16Gi}}")
         return validate_settings(FanoutSettings, VARIABLE, values)
 
     def max_failed(self, indexes: int) -> int:

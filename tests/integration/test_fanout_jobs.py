@@ -227,6 +227,18 @@ def test_a_step_s_pod_that_is_evicted_leaves_its_job_and_one_of_a_stopped_run_ta
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+def test_pods_have_the_step_s_own_image_unless_another_is_named(lab):
+    container = {"name": "main", "image": "registry.example/curation@sha256:1"}
+    pod = {"metadata": {"name": "step"}, "spec": {"containers": [{"name": "wait", "image": "argo"}, container]}}
+    with pytest.raises(ConfigError, match="has to name the image"):
+        lab.run(("a",), image=None)
+    lab.api.store.create(PODS, NAMESPACE, pod)
+    os.environ["KFP_POD_NAME"] = "step"
+    with pods_do(lab, at_once):
+        assert good(lab.run(("a",), image=None)[0])
+    assert lab.jobs()[0]["spec"]["template"]["spec"]["containers"][0]["image"] == container["image"]
+
+
 def test_a_job_deleted_by_somebody_else_is_begun_anew_with_what_is_missing(lab):
     gone = threading.Event()
 
