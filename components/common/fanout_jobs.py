@@ -11,7 +11,9 @@ a Job lost with its pods come back as failed outcomes with the reason; above a s
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import sys
 import threading
 from array import array
@@ -21,7 +23,7 @@ from typing import Any
 
 from .cluster.api import Cluster, connect
 from .cluster.errors import AlreadyThere, NotThere
-from .cluster.kinds import JOBS, Object
+from .cluster.kinds import JOBS, PODS, Object
 from .cluster.names import job_name
 from .cluster.owners import Workflow, adopt, is_stopped, owners, release, this_workflow
 from .errors import ConfigError, ServiceError
@@ -63,12 +65,12 @@ class IndexedJobs:
         self.root, self.what, self.together, self.look_s = root, what, together, look_s
         chosen = settings or FanoutSettings.from_environment()
         if chosen is None:
-            raise ConfigError("SVDFLOW_FANOUT is not set: it has to name the image of the pods at least")
+            raise ConfigError("SVDFLOW_FANOUT is not set; {} takes all defaults")
         self.settings = chosen
         self._cluster = cluster or (lambda: connect(chosen.namespace, chosen.patience_s))
         self._told_to_end = False
-        pods = self.settings.model_dump(mode="json", include={"image", "cpu", "memory", "gpus", "scratch"})
-        self.key = identity(what=what, key=key, pods=pods, root=root.location)
+        self._inputs = key
+        self._key = ""
 
     def run(
         self, function: Callable[[Any], Any], units: Sequence[Any], workers: int | None, limits: Limits
@@ -84,6 +86,10 @@ class IndexedJobs:
         missing = _Missing(len(units))
         with self._cluster() as cluster:
             me = this_workflow(cluster)
+            if self.settings.image is None:
+                self.settings = self.settings.model_copy(update={"image": _own_image(cluster)})
+            pods = self.settings.model_dump(mode="json", include={"image", "cpu", "memory", "gpus", "scratch"})
+            self._key = identity(what=self.what, key=self._inputs, pods=pods, root=self.root.location)
             attempt = lost = 0
             while missing.count:
                 attempt += 1
@@ -123,7 +129,7 @@ class IndexedJobs:
 
         None when the attempt is spent: its outcomes were taken, or it has none of what is missing.
         """
-        name = job_name(self.what, self.key, attempt)
+        name = job_name(self.what, self._key, attempt)
         written: tuple[Plan, bytes] | None = None
         ours = missing.places()
         while True:
@@ -132,7 +138,7 @@ class IndexedJobs:
             except NotThere:
                 written = written or self._write(name, function, units, ours, limits)
                 owner = me.reference() if me else None
-                wanted = indexed_job(self.settings, written[0], name, self.key, attempt, self.root.location, owner)
+                wanted = indexed_job(self.settings, written[0], name, self._key, attempt, self.root.location, owner)
                 try:
                     return cluster.create(JOBS, wanted), written[0], ours
                 except AlreadyThere:
@@ -241,6 +247,16 @@ class _Chosen(Sequence[Any]):
 
     def __getitem__(self, at: Any) -> Any:
         return self._items[self._places[at]]
+
+
+def _own_image(cluster: Cluster) -> str:
+    """The image of the step in whose pod this runs."""
+    try:
+        pod = cluster.get(PODS, os.environ.get("KFP_POD_NAME") or socket.gethostname())
+    except NotThere:
+        raise ConfigError("SVDFLOW_FANOUT: outside of a step's pod it has to name the image") from None
+    containers = pod["spec"]["containers"]
+    return next((c for c in containers if c["name"] == "main"), containers[0])["image"]  # Argo's name for the step
 
 
 def _places(known: bytes, wanted: bytes, ours: array[int]) -> array[int]:

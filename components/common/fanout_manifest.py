@@ -31,7 +31,7 @@ _PASSED_ON = ("SVDFLOW_FANOUT_PACKAGES", "SVDFLOW_S3_PATIENCE_S", "SVDFLOW_CACHE
 class FanoutSettings(Settings):
     """Pods of a fan-out, and how long is waited for them."""
 
-    image: str = Field(min_length=1)  # curation's, by digest: of the same svdflow as the step's own
+    image: str | None = Field(None, min_length=1)  # with the step's own svdflow in it; the step's own image
     namespace: str | None = None  # the step's own
     queue: str = "fan-out"  # Kueue's LocalQueue; it has processors only: name another one for GPUs
     priority: str = "svdflow-normal"  # Kueue's WorkloadPriorityClass
@@ -55,7 +55,7 @@ class FanoutSettings(Settings):
     deadline_s: int = Field(86_400, ge=1)  # for the whole fan-out, from when it first runs
     quota_wait_s: float = Field(43_200.0, gt=0)  # for Kueue to admit it
     image_wait_s: float = Field(600.0, gt=0)  # while an image cannot be had
-    ttl_s: int = Field(3600, ge=0)  # an ended Job, its pods and logs stay so long
+    ttl_s: int = Field(3600, ge=60)  # an ended Job, its pods and logs stay so long; a step has to see its end
     patience_s: float = Field(600.0, gt=0)  # with an API server that is away
 
     @staticmethod
@@ -73,7 +73,7 @@ class FanoutSettings(Settings):
         except yaml.YAMLError as error:
             raise ConfigError(f"{VARIABLE}: is no YAML or JSON: {' '.join(str(error).split())}") from None
         if not isinstance(values, dict):
-            raise ConfigError(f"{VARIABLE}: has to be a mapping, as {{image: registry/curation@sha256:…, cpu: 4}}")
+            raise ConfigError(f"{VARIABLE}: has to be a mapping, as {{cpu: 4, memory: 16Gi}}")
         return validate_settings(FanoutSettings, VARIABLE, values)
 
     def max_failed(self, indexes: int) -> int:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from ..common.errors import BadInputError
 from ..common.fanout import Executor, LocalProcesses, chosen_executor, default_workers, map_units
@@ -130,8 +130,15 @@ class _Outcomes:
     def of(self, source: Source) -> Taken:
         if source.fault:
             return Taken(fault=source.fault)
-        packed = self._packed.get(source.place)
-        return Taken.from_plain(json.loads(zlib.decompress(packed))) if packed else Taken()
+        return self.at(source.place) if source.place in self else Taken()
+
+    def at(self, place: str) -> Taken:
+        """What was kept of a place."""
+        return Taken.from_plain(json.loads(zlib.decompress(self._packed[place])))
+
+    def content(self, place: str) -> str:
+        """Sha256 of what lies at a place."""
+        return self._contents[place]
 
     def key(self, source: Source) -> str:
         """The same for all sources of one content; of one place where the content is not known."""
@@ -175,37 +182,59 @@ def _take_all(sources: list[Source], refused: dict[str, str], root: DataRoot, se
     stored = [errand for errand in errands if scheme_of(errand.place) == "s3"]
     others = [replace(errand, probe_later=True) for errand in errands if scheme_of(errand.place) != "s3"]
     _take_some(stored, taken, root, settings, executor)
-    brought = _take_some(others, taken, root, settings)
-    contents = {found.content.sha256: found for found in brought.values() if found.content}  # each is probed once
-    limits = (root.location, settings.probe, settings.timeout_s)
-    units = [Brought(t.brought, t.written, t.content, *limits) for t in contents.values() if t.content and t.brought]
-    verdicts: dict[str, dict[str, Any]] = {}
+    to_probe = _ToProbe(taken, _take_some(others, taken, root, settings), root, settings)
     executor, probe_s = chosen_executor(root, "probe", inputs), settings.timeout_s + _SPARE_S
-    for outcome in map_units(probe_brought, units, "videos probed", timeout_s=probe_s, executor=executor):
-        unit = outcome.unit
-        verdicts[unit.content.sha256] = outcome.value or _no_verdict(outcome.error or "", settings)
-        if outcome.value is None and unit.written:
-            root.remove(unit.uri)
-    for place, found in brought.items():
-        if found.content:
-            verdict = verdicts[found.content.sha256]
-            taken.keep(place, replace(found, brought=None, written=False, verdict=verdict, examined=True))
+    for outcome in map_units(probe_brought, to_probe, "videos probed", timeout_s=probe_s, executor=executor):
+        verdict = outcome.value or _no_verdict(outcome.error or "", settings)
+        to_probe.settle(outcome.unit, verdict)
+        if outcome.value is None and outcome.unit.written:
+            root.remove(outcome.unit.uri)
     return taken
+
+
+class _ToProbe(Sequence[Brought]):
+    """What was brought and is to be probed: each content once, made when it is asked for."""
+
+    def __init__(self, taken: _Outcomes, places: list[str], root: DataRoot, settings: IngestSettings) -> None:
+        self._taken, self._limits = taken, (root.location, settings.probe, settings.timeout_s)
+        self._places: dict[str, list[str]] = {}
+        for place in places:
+            self._places.setdefault(taken.content(place), []).append(place)
+        self._contents = list(self._places)
+
+    def __len__(self) -> int:
+        return len(self._contents)
+
+    @overload
+    def __getitem__(self, index: int) -> Brought: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Brought]: ...
+    def __getitem__(self, index: int | slice) -> Brought | Sequence[Brought]:
+        if isinstance(index, slice):
+            return [self[n] for n in range(*index.indices(len(self)))]
+        found = [self._taken.at(place) for place in self._places[self._contents[index]]]
+        assert found[0].content and found[0].brought
+        return Brought(found[0].brought, any(t.written for t in found), found[0].content, *self._limits)
+
+    def settle(self, brought: Brought, verdict: dict[str, Any]) -> None:
+        """Keep the verdict on a content for all its places."""
+        for place in self._places[brought.content.sha256]:
+            found = replace(self._taken.at(place), brought=None, written=False, verdict=verdict, examined=True)
+            self._taken.keep(place, found)
 
 
 def _take_some(
     errands: list[Errand], taken: _Outcomes, root: DataRoot, settings: IngestSettings, executor: Executor | None = None
-) -> dict[str, Taken]:
+) -> list[str]:
     """Take places in; returns those whose bytes are still to be probed."""
-    brought = {}
+    brought = []
     afar = any(is_remote(errand.place) for errand in errands)
     timeout_s = settings.timeout_s + _SPARE_S + (settings.fetch.total_s if afar else settings.timeout_s)
     for outcome in map_units(take, errands, "videos", settings.workers, timeout_s, executor=executor):
         place, found = outcome.unit.place, outcome.value
+        taken.keep(place, found or _crashed(place, outcome.error or "", root, settings))
         if found is not None and found.brought:
-            brought[place] = found
-        else:
-            taken.keep(place, found or _crashed(place, outcome.error or "", root, settings))
+            brought.append(place)
     return brought
 
 

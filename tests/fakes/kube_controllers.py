@@ -108,6 +108,8 @@ class Controllers:
             self.kubelet.lose(pod)
             if run:
                 self._count(run, pod, None)
+            else:
+                self.jobs.ended(pod, None)
 
     def preempt(self, job: Object) -> None:
         """Kueue takes the quota back: the TrainJob is suspended, its pods go, it waits again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -226,6 +227,18 @@ def test_a_step_s_pod_that_is_evicted_leaves_its_job_and_one_of_a_stopped_run_ta
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+def test_pods_have_the_step_s_own_image_unless_another_is_named(lab):
+    container = {"name": "main", "image": "registry.example/curation@sha256:1"}
+    pod = {"metadata": {"name": "step"}, "spec": {"containers": [{"name": "wait", "image": "argo"}, container]}}
+    with pytest.raises(ConfigError, match="has to name the image"):
+        lab.run(("a",), image=None)
+    lab.api.store.create(PODS, NAMESPACE, pod)
+    os.environ["KFP_POD_NAME"] = "step"
+    with pods_do(lab, at_once):
+        assert good(lab.run(("a",), image=None)[0])
+    assert lab.jobs()[0]["spec"]["template"]["spec"]["containers"][0]["image"] == container["image"]
+
+
 def test_a_job_deleted_by_somebody_else_is_begun_anew_with_what_is_missing(lab):
     gone = threading.Event()
 
@@ -327,6 +340,72 @@ def test_evicted_pods_are_replaced_and_nothing_that_was_kept_is_done_again(lab):
         reader.join(60)
     assert len(thread) == 2 and all(map(good, thread))
     assert lab.jobs()[0]["status"].get("failed", 0) == 0
+
+
+def test_a_lost_node_costs_no_unit_and_is_not_counted(lab):
+    first = threading.Event()
+
+    def lost_once(container: Container) -> Any:
+        if not first.is_set():
+            first.set()
+            return until_told(container)
+        return at_once(container)
+
+    with pods_do(lab, lost_once) as cluster:
+        found: list[Outcome] = []
+        outcomes = lab.executor(retries=0).run(square, lab.tasks("a", "b"), None, limits())
+        reader = threading.Thread(target=lambda: found.extend(outcomes), daemon=True)
+        reader.start()
+        pod = wait_for(lambda: [p for p in lab.api.store.objects(PODS) if p["status"].get("phase") == "Running"])[0]
+        cluster.lose_node(pod)
+        reader.join(60)
+    assert len(found) == 2 and all(map(good, found))
+
+
+def test_credentials_that_expire_half_way_are_read_anew(lab):
+    renewed = threading.Event()
+
+    def held_back(container: Container) -> Any:
+        renewed.wait(30)
+        return at_once(container)
+
+    def connect() -> Cluster:
+        return Cluster(lambda: lab.api.configuration("new" if renewed.is_set() else "token"), NAMESPACE, patience_s=20)
+
+    with pods_do(lab, held_back):
+        found: list[Outcome] = []
+        executor = lab.executor()
+        executor._cluster = connect
+        outcomes = executor.run(square, lab.tasks(*"abcd"), None, limits())
+        reader = threading.Thread(target=lambda: found.extend(outcomes), daemon=True)
+        reader.start()
+        wait_for(lambda: lab.api.store.objects(PODS))
+        lab.api.tokens["new"] = ("system:admin", float("inf"))
+        lab.api.expire("token")
+        renewed.set()
+        lab.api.cut_streams()
+        reader.join(60)
+    assert len(found) == 4 and all(map(good, found))
+
+
+def test_a_step_killed_right_after_it_created_its_job_goes_on_in_the_next_one(lab):
+    go = threading.Event()
+
+    def held_back(container: Container) -> Any:
+        go.wait(60)
+        return at_once(container)
+
+    command = [sys.executable, "-m", "tests.benchmarks.fanout_step", lab.api.url, str(lab.folder), "2", "2"]
+    with pods_do(lab, held_back):
+        step = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        wait_for(lab.jobs, 60)
+        step.kill()
+        step.wait()
+        go.set()
+        again = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["found"] == {"done": 4}
+    assert [request.status for request in lab.api.asked("POST")].count(201) == 1 and not lab.files()
 
 
 def test_the_api_server_may_be_away_for_a_while(lab):

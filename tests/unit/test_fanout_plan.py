@@ -142,11 +142,13 @@ def test_where_units_are_worked_on_is_chosen_by_the_environment(root, monkeypatc
     monkeypatch.setenv("SVDFLOW_FANOUT", "kubernetes")
     with pytest.raises(ConfigError, match="SVDFLOW_FANOUT: has to be a mapping"):
         chosen_executor(root, "squares", "key")
+    monkeypatch.setenv("SVDFLOW_FANOUT", "{}")
+    assert chosen_executor(root, "squares", "key").settings.queue == "fan-out"
     monkeypatch.setenv("SVDFLOW_FANOUT", "{image: registry.example/curation:1, node_selector: {svdflow/gpu: a100}}")
     chosen = chosen_executor(root, "squares", "key")
     assert chosen.settings.node_selector == {"svdflow/gpu": "a100"}
-    monkeypatch.setenv("SVDFLOW_FANOUT", "{memory: lots}")
-    with pytest.raises(ConfigError, match=r"SVDFLOW_FANOUT.image: .*SVDFLOW_FANOUT.memory: "):
+    monkeypatch.setenv("SVDFLOW_FANOUT", "{memory: lots, gpu: 1}")
+    with pytest.raises(ConfigError, match=r"SVDFLOW_FANOUT.memory: .*SVDFLOW_FANOUT.gpu: "):
         chosen_executor(root, "squares", "key")
 
 
