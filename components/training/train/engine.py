@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ...diffusion.checkpointing import checkpoint_activations
 from .checkpoint import Checkpoint
 from .masters import AVERAGE, Masters
 from .settings import StageSettings
@@ -62,7 +63,7 @@ class Engine:
                 for name, parameter in unet.named_parameters():
                     parameter.copy_(read(name))
         if settings.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()  # type: ignore[operator]
+            checkpoint_activations(unet)
         self.deepspeed, *_ = deepspeed.initialize(
             model=unet, optimizer=self._optimizer(unet), config=self._config(), dist_init_required=False
         )

@@ -240,10 +240,12 @@ def trace_step(net: Any, kind: str, unet: UNetSettings, batch: int, size: tuple[
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from ...diffusion.checkpointing import checkpoint_activations
+
     parameter = next(net.parameters())
     inputs = _inputs(kind, unet, batch, size, tokens, parameter.dtype, parameter.device)
     saved = _Saved(net)
-    net.enable_gradient_checkpointing(saved.block)
+    checkpoint_activations(net, saved.block)
     forward, backward = FlopCounterMode(display=False), FlopCounterMode(display=False)
     with _flash_attention(parameter.device.type == "meta"):
         with forward, torch.autograd.graph.saved_tensors_hooks(saved.keep, lambda tensor: tensor):
