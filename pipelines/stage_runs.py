@@ -115,8 +115,8 @@ def _checked_init(preset: Preset, init: Path | None) -> Path | None:
         if preset.kind == "image":
             return None
         raise ConfigError(
-            f"--init: the stage {preset.name} starts from a model of {preset.after} or of its own kind; name its "
-            "directory"
+            f"--init: the stage {preset.name} starts from a model of {preset.after or 'Stable Diffusion 2.1'} or of "
+            "its own kind; name its directory"
         )
     init = init.absolute()
     card = init / "svdflow.json"

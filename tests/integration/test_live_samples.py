@@ -18,7 +18,8 @@ from svdflow.diffusion.model_directory import VideoModel
 from svdflow.training.encode.encode import encode_clips
 from svdflow.training.encode.orbits import encode_orbits
 from svdflow.training.encode.settings import EncodeSettings
-from svdflow.training.train.data import Gathering, Plan, SampleSource
+from svdflow.training.train.data import Gathering, SampleSource
+from svdflow.training.train.draws import Plan
 from svdflow.training.train.live import LiveSource
 from svdflow.training.train.settings import stage_settings
 from tests.integration.clip_sets import clip_set

@@ -14,6 +14,7 @@ PAPER = {
     "I-a": ("image", None, None, 512, 512, 1_000, None, None, -1.2, 1.0, None, None),
     "I-b": ("image", "I-a", None, 256, 384, 30_000, None, None, -1.2, 1.0, None, None),
     "II-a": ("video", "I-b", 14, 256, 384, 150_000, 1536, 1e-4, -1.2, 1.0, None, 0.15),
+    "ablation": ("video", None, 8, 256, 256, 40_000, 256, 1e-4, None, None, None, 0.10),  # E.2.1
     "II-b": ("video", "II-a", 14, 320, 576, 100_000, 768, 1e-4, 0.0, 1.0, None, 0.15),
     "III-T2V": ("video", "II-b", 14, 576, 1024, 50_000, 768, 3e-5, 0.5, 1.4, 0.9999, None),
     "I2V-base": ("image_to_video", "II-b", 14, 320, 576, 50_000, 768, 3e-5, 0.7, 1.6, None, None),

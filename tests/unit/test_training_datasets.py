@@ -5,8 +5,8 @@ import pytest
 from svdflow.common.errors import BadInputError, ConfigError
 from svdflow.common.identity import identity
 from svdflow.common.manifests import write_manifest
-from svdflow.training.train.data import Plan
 from svdflow.training.train.datasets import manifests_of, read_datasets
+from svdflow.training.train.draws import Plan
 from svdflow.training.train.settings import stage_settings
 
 

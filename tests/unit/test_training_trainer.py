@@ -6,10 +6,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from svdflow.common.errors import ConfigError
+from svdflow.diffusion.discrete import DiscreteSchedule
+from svdflow.diffusion.edm import EDM, Parameterisation
+from svdflow.diffusion.model_directory import load_model, save_model
 from svdflow.training.train.checkpoint import newest_sound
 from svdflow.training.train.heartbeat import Heartbeat
 from svdflow.training.train.job import Job
+from svdflow.training.train.model import start_model
 from svdflow.training.train.signals import Asked
+from svdflow.training.train.start import check_start
 from svdflow.training.train.trainer import Trainer, TrainingDiverged
 from tests.engine_runs import one_process
 from tests.training_runs import make_autoencoder, make_samples, settings_for
@@ -82,3 +88,23 @@ def test_a_run_told_to_stop_while_it_validates_keeps_its_weights_and_ends_as_an_
         load_file(tmp_path / name / "model/unet/diffusion_pytorch_model.safetensors") for name in ("told", "whole")
     ]
     assert all(torch.equal(weights[0][name], value) for name, value in weights[1].items())
+
+
+def test_a_model_of_the_discrete_schedule_says_so_on_disk_and_is_trained_on_as_such(data, tmp_path, asked):
+    discrete = {"noise_schedule": "discrete", "prediction": "epsilon", "offset_noise": 0.1, "steps": 2}
+    trainer(data, tmp_path, asked, sample_every=2, sample_count=1, sample_steps=2, **discrete).run()
+    model = load_model(tmp_path / "model")
+    assert model.parameterisation == Parameterisation("epsilon", DiscreteSchedule())
+    assert (tmp_path / "samples" / "step_00000002" / "grid.jpg").is_file()
+    settings = settings_for(data[2], processes=1, **discrete)
+    check_start("image", tmp_path / "model", settings)
+    assert start_model("image", tmp_path / "model", settings).parameterisation == model.parameterisation
+    to_edm = settings_for(data[2], processes=1)
+    assert start_model("video", tmp_path / "model", to_edm).parameterisation == EDM
+    other = settings_for(data[2], processes=1, noise_schedule="discrete")
+    for start in (check_start, start_model):
+        with pytest.raises(ConfigError, match=r"train_image.prediction: .*model predicts epsilon, not v_prediction"):
+            start("image", tmp_path / "model", other)
+    save_model(start_model("image", None, to_edm), tmp_path / "continuous")
+    with pytest.raises(ConfigError, match=r"train_video.noise_schedule: .*continuous knows continuous noise levels"):
+        check_start("video", tmp_path / "continuous", settings)

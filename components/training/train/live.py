@@ -16,7 +16,8 @@ from ...common.windows import Window
 from ...diffusion.conditioning import image_embeddings, text_context
 from ...diffusion.model_directory import VideoModel
 from ..encode.encoders import scaled_moments
-from .data import Draw, Gathering, SampleSource, draw_latents
+from .data import Gathering, SampleSource
+from .draws import Draw, draw_latents
 
 _HELD = 64  # first frames of windows: each is asked for once more, for the picture or its embedding
 _CHUNK = 8  # frames that go through the autoencoder at once, as when the cache is made

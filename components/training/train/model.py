@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,13 @@ from ...diffusion.model_directory import VideoModel, save_model
 from ...diffusion.motion import MotionCalibration
 from ...diffusion.settings import UNetSettings
 from ...diffusion.unet import build_image_unet, inflate, to_image_to_video, to_multi_view
-from .data import Gathering, Plan, SampleSource
+from .data import Gathering, SampleSource
 from .datasets import read_datasets
+from .draws import Plan
 from .live import LiveSource
 from .objective import UNKNOWN_MOTION
 from .settings import StageSettings
+from .start import parameterisation_to_train
 
 if TYPE_CHECKING:
     from .job import Job
@@ -95,7 +98,13 @@ def start_model(stage: str, init: Path | None, settings: StageSettings) -> Video
         if stage != "image":
             raise BadInputError(f"stage {stage} starts from a model of kind {_BEFORE[stage]}: give it one as init")
         unet = build_image_unet(UNetSettings(**settings.unet))
-        return VideoModel("image", unet, load_autoencoder(settings.autoencoder), text_encoder=_text_encoder(settings))
+        return VideoModel(
+            "image",
+            unet,
+            load_autoencoder(settings.autoencoder),
+            text_encoder=_text_encoder(settings),
+            parameterisation=parameterisation_to_train(stage, None, settings),
+        )
     model = open_model(init)
     if model.kind not in (kind, _BEFORE[stage]):
         raise BadInputError(
@@ -116,6 +125,8 @@ def start_model(stage: str, init: Path | None, settings: StageSettings) -> Video
         else:
             model.unet = to_multi_view(model.unet)
         model.kind = kind
+    model.parameterisation = parameterisation_to_train(stage, model.parameterisation, settings, str(init))
+    model.card.pop("unconditional", None)  # captions are dropped to zeros here, whatever the start was guided away from
     model.unet.requires_grad_(True)
     model.unet.train()
     return model
@@ -150,7 +161,7 @@ def save_trained(
     partial = job.out.with_name(job.out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     save_model(
-        VideoModel(model.kind, unet, model.vae, model.image_encoder, model.feature_extractor, model.text_encoder, card),
+        replace(model, unet=unet, card=card),
         partial,
     )
     shutil.rmtree(job.out, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The training loss of each kind of model: which tensors of a sample go where, and the EDM loss on them.
+"""The training loss of each kind of model: which tensors of a sample go where, and the loss on them.
 
 Legend: B batch, F frames, N tokens, D context width, K scalars, C channels, H W pixel sides, c h w latents'.
 """
@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...diffusion import edm
+from ...diffusion import discrete, edm
 from ...diffusion.autoencoder import encode_moments, to_unit_range
 from ...diffusion.conditioning import Conditions, vector_conditioning
 from ...diffusion.model_directory import VideoModel
 from ...diffusion.motion import MotionCalibration
-from .data import Draw, SampleSource, frame_noise, noise
+from ...diffusion.network import ModelFn, unet_model_fn
+from .data import SampleSource
+from .draws import Draw, frame_noise, noise, noise_offset
 
 UNKNOWN_MOTION = 127  # the released models' default, for samples without a motion score (orbits)
 
@@ -35,16 +37,26 @@ class Objective:
     """Losses of draws under one model.
 
     Args:
-        model: its kind says what the samples are asked for; its autoencoder encodes conditioning frames.
+        model: its kind says what the samples are asked for, its parameterisation which loss is theirs; its autoencoder
+            encodes conditioning frames.
         source: of the samples.
         net: what is called in place of the model's UNet: the DeepSpeed engine around it.
         device: where to compute.
+        offset_noise: deviation of what each channel's noise is shifted by; for discrete schedules.
     """
 
-    def __init__(self, model: VideoModel, source: SampleSource, net: Callable[..., Any], device: torch.device) -> None:
+    def __init__(
+        self,
+        model: VideoModel,
+        source: SampleSource,
+        net: Callable[..., Any],
+        device: torch.device,
+        offset_noise: float = 0.0,
+    ) -> None:
         self.kind, self.vae, self.source, self.device = model.kind, model.vae.to(device), source, device
         self.net = _Network(net, model.unet.config)
         self.dtype = model.unet.dtype
+        self.parameterisation, self.offset_noise = model.parameterisation, offset_noise
         given = model.card.get("motion_calibration")
         self.calibration = MotionCalibration.from_dict(given) if given else None
 
@@ -54,7 +66,7 @@ class Objective:
         return len(self.source.rows)
 
     def losses(self, draws: Sequence[Draw]) -> torch.Tensor:
-        """lambda(sigma) |D - x0|^2 per draw, [B]."""
+        """The loss per draw, [B]: lambda(sigma) |D - x0|^2, or a discrete schedule's plain error of the network."""
         if self._one_by_one:
             return torch.cat([self._losses([draw]) for draw in draws])
         return self._losses(draws)
@@ -68,8 +80,19 @@ class Objective:
     def _losses(self, draws: Sequence[Draw]) -> torch.Tensor:
         x0_BFchw, noise_BFchw, sigma_B = self._noised(draws)
         conditions = self._conditions(draws, x0_BFchw.shape[1])
-        model_fn = edm.unet_model_fn(self.net, conditions.context_BND, conditions.vector_BK, conditions.concat_BFchw)
-        return edm.training_loss(model_fn, x0_BFchw, noise_BFchw, sigma_B)
+        model_fn = unet_model_fn(self.net, conditions.context_BND, conditions.vector_BK, conditions.concat_BFchw)
+        return self._loss_of(model_fn, x0_BFchw, noise_BFchw, sigma_B)
+
+    def _loss_of(
+        self, model_fn: ModelFn, x0_BFchw: torch.Tensor, noise_BFchw: torch.Tensor, sigma_B: torch.Tensor
+    ) -> torch.Tensor:
+        told = self.parameterisation
+        if told.schedule is None:
+            return edm.training_loss(model_fn, x0_BFchw, noise_BFchw, sigma_B)
+        timestep_B = told.schedule.nearest_timestep(sigma_B)
+        return discrete.training_loss(
+            model_fn, x0_BFchw, noise_BFchw, timestep_B, schedule=told.schedule, prediction=told.prediction
+        )
 
     def mean_loss(self, draws: Sequence[Draw]) -> torch.Tensor:
         """The mean of ``losses``."""
@@ -81,17 +104,25 @@ class Objective:
             alone = [self.blind_losses([draw]) for draw in draws]
             return torch.cat([network for network, _ in alone]), torch.cat([output for _, output in alone])
         x0_BFchw, noise_BFchw, sigma_B = self._noised(draws)
-        network = edm.training_loss(lambda x, _: torch.zeros_like(x), x0_BFchw, noise_BFchw, sigma_B)
-        return network, edm.loss_weight(sigma_B) * x0_BFchw.square().flatten(1).mean(1)
+        network = self._loss_of(lambda x, _: torch.zeros_like(x), x0_BFchw, noise_BFchw, sigma_B)
+        # of D = 0: v = x / (c_in sigma) has the error lambda |x0|^2, the noise x / sigma has |x0|^2 / sigma^2
+        wide = self.parameterisation.prediction == "v_prediction"
+        weight_B = edm.loss_weight(sigma_B) if wide else 1 / sigma_B.square()
+        return network, weight_B * x0_BFchw.square().flatten(1).mean(1)
 
     def _noised(self, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         x0 = [self.source.latents(draw, single_frame=self.kind == "image") for draw in draws]
-        noises = [noise(draw, latent.shape) for draw, latent in zip(draws, x0, strict=True)]
+        noises = [self._noise(draw, latent.shape) for draw, latent in zip(draws, x0, strict=True)]
         return (
             self._tensor(np.stack(x0)),
             self._tensor(np.stack(noises)),
             self._tensor(np.array([d.sigma for d in draws])),
         )
+
+    def _noise(self, draw: Draw, shape: Sequence[int]) -> np.ndarray:
+        if not self.offset_noise:
+            return noise(draw, shape)
+        return noise(draw, shape) + self.offset_noise * noise_offset(draw, shape[1])[:, None, None]
 
     def _conditions(self, draws: Sequence[Draw], frames: int) -> Conditions:
         rows = [self.source.rows[draw.row] for draw in draws]

@@ -68,6 +68,11 @@ class StageSettings(Settings):
     precision: Literal["fp32", "bf16"] = "bf16"  # ours: the paper is silent. fp32 is the faster one on CPUs
 
     # noise and conditioning
+    # ln sigma ~ N(p_mean, p_std^2) [P D.1]; or Stable Diffusion's 1000 timesteps, drawn evenly, as the ablation models
+    # have them [P E.2.1], where p_mean and p_std are not looked at
+    noise_schedule: Literal["continuous", "discrete"] = "continuous"
+    prediction: Literal["v_prediction", "epsilon"] = "v_prediction"  # of a discrete schedule [P E.2.1]
+    offset_noise: float = Field(0.0, ge=0)  # deviation of it, discrete schedules alone; 0 is none. [P E.2.1]: no figure
     p_mean: float = -1.2  # ln sigma ~ N(p_mean, p_std^2) [P D.2]
     p_std: float = Field(1.0, gt=0)
     text_dropout: float = Field(0.15, ge=0, le=1)  # [P D.2]
@@ -134,6 +139,13 @@ class StageSettings(Settings):
             raise ValueError("at zero_stage 3 every layer gathers its weights, which torch.compile cannot follow")
         return value
 
+    @field_validator("prediction", "offset_noise")
+    @classmethod
+    def _only_discrete(cls, value: Any, info: ValidationInfo) -> Any:
+        if value not in ("v_prediction", 0.0) and info.data.get("noise_schedule") == "continuous":
+            raise ValueError("is of discrete noise schedules; set noise_schedule to discrete, or leave this out")
+        return value
+
     @model_validator(mode="after")
     def _splits_evenly(self) -> StageSettings:
         share = self.processes * self.accumulation
@@ -198,7 +210,13 @@ def stage_settings(stage: str, values: Mapping[str, Any], section: str | None = 
     preset = load_preset(values.get("preset") or stage, f"{section}.preset")
     if preset.kind != stage:
         raise ConfigError(f"{section}.preset: {preset.name} trains a model of kind {preset.kind}, not {stage}")
-    return validate_settings(StageSettings, section, merge(preset.values, values))
+    settings = validate_settings(StageSettings, section, merge(preset.values, values))
+    if settings.noise_schedule == "discrete" and stage not in ("image", "video"):
+        raise ConfigError(
+            f"{section}.noise_schedule: a discrete schedule is for the stages image and video; a model that starts "
+            "from a picture has continuous noise levels"
+        )
+    return settings
 
 
 def load_stage_settings(stage: str, profile: str, overrides: Mapping[str, Any] | None = None) -> StageSettings:

@@ -17,6 +17,7 @@ from .datasets import Datasets, read_datasets
 from .job import GRID, Job
 from .launcher import launch
 from .settings import KINDS, OPERATIONAL, MixedSamples, StageSettings
+from .start import check_start
 
 VERSION = "2"
 _TITLES = {
@@ -60,6 +61,7 @@ def train_stage(
         raise BadInputError(f"{init}: there is no model directory here to start from")
     if stage != "image" and init is None:
         raise BadInputError(f"stage {stage} needs a model to start from (init)")
+    check_start(stage, init, settings)
     datasets = read_datasets(samples, stage, settings)
     mix = [MixedSamples(samples=str(Path(part.samples).resolve()), weight=part.weight) for part in settings.mix]
     settings = settings.model_copy(update={"mix": tuple(mix)})

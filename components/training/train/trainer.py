@@ -59,7 +59,7 @@ class Trainer:
         beat.at("setting up the engine")
         self.engine = Engine(self.model.unet, self.settings, resume)
         self.started_at = self.engine.step
-        self.objective = Objective(self.model, self.train, self.engine.net, self.device)
+        self.objective = Objective(self.model, self.train, self.engine.net, self.device, self.settings.offset_noise)
         self.judge = Objective(self.model, self.held_out, self.engine.net, self.device)
         self.divergence = Divergence(self.settings.diverged_ratio, self.settings.diverged_steps)
         self.log = TensorBoardLog(job.logs, self.engine.step) if self.rank == 0 and job.logs else None

@@ -1,0 +1,64 @@
+"""What a stage's start must be, told from configuration files alone: checked before any process is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...common.errors import ConfigError
+from ...diffusion.json_files import read_json
+from ...diffusion.model_directory import parameterisation_of
+from .settings import StageSettings
+
+if TYPE_CHECKING:
+    from ...diffusion.edm import Parameterisation
+
+
+def check_start(stage: str, init: Path | None, settings: StageSettings) -> None:
+    """Refuse a start that the settings do not fit.
+
+    Raises:
+        ConfigError: names the setting.
+        BadInputError: the start's configuration cannot be read.
+    """
+    if init is not None:
+        config = read_json(init / "scheduler" / "scheduler_config.json")
+        parameterisation_to_train(stage, parameterisation_of(config), settings, str(init))
+
+
+def parameterisation_to_train(
+    stage: str, start: Parameterisation | None, settings: StageSettings, where: str = ""
+) -> Parameterisation:
+    """What the model under training predicts, and how it is told the noise level.
+
+    Args:
+        stage: its kind.
+        start: of the model that it starts from; None for fresh weights.
+        settings: of the stage.
+        where: names the start in an error.
+
+    Raises:
+        ConfigError: a discrete schedule after a continuous one, or another one than the start's.
+    """
+    from ...diffusion.discrete import DiscreteSchedule
+    from ...diffusion.edm import EDM, Parameterisation
+
+    if settings.noise_schedule == "continuous":
+        return EDM  # from a discrete start too: that is the paper's first stage (D.2)
+    wanted = Parameterisation(settings.prediction, DiscreteSchedule())
+    if start is None or start == wanted:
+        return wanted
+    if start.schedule is None:
+        raise ConfigError(
+            f"train_{stage}.noise_schedule: {where} knows continuous noise levels, and timesteps would mean nothing to "
+            "it; start from Stable Diffusion 2.1 or a model of the discrete schedule, or set it to continuous"
+        )
+    if start.schedule != wanted.schedule:
+        raise ConfigError(
+            f"train_{stage}.noise_schedule: {where} has other betas than Stable Diffusion's schedule, which is the one "
+            "that is trained; set it to continuous"
+        )
+    raise ConfigError(
+        f"train_{stage}.prediction: {where} predicts {start.prediction}, not {wanted.prediction}; set it to what the "
+        "start predicts"
+    )
