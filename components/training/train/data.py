@@ -5,7 +5,7 @@ Shapes: B batch, F frames, C latent channels, H W latent size; L text tokens, E 
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -135,9 +135,16 @@ class SampleSource:
 
     @property
     def typical_fps(self) -> float:
-        """The median rate of the samples' windows."""
-        rates = sorted(self.fps(middle_draw(row)) for row in range(len(self.rows)))
+        """The median rate of the samples' windows; pictures among them have none."""
+        moving = [row for row, (frames, _, _) in enumerate(self.buckets) if frames > 1] or range(len(self.rows))
+        rates = sorted(self.fps(middle_draw(row)) for row in moving)
         return rates[len(rates) // 2]
+
+    @property
+    def typical_size(self) -> Bucket:
+        """The size that most samples have; pictures do not count where there are others."""
+        moving = [size for size in self.buckets if size[0] > 1] or self.buckets
+        return Counter(moving).most_common(1)[0][0]
 
     @property
     def latent_channels(self) -> int:

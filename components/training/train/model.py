@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,7 +137,7 @@ def save_trained(
     """Write the trained model's directory, whole or not at all."""
     unet = type(model.unet).from_config(model.unet.config)
     unet.load_state_dict(weights)
-    frames, height, width = Counter(train.buckets).most_common(1)[0][0]
+    frames, height, width = train.typical_size
     size = {"frames": frames, "height": height, "width": width}
     card = {
         **job.card,

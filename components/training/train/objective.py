@@ -80,7 +80,15 @@ class Objective:
     def _losses(self, draws: Sequence[Draw]) -> torch.Tensor:
         x0_BFchw, noise_BFchw, sigma_B = self._noised(draws)
         conditions = self._conditions(draws, x0_BFchw.shape[1])
-        model_fn = unet_model_fn(self.net, conditions.context_BND, conditions.vector_BK, conditions.concat_BFchw)
+        # Images in a video stage are batches of one frame: the temporal layers have no part in them.
+        images = self.kind != "image" and x0_BFchw.shape[1] == 1
+        model_fn = unet_model_fn(
+            self.net,
+            conditions.context_BND,
+            conditions.vector_BK,
+            conditions.concat_BFchw,
+            torch.ones(len(draws), dtype=torch.bool, device=self.device) if images else None,
+        )
         return self._loss_of(model_fn, x0_BFchw, noise_BFchw, sigma_B)
 
     def _loss_of(

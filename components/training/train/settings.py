@@ -48,7 +48,8 @@ class StageSettings(Settings):
     mix: tuple[MixedSamples, ...] = ()  # other datasets, of clips or images: each has the share of its weight. Ours
     weight: float = Field(1.0, gt=0)  # of the stage's own samples among them
     fps: tuple[float, ...] | None = None  # rates of windows, one drawn for each; None: the reference windows'. Ours
-    short_frames: tuple[int, ...] = ()  # lengths for samples that do not hold ``frames``; 1 takes images in. Ours
+    # lengths for samples that do not hold ``frames``; 1 takes images in, without the temporal layers. Ours
+    short_frames: tuple[int, ...] = ()
     latent: Literal["sample", "mean"] = "sample"  # of the autoencoder's posterior; sampled as in the released code
 
     refit_motion: bool = False  # give motion buckets a new meaning, by these samples; else the start's is inherited
@@ -215,6 +216,11 @@ def stage_settings(stage: str, values: Mapping[str, Any], section: str | None = 
         raise ConfigError(
             f"{section}.noise_schedule: a discrete schedule is for the stages image and video; a model that starts "
             "from a picture has continuous noise levels"
+        )
+    if settings.frames == 1 and stage != "image":
+        raise ConfigError(
+            f"{section}.frames: windows of one frame teach the temporal layers nothing; take more, and put 1 into "
+            f"{section}.short_frames to train on images too"
         )
     return settings
 
