@@ -14,6 +14,7 @@ from svdflow.curation.version.settings import VersionSettings
 from svdflow.training.encode.settings import EncodeSettings
 from svdflow.training.train.presets import Preset, load_preset, stage_overrides
 from svdflow.training.train.settings import StageSettings, stage_settings
+from svdflow.training.train.start import check_start
 
 from .datasets import last_settings
 from .local.run import RunResult, run_pipeline
@@ -52,6 +53,7 @@ def train_stage(
         )
     start = _checked_init(preset, init)
     settings, overrides = resolve_stage(preset, profile, [parse_override(text) for text in sets], start)
+    check_start(preset.kind, start, settings)
     tag, overrides = dataset_to_train_on(workdir, dataset, profile, overrides)
     arguments = {"stage": stage, "dataset": tag, "init": str(start or "")}
     result = run_pipeline("train", workdir, profile, overrides, arguments)

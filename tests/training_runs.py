@@ -103,7 +103,7 @@ def make_images(folder: Path, root: DataRoot, count: int = 3) -> Path:
     return folder / "images.parquet"
 
 
-def settings_for(autoencoder: Path, **values):
+def settings_for(autoencoder: Path | str, **values):
     base = {
         "height": None,
         "width": None,

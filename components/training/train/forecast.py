@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...common.errors import BadInputError, ConfigError
-from ...diffusion.settings import VECTOR_CONDITIONS, UNetSettings
+from ...diffusion.json_files import read_json
+from ...diffusion.settings import VECTOR_CONDITIONS, UNetSettings, sizes_in
 from .settings import StageSettings
 
 if TYPE_CHECKING:
@@ -273,19 +274,9 @@ def unet_settings_of(init: Path | None, sections: Mapping[str, Mapping[str, Any]
         return UNetSettings(**next((section["unet"] for section in own if section.get("unet")), {}))
     path = init / "unet" / "config.json"
     try:
-        config = json.loads(path.read_text())
-        heads = config.get("num_attention_heads") or config["attention_head_dim"]
-        widths = tuple(config["block_out_channels"])
-        told = {name: config[name] for name in ("layers_per_block", "cross_attention_dim")}
-        told |= {name: config[name] for name in ("addition_time_embed_dim", "num_frames") if config.get(name)}
-        return UNetSettings(
-            latent_channels=config["out_channels"],
-            block_out_channels=widths,
-            attention_heads=tuple(heads) if isinstance(heads, list) else (heads,) * len(widths),
-            **told,
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInputError(f"{path}: tells no sizes of a U-Net ({str(error).splitlines()[0]})") from error
+        return sizes_in(read_json(path))
+    except BadInputError as error:
+        raise error if str(error).startswith(str(path)) else BadInputError(f"{path}: {error}") from None
 
 
 def _kept(trace: Trace, settings: StageSettings) -> int:

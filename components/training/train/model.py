@@ -18,7 +18,7 @@ from ...diffusion.import_model import open_model
 from ...diffusion.model_directory import VideoModel, save_model
 from ...diffusion.motion import MotionCalibration
 from ...diffusion.settings import UNetSettings
-from ...diffusion.unet import build_image_unet, inflate, to_image_to_video, to_multi_view
+from ...diffusion.unet import build_image_unet, inflate, settings_of, to_image_to_video, to_multi_view
 from .data import Gathering, SampleSource
 from .datasets import read_datasets
 from .draws import Plan
@@ -116,7 +116,7 @@ def start_model(stage: str, init: Path | None, settings: StageSettings) -> Video
         )
     if model.kind != kind:
         if kind == "text_to_video":
-            model.unet = inflate(model.unet, _sizes(model.unet, settings))
+            model.unet = _inflated(model.unet, settings)
         elif kind == "image_to_video":
             model.unet = to_image_to_video(model.unet)
             _give_image_encoder(model, settings)
@@ -191,24 +191,9 @@ def _give_image_encoder(model: VideoModel, settings: StageSettings) -> None:
     model.feature_extractor = conditioning.build_feature_extractor()
 
 
-def _sizes(unet: Any, settings: StageSettings) -> UNetSettings:
-    """The settings that describe a UNet; what it does not tell comes from the stage's ``unet`` section."""
-    config = unet.config
-    heads = config.get("num_attention_heads") or config.attention_head_dim
-    told = {
-        "latent_channels": config.out_channels,
-        "block_out_channels": tuple(config.block_out_channels),
-        "layers_per_block": config.layers_per_block,
-        "attention_heads": tuple(heads)
-        if isinstance(heads, (list, tuple))
-        else (heads,) * len(config.block_out_channels),
-        "cross_attention_dim": config.cross_attention_dim,
-        "sample_size": config.sample_size,
-    }
-    for name in ("addition_time_embed_dim", "num_frames"):
-        value = config.get(name) or settings.unet.get(name)
-        if value is not None:
-            told[name] = value
-    if settings.frames and not config.get("num_frames"):
+def _inflated(unet: Any, settings: StageSettings) -> Any:
+    """A video U-Net out of an image one; what the latter does not tell comes from the settings."""
+    told = {name: settings.unet[name] for name in ("addition_time_embed_dim", "num_frames") if settings.unet.get(name)}
+    if settings.frames:
         told["num_frames"] = settings.frames
-    return UNetSettings(**told)
+    return inflate(unet, settings_of(unet, **told))

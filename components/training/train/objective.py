@@ -12,8 +12,7 @@ import numpy as np
 import torch
 
 from ...diffusion import discrete, edm
-from ...diffusion.autoencoder import encode_moments, to_unit_range
-from ...diffusion.conditioning import Conditions, vector_conditioning
+from ...diffusion.conditioning import Conditions, frame_latents, vector_conditioning
 from ...diffusion.model_directory import VideoModel
 from ...diffusion.motion import MotionCalibration
 from ...diffusion.network import ModelFn, unet_model_fn
@@ -152,12 +151,11 @@ class Objective:
 
     def _frame_latents(self, draws: Sequence[Draw], frames: int) -> torch.Tensor:
         """The conditioning frame, noised in pixel space and encoded (not scaled), [B, F, c, h, w]."""
-        pixels_BCHW = to_unit_range(np.stack([self.source.picture(draw) for draw in draws]))
-        noise_BCHW = torch.from_numpy(np.stack([frame_noise(draw, pixels_BCHW.shape[1:]) for draw in draws]))
-        strength_B = torch.tensor([draw.augment_sigma for draw in draws], dtype=torch.float32)
-        noisy_BCHW = (pixels_BCHW + strength_B.view(-1, 1, 1, 1) * noise_BCHW).to(self.device)
-        # One at a time: a sample's latent must not depend, to the last bit, on who shares its micro-batch.
-        latent_Bchw = torch.cat([encode_moments(self.vae, one)[0] for one in noisy_BCHW.split(1)]).float()
+        frames_BHWC = np.stack([self.source.picture(draw) for draw in draws])
+        noise_BCHW = np.stack([frame_noise(draw, (3, *frames_BHWC.shape[1:3])) for draw in draws])
+        latent_Bchw = frame_latents(
+            self.vae, frames_BHWC, torch.from_numpy(noise_BCHW), [draw.augment_sigma for draw in draws]
+        )
         kept_B = torch.tensor([not draw.drop_frame for draw in draws], device=self.device)
         return (latent_Bchw * kept_B.view(-1, 1, 1, 1)).to(self.dtype)[:, None].expand(-1, frames, -1, -1, -1)
 

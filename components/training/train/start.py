@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...common.config import validate_settings
 from ...common.errors import ConfigError
 from ...diffusion.json_files import read_json
 from ...diffusion.model_directory import parameterisation_of
+from ...diffusion.settings import SHIPPED_AUTOENCODER, UNetSettings
 from .settings import StageSettings
 
 if TYPE_CHECKING:
@@ -21,9 +23,25 @@ def check_start(stage: str, init: Path | None, settings: StageSettings) -> None:
         ConfigError: names the setting.
         BadInputError: the start's configuration cannot be read.
     """
-    if init is not None:
+    if init is None:
+        if stage == "image" and not settings.base:
+            _check_channels(stage, settings)
+    elif settings.noise_schedule == "discrete":
         config = read_json(init / "scheduler" / "scheduler_config.json")
         parameterisation_to_train(stage, parameterisation_of(config), settings, str(init))
+
+
+def _check_channels(stage: str, settings: StageSettings) -> None:
+    """Fresh weights and the autoencoder beside them must mean the same latents."""
+    directory = SHIPPED_AUTOENCODER if settings.autoencoder == "shipped" else Path(settings.autoencoder)
+    of_latents = read_json(directory / "config.json").get("latent_channels")
+    unet = validate_settings(UNetSettings, f"train_{stage}.unet", settings.unet)
+    if of_latents != unet.latent_channels:
+        raise ConfigError(
+            f"train_{stage}.autoencoder: {settings.autoencoder} has {of_latents} latent channels, and the U-Net would "
+            f"take {unet.latent_channels} (train_{stage}.unet.latent_channels). Start from Stable Diffusion 2.1, as "
+            f"the paper does (--init or train_{stage}.base), or make the two agree"
+        )
 
 
 def parameterisation_to_train(
