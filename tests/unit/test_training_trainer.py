@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from svdflow.common.errors import ConfigError
 from svdflow.diffusion.discrete import DiscreteSchedule
 from svdflow.diffusion.edm import EDM, Parameterisation
-from svdflow.diffusion.model_directory import load_model, save_model
+from svdflow.diffusion.model_directory import load_model, read_card, save_model
 from svdflow.training.train.checkpoint import newest_sound
 from svdflow.training.train.heartbeat import Heartbeat
 from svdflow.training.train.job import Job
@@ -108,3 +108,28 @@ def test_a_model_of_the_discrete_schedule_says_so_on_disk_and_is_trained_on_as_s
     save_model(start_model("image", None, to_edm), tmp_path / "continuous")
     with pytest.raises(ConfigError, match=r"train_video.noise_schedule: .*continuous knows continuous noise levels"):
         check_start("video", tmp_path / "continuous", settings)
+
+
+@pytest.mark.parametrize("losses", [(3.0, 1.0, 2.0), (3.0, 2.0, 1.0)], ids=["best on the way", "best at the end"])
+def test_the_weights_that_are_handed_on_are_the_last_or_the_best_ones_as_asked(data, tmp_path, asked, losses):
+    """Held-out losses are made up; checkpoints are written where they fall, though none is due."""
+    at = dict(zip((2, 4, 6), losses, strict=True))
+    for hand_on in ("best", "last"):
+        folder = tmp_path / hand_on
+        run = trainer(data, folder, asked, steps=6, validate_every=2, checkpoint_every=100, hand_on=hand_on)
+        run.judge.losses = lambda draws, run=run: torch.full((len(draws),), at.get(run.engine.step, 9.0))
+        result = run.run()
+        chosen = 4 if hand_on == "best" and losses[1] == 1.0 else 6
+        card = read_card(folder / "model")
+        assert result["handed_on"] == card["steps"] == chosen and result["steps"] == 6
+        assert card["metrics"]["held_out_after"] == at[chosen]
+        kept = [path.name for path in sorted((folder / "checkpoints").glob("step_*"))]
+        assert kept == (["step_00000002", "step_00000004"] if hand_on == "best" else [])
+    best, last = (
+        load_file(tmp_path / name / "model/unet/diffusion_pytorch_model.safetensors") for name in ("best", "last")
+    )
+    same = all(torch.equal(best[name], last[name]) for name in best)
+    assert same == (losses[2] == 1.0)
+    if not same:
+        average = load_file(tmp_path / "best" / "checkpoints" / "step_00000004" / "ema.safetensors")
+        assert all(torch.equal(best[name], average[name]) for name in best)

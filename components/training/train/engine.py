@@ -188,3 +188,16 @@ class Engine:
             frugal = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
             stack.enter_context(sdpa_kernel(frugal))
         return stack
+
+
+def weights_of(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
+    """What a checkpoint would hand on, as ``Engine.final_weights``: the running average where it holds one."""
+    from safetensors import safe_open
+
+    averaged: set[str] = set()
+    for part in (AVERAGE, WEIGHTS):
+        if part in checkpoint.parts:
+            with safe_open(checkpoint.directory / f"{part}.safetensors", framework="pt") as opened:
+                names = set(opened.keys()) - averaged  # frozen layers have no average
+                yield from ((name, opened.get_tensor(name)) for name in sorted(names))
+                averaged |= names

@@ -132,9 +132,14 @@ def start_model(stage: str, init: Path | None, settings: StageSettings) -> Video
 
 
 def save_trained(
-    job: Job, model: VideoModel, train: SampleSource, weights: dict[str, Any], result: dict[str, Any]
+    job: Job,
+    model: VideoModel,
+    train: SampleSource,
+    weights: dict[str, Any],
+    result: dict[str, Any],
+    held_out: float | None,
 ) -> None:
-    """Write the trained model's directory, whole or not at all."""
+    """Write the trained model's directory, whole or not at all; ``held_out`` is the loss of these very weights."""
     unet = type(model.unet).from_config(model.unet.config)
     unet.load_state_dict(weights)
     frames, height, width = train.typical_size
@@ -148,9 +153,9 @@ def save_trained(
             "noise_aug": math.exp(job.settings.augment_mean),
         },
         "stage": job.stage,
-        "steps": result["steps"],
+        "steps": result["handed_on"],
         "motion_calibration": model.card.get("motion_calibration"),
-        "metrics": {"held_out_before": _mean(result["before"]), "held_out_after": _mean(result["after"])},
+        "metrics": {"held_out_before": _mean(result["before"]), "held_out_after": held_out},
         "parents": [
             *model.card.get("parents", []),
             *([{"stage": model.card.get("stage"), "tree": job.card["init"]}] if job.init else []),

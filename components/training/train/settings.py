@@ -118,6 +118,7 @@ class StageSettings(Settings):
     held_out_samples: int = Field(64, ge=0)  # ours; 0 leaves it out
     held_out_levels: int = Field(5, ge=1)  # noise levels, at equal steps of the training distribution's mass
     held_out_seeds: int = Field(2, ge=1)  # noise draws per sample and level
+    hand_on: Literal["last", "best"] = "last"  # best: the weights with the lowest held-out loss of all looked at. Ours
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -145,6 +146,13 @@ class StageSettings(Settings):
     def _only_discrete(cls, value: Any, info: ValidationInfo) -> Any:
         if value not in ("v_prediction", 0.0) and info.data.get("noise_schedule") == "continuous":
             raise ValueError("is of discrete noise schedules; set noise_schedule to discrete, or leave this out")
+        return value
+
+    @field_validator("hand_on")
+    @classmethod
+    def _best_is_measured(cls, value: str, info: ValidationInfo) -> str:
+        if value == "best" and not (info.data.get("validate_every") and info.data.get("held_out_samples")):
+            raise ValueError("the best weights are known by their held-out loss: set validate_every, held_out_samples")
         return value
 
     @model_validator(mode="after")

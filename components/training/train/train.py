@@ -63,9 +63,16 @@ def train_stage(
         raise BadInputError(f"stage {stage} needs a model to start from (init)")
     check_start(stage, init, settings)
     datasets = read_datasets(samples, stage, settings)
+    if settings.hand_on == "best" and not datasets.held_out:
+        raise BadInputError(
+            f"train_{stage}.hand_on: {samples} holds out no sample by which the best weights could be known; set it to "
+            "last, or hold out some clips"
+        )
     mix = [MixedSamples(samples=str(Path(part.samples).resolve()), weight=part.weight) for part in settings.mix]
     settings = settings.model_copy(update={"mix": tuple(mix)})
     learned = settings.model_dump(exclude=set(OPERATIONAL))
+    if settings.hand_on == "best":  # then these decide which weights there are to choose from
+        learned |= {name: getattr(settings, name) for name in ("validate_every", "checkpoint_every")}
     learned["mix"] = [{"samples": file_sha256(Path(part.samples)), "weight": part.weight} for part in settings.mix]
     dataset = {name: dataset[name] for name in ("name", "tag", "revision") if name in dataset}  # not where its store is
     init_tree = tree_sha256(init) if init else None
@@ -130,6 +137,7 @@ def _report(
     zero = after or {"mean": None, "zero_network_mean": None, "zero_output_mean": None}
     summary = {
         "steps": result["steps"],
+        "handed_on_step": result["handed_on"],
         "held_out_loss_before": before["mean"] if before else None,
         "held_out_loss_after": zero["mean"],
         "zero_predictor_loss": zero["zero_network_mean"],  # of a network that returns zero: the harder one to beat
@@ -197,6 +205,7 @@ def _report(
                 ["samples per second", summary["samples_per_second"]],
                 ["went on from step", result["resumed_from"] or "the start"],
                 ["precision", settings.precision],
+                ["weights handed on", f"of step {result['handed_on']}"],
                 ["best checkpoint by held-out loss", result["best_checkpoint"] or "none was kept with one"],
                 ["copies of checkpoints that failed", (result["uploads"] or {"failed": "none are kept"})["failed"]],
                 ["learning rate", settings.lr],

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -14,10 +15,10 @@ import torch
 from ...common.errors import SvdflowError
 from ...common.progress import Progress
 from ...common.storage import DataRoot
-from .checkpoint import Checkpoint, best_by_held_out_loss, newest_sound, read_checkpoint, read_state, save_checkpoint
+from .checkpoint import Checkpoint, best_sound, newest_sound, read_checkpoint, read_state, save_checkpoint
 from .checkpoint_store import CheckpointStore
 from .divergence import Divergence
-from .engine import Engine, start_processes
+from .engine import Engine, start_processes, weights_of
 from .heartbeat import Heartbeat
 from .held_out import held_out_loss
 from .job import Job
@@ -52,7 +53,8 @@ class Trainer:
         self.store = self._open_store()
         resume = self._agree_on_checkpoint()
         self.state: dict[str, Any] = {
-            "loss": [], "gradient_norm": [], "parameter_norm": [], "validation": [], "before": None, "trained_s": 0.0
+            "loss": [], "gradient_norm": [], "parameter_norm": [], "validation": [], "before": None, "trained_s": 0.0,
+            "best": None,
         }  # fmt: skip
         if resume:
             self.state |= resume.state["kept"]
@@ -80,7 +82,8 @@ class Trainer:
                     if stopping:
                         raise Interrupted
                     held_out = self._look() if self.engine.step < s.steps else None
-                    if (saving or self._due(s.checkpoint_every)) and self.engine.step < s.steps:
+                    best = self._is_best(held_out)
+                    if (saving or best or self._due(s.checkpoint_every)) and self.engine.step < s.steps:
                         self._save(held_out)
             with self.engine.averaged():
                 after = self._held_out_loss()
@@ -141,6 +144,16 @@ class Trainer:
                 self._write_samples()
         return held_out
 
+    def _is_best(self, held_out: float | None) -> bool:
+        """Whether these are the best weights so far, where the best ones are handed on."""
+        if held_out is None or self.settings.hand_on != "best":
+            return False
+        best = self.state["best"]
+        if best is not None and best["held_out"] <= held_out:
+            return False
+        self.state["best"] = {"step": self.engine.step, "held_out": held_out}
+        return True
+
     def _due(self, every: int | None) -> bool:
         return bool(every) and self.engine.step % every == 0  # type: ignore[operator]
 
@@ -167,16 +180,21 @@ class Trainer:
     def _finish(self, after: dict[str, Any] | None) -> dict[str, Any]:
         """Rank 0 writes the model directory; all get the result."""
         self.beat.at("writing the model")
-        s, best = self.settings, best_by_held_out_loss(self.job.checkpoints) if self.rank == 0 else None
-        weights = dict(self._beating(self.engine.final_weights(), "writing the model", keep=self.rank == 0))
+        s, best = self.settings, best_sound(self.job.checkpoints) if self.rank == 0 else None
+        better = best if best and after and s.hand_on == "best" and best.state["held_out"] < after["mean"] else None
+        if self._sum([float(better is not None)])[0]:
+            weights = dict(weights_of(better)) if better else {}
+        else:
+            weights = dict(self._beating(self.engine.final_weights(), "writing the model", keep=self.rank == 0))
         result = {
             "steps": self.engine.step,
+            "handed_on": better.step if better else self.engine.step,
             "resumed_from": self.started_at or None,
             "world_size": self.processes,
             "zero_stage": s.zero_stage,
             **{name: self.state[name] for name in ("loss", "gradient_norm", "parameter_norm", "validation", "before")},
             "after": after,
-            "best_checkpoint": best.name if best else None,
+            "best_checkpoint": best.directory.name if best else None,
             "samples_per_second": s.steps * s.batch / max(self.state["trained_s"], 1e-9),
             "parameters": sum(math.prod(self.engine.masters.shape(name)) for name in self.engine.masters.parameters),
             "train_samples": len(self.train.rows),
@@ -184,7 +202,8 @@ class Trainer:
             "uploads": {"sent": self.store.sent, "failed": self.store.failures} if self.store else None,
         }
         if self.rank == 0:
-            save_trained(self.job, self.model, self.train, weights, result)
+            loss = better.state["held_out"] if better else after["mean"] if after else None
+            save_trained(self.job, self.model, self.train, weights, result, loss)
         if self.log:
             if after:
                 self.log.scalars(self.engine.step, {"held_out/mean": after["mean"]})
@@ -237,6 +256,7 @@ class Trainer:
                 if self.store and self.store.fetch(copy):
                     step = copy
                     break
+            self._fetch_best(folder / f"step_{step:08d}")
         chosen = torch.tensor([step], dtype=torch.int64, device=self.device)
         torch.distributed.broadcast(chosen, 0)
         step = int(chosen)
@@ -249,6 +269,13 @@ class Trainer:
         torch.distributed.barrier()
         state = read_state(directory)
         return Checkpoint(directory, step, state) if state else None
+
+    def _fetch_best(self, newest: Path) -> None:
+        """Bring the best weights so far to this machine, that they be kept here and in the store."""
+        best = ((read_state(newest) or {}).get("kept") or {}).get("best")
+        if self.store and best and read_checkpoint(newest.with_name(f"step_{best['step']:08d}")) is None:
+            self.beat.at(f"fetching the checkpoint of step {best['step']}")
+            self.store.fetch(best["step"])
 
     def _diverged(self, wrong: str) -> str:
         kept, _ = newest_sound(self.job.checkpoints) if self.rank == 0 else (None, [])
