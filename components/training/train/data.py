@@ -5,6 +5,7 @@ Shapes: B batch, F frames, C latent channels, H W latent size; L text tokens, E 
 
 from __future__ import annotations
 
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,8 +55,27 @@ class Gathering:
         )
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What is read of a draw, before any encoder of the model sees it.
+
+    Attributes:
+        latents: scaled, float32 [F, C, H, W]; None when they are yet to be encoded.
+        context: token states [L, E], or an image's embedding [1, E]; None likewise.
+        picture: the clean first frame, uint8 [H, W, 3]; None for kinds that take a text.
+        frames: uint8 [F, H, W, 3] of a sample that is not encoded.
+    """
+
+    latents: np.ndarray | None = None
+    context: np.ndarray | None = None
+    picture: np.ndarray | None = None
+    frames: np.ndarray | None = None
+
+
 class SampleSource:
     """Reads windows of a manifest's samples out of their shards; keeps a bounded number of shards open.
+
+    Several threads may read at the same time.
 
     Args:
         root: where the shards lie.
@@ -73,6 +93,7 @@ class SampleSource:
     ) -> None:
         self.root, self.rows, self.gathering, self.cache = root, rows, gathering or Gathering(), cache
         self._readers: OrderedDict[str, ShardReader] = OrderedDict()
+        self._lock = threading.Lock()
 
     # which frames
 
@@ -105,6 +126,17 @@ class SampleSource:
         return stride_for(sequence_fps(row), rates[min(int(pace * len(rates)), len(rates) - 1)])
 
     # what a draw's model is given
+
+    def read(self, draw: Draw, kind: str) -> Reading:
+        """All that a model of a kind is given of a draw, as far as no encoder is needed for it."""
+        latents = self.latents(draw, single_frame=kind == "image")
+        if kind in ("image", "text_to_video"):
+            return Reading(latents, self.text(draw))
+        return Reading(latents, self.image(draw)[None], self.picture(draw))
+
+    def encode(self, draw: Draw, reading: Reading, kind: str) -> Reading:
+        """What ``read`` gave, with nothing left to be encoded."""
+        return reading
 
     def latents(self, draw: Draw, single_frame: bool = False) -> np.ndarray:
         """Scaled latents [F, C, H, W] of the draw's window in float32; of one frame, by the draw, when single."""
@@ -162,8 +194,13 @@ class SampleSource:
         return self.tensor(row, name, window.first, window.span)[:: window.stride].astype(np.float32)
 
     def _reader(self, uri: str) -> ShardReader:
-        reader = self._readers.pop(uri, None) or ShardReader.open(self.root, uri, self.cache)
-        self._readers[uri] = reader
-        if len(self._readers) > _OPEN_SHARDS:
-            self._readers.popitem(last=False)
+        with self._lock:
+            if (reader := self._readers.get(uri)) is not None:
+                self._readers.move_to_end(uri)
+                return reader
+        reader = ShardReader.open(self.root, uri, self.cache)  # two threads may open the same one; one of them stays
+        with self._lock:
+            self._readers[uri] = reader
+            if len(self._readers) > _OPEN_SHARDS:
+                self._readers.popitem(last=False)
         return reader

@@ -55,6 +55,8 @@ class StageSettings(Settings):
     refit_motion: bool = False  # give motion buckets a new meaning, by these samples; else the start's is inherited
     cache_gib: float = Field(20.0, gt=0)  # on local disk, of shards that lie in an object store. Ours
 
+    readers: int = Field(2, ge=0, le=64)  # threads that read coming batches; 0 reads each in its own step. Ours
+
     # optimisation
     steps: int = Field(150_000, ge=0)  # 0 hands on the weights that the stage starts from: an untrained baseline
     batch: int = Field(1536, ge=1)  # global: over all processes and accumulated micro-batches
@@ -203,6 +205,7 @@ OPERATIONAL = (
     "diverged_steps",
     "preset",
     "cache_gib",
+    "readers",
 )
 """Settings that do not change what is learned (up to rounding), and so are no part of a result's identity."""
 
