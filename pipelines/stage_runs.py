@@ -11,6 +11,7 @@ from svdflow.common.config import load_profile, merge, parse_override, validate_
 from svdflow.common.errors import BadInputError, ConfigError
 from svdflow.curation.version.checkout import find_version, open_registry, require_long_clips
 from svdflow.curation.version.settings import VersionSettings
+from svdflow.diffusion.hub import resolve_model
 from svdflow.training.encode.settings import EncodeSettings
 from svdflow.training.train.presets import Preset, load_preset, stage_overrides
 from svdflow.training.train.settings import StageSettings, stage_settings
@@ -39,7 +40,7 @@ def train_stage(
         profile: see ``svdflow.common.config``.
         sets: ``step.setting=value``.
         dataset: ``name@v1.2.3`` or shorter; "" is the newest version.
-        init: the model directory to start from.
+        init: the model directory to start from, or a repository of a hub.
 
     Raises:
         ConfigError: settings that are unknown, impossible or contradict each other; names the field.
@@ -61,17 +62,27 @@ def train_stage(
 
 
 def resolve_stage(
-    preset: Preset, profile: str, asked: Sequence[tuple[str, Any]], init: Path | None
+    preset: Preset, profile: str, asked: Sequence[tuple[str, Any]], init: Path | None, weights: bool = True
 ) -> tuple[StageSettings, dict[str, Any]]:
     """A stage's settings, and the overrides that a run of it takes: samples of its size, by the encoders of its start.
 
+    Args:
+        preset: of the stage.
+        profile: see ``svdflow.common.config``.
+        asked: dotted settings with their values.
+        init: the model directory to start from; None for what the settings name, if they do.
+        weights: whether those of a repository that the settings name are needed.
+
     Raises:
         ConfigError: names the field.
+        BadInputError: there is no such model.
     """
     given = dict(asked)
     overrides = stage_overrides(preset.name, given)
     sections = load_profile(profile, overrides)
     settings = stage_settings(preset.kind, sections.get(f"train_{preset.kind}") or {})
+    if init is None and preset.kind == "image" and settings.base:
+        init = resolve_model(settings.base, weights)
     for name in _SIZES:
         wanted = getattr(settings, name)
         if wanted is None:  # the stage takes what the section `encode` makes
@@ -106,8 +117,8 @@ def dataset_to_train_on(
     return str(tag), {**carried, **overrides}
 
 
-def _checked_init(preset: Preset, init: Path | None) -> Path | None:
-    """The model directory to start from, absolute.
+def _checked_init(preset: Preset, init: Path | None, weights: bool = True) -> Path | None:
+    """The model directory to start from, absolute; fetched when it is a repository of a hub.
 
     Raises:
         ConfigError: the stage needs one.
@@ -120,7 +131,7 @@ def _checked_init(preset: Preset, init: Path | None) -> Path | None:
             f"--init: the stage {preset.name} starts from a model of {preset.after or 'Stable Diffusion 2.1'} or of "
             "its own kind; name its directory"
         )
-    init = init.absolute()
+    init = resolve_model(init, weights)
     card = init / "svdflow.json"
     if not card.is_file():
         if not (init / "unet" / "config.json").is_file():
@@ -160,8 +171,9 @@ def forecast(
     from svdflow.training.train.forecast import TEXT_TOKENS, forecast_stage, unet_settings_of
 
     preset = load_preset(stage)
-    start = _checked_init(preset, init) if init else None
-    settings, overrides = resolve_stage(preset, profile, [parse_override(text) for text in sets], start)
+    start = _checked_init(preset, init, weights=False) if init else None
+    asked = [parse_override(text) for text in sets]
+    settings, overrides = resolve_stage(preset, profile, asked, start, weights=False)
     sections = load_profile(profile, overrides)
     section = "encode_orbits" if preset.kind == "multi_view" else "encode"
     encode = validate_settings(EncodeSettings, section, sections.get(section) or {})

@@ -14,6 +14,7 @@ from ...common.sample_tensors import CLIP
 from ...common.storage import DataRoot, DirectoryRoot
 from ...diffusion import conditioning
 from ...diffusion.autoencoder import load_autoencoder
+from ...diffusion.hub import resolve_model
 from ...diffusion.import_model import open_model
 from ...diffusion.model_directory import VideoModel, save_model
 from ...diffusion.motion import MotionCalibration
@@ -25,7 +26,7 @@ from .draws import Plan
 from .live import LiveSource
 from .objective import UNKNOWN_MOTION
 from .settings import StageSettings
-from .start import parameterisation_to_train
+from .start import parameterisation_to_train, unknown_motion
 
 if TYPE_CHECKING:
     from .job import Job
@@ -92,7 +93,7 @@ def start_model(stage: str, init: Path | None, settings: StageSettings) -> Video
     kind = KIND_OF_STAGE[stage]
     torch.manual_seed(settings.seed)  # fresh weights are the same in every process
     if init is None and stage == "image" and settings.base:
-        init = Path(settings.base)
+        init = resolve_model(settings.base)
     if init is None:
         if stage != "image":
             raise BadInputError(f"stage {stage} starts from a model of kind {_BEFORE[stage]}: give it one as init")
@@ -110,10 +111,7 @@ def start_model(stage: str, init: Path | None, settings: StageSettings) -> Video
             f"{init}: a model of kind {model.kind} cannot start stage {stage}, which takes {_BEFORE[stage]} or {kind}"
         )
     if "imported" in model.card and model.kind != "image" and not (_calibrated(model) or settings.refit_motion):
-        raise BadInputError(
-            f"{init}: what its motion buckets stand for is not known. `svdflow train calibrate` estimates it; "
-            f"train_{stage}.refit_motion=true gives them a new meaning, by the motion of the training clips"
-        )
+        raise unknown_motion(stage, init)
     if model.kind != kind:
         if kind == "text_to_video":
             model.unet = _inflated(model.unet, settings)
@@ -158,7 +156,7 @@ def save_trained(
         "metrics": {"held_out_before": _mean(result["before"]), "held_out_after": held_out},
         "parents": [
             *model.card.get("parents", []),
-            *([{"stage": model.card.get("stage"), "tree": job.card["init"]}] if job.init else []),
+            *([_parent(model, job)] if job.init else []),
         ],
     }
     model.vae.to("cpu")
@@ -170,6 +168,13 @@ def save_trained(
     )
     shutil.rmtree(job.out, ignore_errors=True)
     partial.rename(job.out)
+
+
+def _parent(model: VideoModel, job: Job) -> dict[str, Any]:
+    """What the trained model's card tells of the one it started from."""
+    imported = model.card.get("imported")
+    told = {"stage": model.card.get("stage"), "tree": job.card["init"]}
+    return told | ({"name": imported["name"]} if imported else {})
 
 
 def _calibrated(model: VideoModel) -> bool:

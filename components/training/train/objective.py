@@ -177,7 +177,7 @@ class Objective:
         draws, rows = batch.draws, [self.source.rows[draw.row] for draw in batch.draws]
         by_text = self.kind in ("image", "text_to_video")
         dropped = [draw.drop_text if by_text else draw.drop_embedding for draw in draws]
-        contexts = [reading.context for reading in batch.readings]
+        contexts = [np.asarray(reading.context) for reading in batch.readings]
         context_BND = np.stack([context * (not gone) for context, gone in zip(contexts, dropped, strict=True)])
         if self.kind == "image":
             return Conditions(self._tensor(context_BND).to(self.dtype))

@@ -34,9 +34,8 @@ class StageSettings(Settings):
     height: int | None = Field(None, ge=8)  # samples of another size than this are refused; None takes all as buckets
     width: int | None = Field(None, ge=8)
     trainable: Literal["all", "time_embedding"] = "all"  # [P D.2]: the first image stage trains the time embedding only
-    base: str | None = (
-        None  # the image stage's start: a diffusers directory (SD 2.1); None builds a fresh U-Net from ``unet``
-    )
+    # the image stage's start, as --init: a diffusers directory or a hub's repository (SD 2.1); None: fresh, by ``unet``
+    base: str | None = None
     unet: dict[str, Any] = Field(
         default_factory=dict
     )  # sizes of a freshly built U-Net (diffusion.settings.UNetSettings)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...common.config import validate_settings
-from ...common.errors import ConfigError
+from ...common.errors import BadInputError, ConfigError
 from ...diffusion.json_files import read_json
-from ...diffusion.model_directory import parameterisation_of
+from ...diffusion.model_directory import CARD, parameterisation_of
 from ...diffusion.settings import SHIPPED_AUTOENCODER, UNetSettings
 from .settings import StageSettings
 
@@ -26,9 +26,21 @@ def check_start(stage: str, init: Path | None, settings: StageSettings) -> None:
     if init is None:
         if stage == "image" and not settings.base:
             _check_channels(stage, settings)
-    elif settings.noise_schedule == "discrete":
+        return
+    released = not (init / CARD).is_file() and read_json(init / "unet" / "config.json").get("num_frames")
+    if released and not settings.refit_motion:
+        raise unknown_motion(stage, init)
+    if settings.noise_schedule == "discrete":
         config = read_json(init / "scheduler" / "scheduler_config.json")
         parameterisation_to_train(stage, parameterisation_of(config), settings, str(init))
+
+
+def unknown_motion(stage: str, init: Path) -> BadInputError:
+    """The error for a released model whose map of motion was never published."""
+    return BadInputError(
+        f"{init}: what its motion buckets stand for is not known. `svdflow train calibrate` estimates it; "
+        f"train_{stage}.refit_motion=true gives them a new meaning, by the motion of the training clips"
+    )
 
 
 def _check_channels(stage: str, settings: StageSettings) -> None:

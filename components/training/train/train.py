@@ -12,6 +12,7 @@ from ...common.errors import BadInputError
 from ...common.identity import file_sha256, identity, tree_sha256
 from ...common.report import StepReport, curves, images, table, text, videos
 from ...common.storage import DataRoot, link_tree
+from ...diffusion.hub import resolve_model
 from .checkpoint_store import CheckpointStore
 from .datasets import Datasets, read_datasets
 from .job import GRID, Job
@@ -57,6 +58,8 @@ def train_stage(
         raise BadInputError(f"there is no training stage {stage!r}; the stages are {', '.join(KINDS)}")
     if not samples.is_file():
         raise BadInputError(f"{samples}: there is no samples manifest here; run the encode step first")
+    if init is None and stage == "image" and settings.base:
+        init = resolve_model(settings.base)
     if init is not None and not init.is_dir():
         raise BadInputError(f"{init}: there is no model directory here to start from")
     if stage != "image" and init is None:
