@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from svdflow.common.config import load_profile, merge, parse_override, validate_settings
 from svdflow.common.errors import BadInputError, ConfigError
 from svdflow.curation.version.checkout import find_version, open_registry, require_long_clips
+from svdflow.curation.version.registry import Registry
 from svdflow.curation.version.settings import VersionSettings
 from svdflow.diffusion.hub import resolve_model
-from svdflow.training.encode.settings import EncodeSettings
+from svdflow.training.encode.settings import EncodeImagesSettings, EncodeSettings, with_image_section
 from svdflow.training.train.presets import Preset, load_preset, stage_overrides
 from svdflow.training.train.settings import StageSettings, stage_settings
 from svdflow.training.train.start import check_start
@@ -55,7 +56,7 @@ def train_stage(
     start = _checked_init(preset, init)
     settings, overrides = resolve_stage(preset, profile, [parse_override(text) for text in sets], start)
     check_start(preset.kind, start, settings)
-    tag, overrides = dataset_to_train_on(workdir, dataset, profile, overrides)
+    tag, overrides = dataset_to_train_on(workdir, dataset, profile, overrides, (preset.kind,))
     arguments = {"stage": stage, "dataset": tag, "init": str(start or "")}
     result = run_pipeline("train", workdir, profile, overrides, arguments)
     return result, result.workdir / "models" / stage
@@ -97,13 +98,20 @@ def resolve_stage(
 
 
 def dataset_to_train_on(
-    workdir: Path, dataset: str | None, profile: str, overrides: Mapping[str, Any]
+    workdir: Path,
+    dataset: str | None,
+    profile: str,
+    overrides: Mapping[str, Any],
+    kinds: Sequence[str] = ("image", "video", "image_to_video"),
 ) -> tuple[str, dict[str, Any]]:
     """The full tag of a dataset version that training can use, and the overrides with where its registry is.
 
+    Versions that the stages of these kinds mix in get their full tags too, and are checked out beside it.
+
     Raises:
         ConfigError: a setting is wrong.
-        BadInputError: there is no such version, or no clip of it is long enough for a sample.
+        BadInputError: there is no such version, or no clip of it is long enough for a sample; or pictures are given
+            that no stage takes.
     """
     sections = load_profile(profile, overrides)
     kept = {name: value for name, value in last_settings(workdir).items() if name in _CARRIED and value}
@@ -114,7 +122,56 @@ def dataset_to_train_on(
     encode = validate_settings(EncodeSettings, "encode", sections.get("encode") or {})
     require_long_clips(registry, tag, encode.frames, encode.fps)
     carried = {f"version.{name}": value for name, value in kept.items() if name not in (sections.get("version") or {})}
-    return str(tag), {**carried, **overrides}
+    mixes = {kind: _full_tags(registry, kind, sections) for kind in kinds}
+    carried |= {f"train_{kind}.mix": mix for kind, mix in mixes.items() if mix}
+    if tags := sorted({part["dataset"] for mix in mixes.values() for part in mix if part.get("dataset")}):
+        carried["version.mix"] = tags
+    if source := _pictures(kinds, sections):
+        carried["encode_images.source"] = str(source)
+    return str(tag), {**overrides, **carried}
+
+
+def _full_tags(registry: Registry, kind: str, sections: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A stage's mix, every dataset version of it by its full tag.
+
+    Raises:
+        ConfigError: a setting is wrong.
+        BadInputError: there is no such version.
+    """
+    settings = stage_settings(kind, sections.get(f"train_{kind}") or {})
+    mix = [part.model_dump(exclude_none=True) for part in settings.mix]
+    for index, part in enumerate(mix):
+        if path := part.get("samples"):
+            if not Path(path).is_file():
+                raise BadInputError(f"train_{kind}.mix.{index}.samples: {path}: there is no samples manifest here")
+            part["samples"] = str(Path(path).absolute())
+        if name := part.get("dataset"):
+            try:
+                part["dataset"] = str(find_version(registry, name))
+            except BadInputError as error:
+                raise BadInputError(f"train_{kind}.mix.{index}.dataset: {error}") from None
+    return mix
+
+
+def _pictures(kinds: Sequence[str], sections: Mapping[str, Any]) -> Path | None:
+    """The folder of pictures to mix in, absolute, if there is one.
+
+    Raises:
+        ConfigError: a setting is wrong, or no stage of these kinds takes pictures.
+        BadInputError: there is no such folder.
+    """
+    values = with_image_section(sections)["encode_images"]
+    source = validate_settings(EncodeImagesSettings, "encode_images", values).source
+    if not source:
+        return None
+    if not Path(source).is_dir():
+        raise BadInputError(f"encode_images.source: {source}: there is no folder of pictures here")
+    if not any(stage_settings(kind, sections.get(f"train_{kind}") or {}).takes_images(kind) for kind in kinds):
+        raise ConfigError(
+            f"encode_images.source: the stage takes no pictures; put 1 into train_{kinds[0]}.short_frames to train on "
+            "images and videos jointly"
+        )
+    return Path(source).absolute()
 
 
 def _checked_init(preset: Preset, init: Path | None, weights: bool = True) -> Path | None:

@@ -8,7 +8,7 @@ from kfp.dsl.pipeline_channel import PipelineChannel
 from svdflow.curation.validate.component import validate_samples
 from svdflow.curation.version.component import checkout
 from svdflow.report.component import report
-from svdflow.training.encode.component import encode
+from svdflow.training.encode.component import encode, encode_images, encode_mix
 from svdflow.training.train.component import train as train_stage
 
 
@@ -21,6 +21,8 @@ class TrainingData:
     selection: PipelineChannel
     dataset: PipelineChannel
     samples: PipelineChannel
+    mixed: PipelineChannel
+    pictures: PipelineChannel
     checked: dsl.PipelineTask
 
 
@@ -36,9 +38,26 @@ def training_data(dataset: PipelineChannel, common: dict[str, PipelineChannel]) 
     encoded = encode(clips=clips, annotations=annotations, selection=selection, **common)
     samples = encoded.outputs["samples"]
     checked = validate_samples(selection=selection, samples=samples, **common)
-    for task, name in ((taken, "check out dataset"), (encoded, "encode"), (checked, "validate samples")):
+    further = encode_mix(mixed=taken.outputs["mixed"], **common).after(checked)  # refused samples end it before
+    pictures = encode_images(**common).after(further)  # needs nothing of it: encoders take a machine's memory
+    for task, name in (
+        (taken, "check out dataset"),
+        (encoded, "encode"),
+        (checked, "validate samples"),
+        (further, "encode mixed datasets"),
+        (pictures, "encode images"),
+    ):
         task.set_display_name(name).set_caching_options(False)
-    return TrainingData(clips, annotations, selection, taken.outputs["dataset"], samples, checked)
+    return TrainingData(
+        clips,
+        annotations,
+        selection,
+        taken.outputs["dataset"],
+        samples,
+        further.outputs["samples"],
+        pictures.outputs["samples"],
+        checked,
+    )
 
 
 @dsl.pipeline(
@@ -68,5 +87,6 @@ def train(
     told = report(pipeline="train", **common).set_display_name("report").set_caching_options(False)
     with dsl.ExitHandler(told, name="run"):
         data = training_data(dataset, common)
-        trained = train_stage(stage=stage, samples=data.samples, dataset=data.dataset, start=init, **common)
+        given = {"samples": data.samples, "dataset": data.dataset, "mixed": data.mixed, "pictures": data.pictures}
+        trained = train_stage(stage=stage, start=init, **given, **common)
         trained.after(data.checked).set_display_name("train").set_caching_options(False)

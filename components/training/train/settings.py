@@ -18,10 +18,22 @@ from .presets import KINDS, load_preset
 
 
 class MixedSamples(Settings):
-    """Another samples manifest that a stage trains on."""
+    """Other samples that a stage trains on: a dataset version, or a samples manifest."""
 
-    samples: str  # path of the manifest; its shards lie in the same data root
+    dataset: str | None = Field(None, pattern=r"^[^@/\s]+(@[^@/\s]+)?$")  # name@v1.2.3, or shorter; pipelines encode it
+    samples: str | None = None  # path of the manifest; its shards lie in the same data root
     weight: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _named(self) -> MixedSamples:
+        if not (self.dataset or self.samples):
+            raise ValueError("names neither a dataset version (dataset) nor a samples manifest (samples)")
+        return self
+
+    @property
+    def name(self) -> str:
+        """What a reader is told."""
+        return self.dataset or str(self.samples)
 
 
 class StageSettings(Settings):
@@ -46,6 +58,7 @@ class StageSettings(Settings):
     # data
     mix: tuple[MixedSamples, ...] = ()  # other datasets, of clips or images: each has the share of its weight. Ours
     weight: float = Field(1.0, gt=0)  # of the stage's own samples among them
+    images: float = Field(1.0, gt=0)  # of the pictures of encode_images among them, where a stage takes single frames
     fps: tuple[float, ...] | None = None  # rates of windows, one drawn for each; None: the reference windows'. Ours
     # lengths for samples that do not hold ``frames``; 1 takes images in, without the temporal layers. Ours
     short_frames: tuple[int, ...] = ()
@@ -175,6 +188,10 @@ class StageSettings(Settings):
         if self.fps is not None and not (self.fps and min(self.fps) > 0):
             raise ValueError(f"fps {self.fps} must be one or more positive rates, or null for the samples' own")
         return self
+
+    def takes_images(self, stage: str) -> bool:
+        """Whether single frames can be trained on: in an image stage, or jointly with videos."""
+        return stage == "image" or 1 in self.short_frames
 
     @property
     def micro_batch(self) -> int:

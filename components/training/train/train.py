@@ -14,10 +14,10 @@ from ...common.report import StepReport, curves, images, table, text, videos
 from ...common.storage import DataRoot, link_tree
 from ...diffusion.hub import resolve_model
 from .checkpoint_store import CheckpointStore
-from .datasets import Datasets, read_datasets
+from .datasets import Datasets, manifests_of, read_datasets, resolve_mix
 from .job import GRID, Job
 from .launcher import launch
-from .settings import KINDS, OPERATIONAL, MixedSamples, StageSettings
+from .settings import KINDS, OPERATIONAL, StageSettings
 from .start import check_start
 
 VERSION = "2"
@@ -65,18 +65,22 @@ def train_stage(
     if stage != "image" and init is None:
         raise BadInputError(f"stage {stage} needs a model to start from (init)")
     check_start(stage, init, settings)
+    settings = resolve_mix(stage, settings)  # refuses versions that nobody has encoded
     datasets = read_datasets(samples, stage, settings)
     if settings.hand_on == "best" and not datasets.held_out:
         raise BadInputError(
             f"train_{stage}.hand_on: {samples} holds out no sample by which the best weights could be known; set it to "
             "last, or hold out some clips"
         )
-    mix = [MixedSamples(samples=str(Path(part.samples).resolve()), weight=part.weight) for part in settings.mix]
+    mix = [part.model_copy(update={"samples": str(path.resolve())})
+           for part, path in zip(settings.mix, manifests_of(samples, settings)[1:], strict=True)]  # fmt: skip
     settings = settings.model_copy(update={"mix": tuple(mix)})
     learned = settings.model_dump(exclude=set(OPERATIONAL))
     if settings.hand_on == "best":  # then these decide which weights there are to choose from
         learned |= {name: getattr(settings, name) for name in ("validate_every", "checkpoint_every")}
-    learned["mix"] = [{"samples": file_sha256(Path(part.samples)), "weight": part.weight} for part in settings.mix]
+    mixed = manifests_of(samples, settings)[1:]
+    learned["mix"] = [{"samples": file_sha256(path), "weight": part.weight}
+                      for path, part in zip(mixed, settings.mix, strict=True)]  # fmt: skip
     dataset = {name: dataset[name] for name in ("name", "tag", "revision") if name in dataset}  # not where its store is
     init_tree = tree_sha256(init) if init else None
     # the samples are what is learned from; the version that they were registered as goes into the card alone
@@ -119,7 +123,13 @@ def _train(
         logs=folder / "tensorboard",
         samples_out=folder / "samples",
         out=folder / "model",
-        card={"dataset": dataset, "configuration": learned, "init": init_tree, "samples": file_sha256(samples)},
+        card={
+            "dataset": dataset,
+            "mixed": {part.dataset: part.weight for part in settings.mix if part.dataset},
+            "configuration": learned,
+            "init": init_tree,
+            "samples": file_sha256(samples),
+        },
     )
     result = launch(job, folder)
     kept = {name: root.put_tree(path) for name, path in (("logs", job.logs), ("samples", job.samples_out))
@@ -224,7 +234,7 @@ def _report(
         shares: list[list[Any]] = [
             [str(path), samples, f"{100 * weight / total:.1f} %"]
             for path, samples, weight in zip(
-                ("the stage's own", *(part.samples for part in settings.mix)),
+                ("the stage's own", *(part.name for part in settings.mix)),
                 np.bincount(datasets.dataset, minlength=len(datasets.weights)).tolist(),
                 datasets.weights,
                 strict=True,
