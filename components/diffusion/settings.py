@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from ..common.config import Settings
 from ..common.errors import BadInputError
@@ -106,6 +106,20 @@ UNET_PRESETS: dict[str, UNetPreset] = {
     "tiny-image-to-video": UNetPreset("image_to_video", TINY_UNET),
     "tiny-multi-view": UNetPreset("multi_view", TINY_UNET),
 }
+
+
+class LoraSettings(Settings):
+    """A low-rank adapter. [P] is the paper's section."""
+
+    rank: int = Field(16, ge=1)  # [P D.4.2]
+    alpha: float | None = Field(None, gt=0)  # what is added is scaled by alpha / rank; None: by 1. Ours
+    layers: Literal["temporal", "spatial"] = "temporal"  # whose attention is adapted [P 4.3.1]
+    modules: tuple[str, ...] = Field(("to_q", "to_k", "to_v", "to_out.0"), min_length=1)  # of each attention. Ours
+
+    @property
+    def scale(self) -> float:
+        """Alpha over rank."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
 
 
 class SamplingSettings(Settings):

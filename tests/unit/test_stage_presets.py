@@ -20,6 +20,7 @@ PAPER = {
     "I2V-base": ("image_to_video", "II-b", 14, 320, 576, 50_000, 768, 3e-5, 0.7, 1.6, None, None),
     "I2V-14": ("image_to_video", "I2V-base", 14, 576, 1024, 50_000, 768, 3e-5, 1.0, 1.6, 0.9999, None),
     "I2V-25": ("image_to_video", "I2V-base", 25, 576, 1024, 50_000, 768, 3e-5, 1.0, 1.6, 0.9999, None),
+    "LoRA": ("image_to_video", "I2V-14", None, None, None, 5_000, None, None, None, None, None, None),  # rank 16
     "MV": ("multi_view", "I2V-25", 21, 576, 576, 12_000, 16, 1e-5, None, None, None, None),
 }
 FIELDS = ("frames", "height", "width", "steps", "batch", "lr", "p_mean", "p_std", "ema", "text_dropout")
@@ -58,7 +59,12 @@ def test_a_stage_comes_after_the_one_that_it_starts_from():
 
 
 def test_stages_that_wait_for_other_machinery_are_not_pretended():
-    assert not {name for name in presets.preset_names() if "lora" in name or "interpol" in name}
+    assert not {name for name in presets.preset_names() if "interpol" in name}
+
+
+def test_the_camera_motion_adapter_has_the_papers_rank_and_place():
+    lora = stage_settings("image_to_video", {"preset": "camera_motion"}).lora
+    assert (lora.rank, lora.layers, lora.scale) == (16, "temporal", 1.0)
 
 
 def test_what_a_file_says_about_itself_is_no_setting_and_all_else_must_be_one(tmp_path, monkeypatch):

@@ -61,8 +61,8 @@ def encode_mix(mixed: Path, out: Path, root: DataRoot, settings: EncodeSettings)
     out.mkdir(parents=True, exist_ok=True)
     total = StepReport("encode_mix", "Encode mixed datasets")
     for folder in sorted(path for path in mixed.iterdir() if path.is_dir()):
-        manifests = (folder / f"{kind}.parquet" for kind in ("clips", "annotations", "selection"))
-        one = encode_clips(*manifests, out / f"{folder.name}.parquet", root, settings)
+        clips, annotations, selection = (folder / f"{kind}.parquet" for kind in ("clips", "annotations", "selection"))
+        one = encode_clips(clips, annotations, selection, out / f"{folder.name}.parquet", root, settings)
         total.done, total.reused, total.versions = total.done + one.done, total.reused + one.reused, one.versions
         total.counts |= {f"{name} of {folder.name}": count for name, count in one.counts.items()}
         total.summary.setdefault("encode_mix", {})[folder.name] = one.summary["encode"]

@@ -57,11 +57,12 @@ class Engine:
 
         self.settings, self.step = settings, resume.step if resume else 0
         for name, parameter in unet.named_parameters():
-            parameter.requires_grad_(settings.trainable == "all" or name.startswith(("time_embedding.", "time_proj.")))
+            parameter.requires_grad_(settings.learns(name))
         if resume:
             with resume.reading(WEIGHTS) as read, torch.no_grad():
                 for name, parameter in unet.named_parameters():
-                    parameter.copy_(read(name))
+                    if parameter.requires_grad or not settings.lora:
+                        parameter.copy_(read(name))
         if settings.gradient_checkpointing:
             checkpoint_activations(unet)
         self.deepspeed, *_ = deepspeed.initialize(
@@ -154,7 +155,10 @@ class Engine:
         """What ``tensors`` gives: part to parameter name to shape, in its order."""
         masters = self.masters
         trained = [name for name, p in masters.parameters.items() if p.requires_grad]
-        names = {WEIGHTS: list(masters.parameters)} | {part: trained for part in self._state}
+        kept = (
+            trained if self.settings.lora else list(masters.parameters)
+        )  # of an adapter's model the rest is the start's
+        names = {WEIGHTS: kept} | {part: trained for part in self._state}
         return {part: {name: tuple(masters.shape(name)) for name in names[part]} for part in names}
 
     def tensors(self) -> Iterator[tuple[str, str, torch.Tensor]]:

@@ -213,17 +213,24 @@ def state_bytes(
 
 
 def build_unet(kind: str, unet: UNetSettings, settings: StageSettings, device: str = "meta") -> Any:
-    """The stage's U-Net with nothing but shapes, in the precision computed in; what does not learn is frozen."""
+    """The stage's U-Net with nothing but shapes, in the precision computed in; what does not learn is frozen.
+
+    Raises:
+        ConfigError: an adapter on a layer that there is not.
+    """
     import torch
 
+    from ...diffusion.lora import inject_lora
     from ...diffusion.unet import build_image_unet, build_video_unet
 
     with torch.device(device):
         net = build_image_unet(unet) if kind == "image" else build_video_unet(unet, _KIND[kind])  # type: ignore[arg-type]
+        if settings.lora:
+            inject_lora(net, settings.lora, f"train_{kind}.lora")
     # Also the mixing factors, which diffusers builds on the CPU whatever it is told. Its own ``to`` would warn.
     torch.nn.Module.to(net, device, torch.bfloat16 if settings.precision == "bf16" else torch.float32)
     for name, parameter in net.named_parameters():
-        parameter.requires_grad_(settings.trainable == "all" or name.startswith("time_embedding."))
+        parameter.requires_grad_(settings.learns(name))
     return net.train()
 
 

@@ -16,6 +16,7 @@ from ...diffusion import conditioning
 from ...diffusion.autoencoder import load_autoencoder
 from ...diffusion.hub import resolve_model
 from ...diffusion.import_model import open_model
+from ...diffusion.lora import ADAPTER, inject_lora, merge_lora, save_lora
 from ...diffusion.model_directory import VideoModel, save_model
 from ...diffusion.motion import MotionCalibration
 from ...diffusion.settings import UNetSettings
@@ -98,6 +99,8 @@ def start_model(stage: str, init: Path | None, settings: StageSettings) -> Video
         if stage != "image":
             raise BadInputError(f"stage {stage} starts from a model of kind {_BEFORE[stage]}: give it one as init")
         unet = build_image_unet(UNetSettings(**settings.unet))
+        if settings.lora:
+            inject_lora(unet, settings.lora, f"train_{stage}.lora")
         return VideoModel(
             "image",
             unet,
@@ -125,6 +128,8 @@ def start_model(stage: str, init: Path | None, settings: StageSettings) -> Video
     model.parameterisation = parameterisation_to_train(stage, model.parameterisation, settings, str(init))
     model.card.pop("unconditional", None)  # captions are dropped to zeros here, whatever the start was guided away from
     model.unet.requires_grad_(True)
+    if settings.lora:
+        inject_lora(model.unet, settings.lora, f"train_{stage}.lora")
     model.unet.train()
     return model
 
@@ -138,8 +143,8 @@ def save_trained(
     held_out: float | None,
 ) -> None:
     """Write the trained model's directory, whole or not at all; ``held_out`` is the loss of these very weights."""
-    unet = type(model.unet).from_config(model.unet.config)
-    unet.load_state_dict(weights)
+    unet, lora = type(model.unet).from_config(model.unet.config), job.settings.lora
+    unet.load_state_dict(merge_lora(weights, lora) if lora else weights)
     frames, height, width = train.typical_size
     size = {"frames": frames, "height": height, "width": width}
     card = {
@@ -166,6 +171,8 @@ def save_trained(
         replace(model, unet=unet, card=card),
         partial,
     )
+    if lora:
+        save_lora(weights, lora, partial / ADAPTER)
     shutil.rmtree(job.out, ignore_errors=True)
     partial.rename(job.out)
 

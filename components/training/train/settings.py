@@ -14,6 +14,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ...common.config import Settings, load_profile, merge, validate_settings
 from ...common.errors import ConfigError
+from ...diffusion.settings import LoraSettings
 from .presets import KINDS, load_preset
 
 
@@ -46,6 +47,9 @@ class StageSettings(Settings):
     height: int | None = Field(None, ge=8)  # samples of another size than this are refused; None takes all as buckets
     width: int | None = Field(None, ge=8)
     trainable: Literal["all", "time_embedding"] = "all"  # [P D.2]: the first image stage trains the time embedding only
+    lora: LoraSettings | None = (
+        None  # an adapter learns and all else stays; the adapter is kept beside the merged model
+    )
     # the image stage's start, as --init: a diffusers directory or a hub's repository (SD 2.1); None: fresh, by ``unet``
     base: str | None = None
     unet: dict[str, Any] = Field(
@@ -141,6 +145,13 @@ class StageSettings(Settings):
             raise ValueError("fp16 is not offered: CPUs refuse it and the noise weights overflow it; take bf16 or fp32")
         return value
 
+    @field_validator("lora")
+    @classmethod
+    def _adapter_alone(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.data.get("trainable") != "all":
+            raise ValueError("an adapter learns alone; leave trainable at all")
+        return value
+
     @field_validator("offload_optimizer")
     @classmethod
     def _offload_needs_zero(cls, value: bool, info: ValidationInfo) -> bool:
@@ -188,6 +199,12 @@ class StageSettings(Settings):
         if self.fps is not None and not (self.fps and min(self.fps) > 0):
             raise ValueError(f"fps {self.fps} must be one or more positive rates, or null for the samples' own")
         return self
+
+    def learns(self, name: str) -> bool:
+        """Whether a parameter of the U-Net learns, by its name."""
+        if self.lora:
+            return ".lora_" in name
+        return self.trainable == "all" or name.startswith("time_embedding.")
 
     def takes_images(self, stage: str) -> bool:
         """Whether single frames can be trained on: in an image stage, or jointly with videos."""

@@ -23,6 +23,8 @@ def check_start(stage: str, init: Path | None, settings: StageSettings) -> None:
         ConfigError: names the setting.
         BadInputError: the start's configuration cannot be read.
     """
+    if settings.lora:
+        _check_lora(stage, init, settings)
     if init is None:
         if stage == "image" and not settings.base:
             _check_channels(stage, settings)
@@ -54,6 +56,13 @@ def _check_channels(stage: str, settings: StageSettings) -> None:
             f"take {unet.latent_channels} (train_{stage}.unet.latent_channels). Start from Stable Diffusion 2.1, as "
             f"the paper does (--init or train_{stage}.base), or make the two agree"
         )
+
+
+def _check_lora(stage: str, init: Path | None, settings: StageSettings) -> None:
+    """An adapter needs the layers that it sits on; shapes are enough to tell."""
+    from .forecast import build_unet, unet_settings_of
+
+    build_unet(stage, unet_settings_of(init, {f"train_{stage}": {"unet": settings.unet}}, stage), settings)
 
 
 def parameterisation_to_train(

@@ -198,10 +198,9 @@ class Trainer:
         self.beat.at("writing the model")
         s, best = self.settings, best_sound(self.job.checkpoints) if self.rank == 0 else None
         better = best if best and after and s.hand_on == "best" and best.state["held_out"] < after["mean"] else None
-        if self._sum([float(better is not None)])[0]:
-            weights = dict(weights_of(better)) if better else {}
-        else:
-            weights = dict(self._beating(self.engine.final_weights(), "writing the model", keep=self.rank == 0))
+        weights = dict(self._beating(self.engine.final_weights(), "writing the model", keep=self.rank == 0))
+        if better:
+            weights |= dict(weights_of(better))
         result = {
             "steps": self.engine.step,
             "handed_on": better.step if better else self.engine.step,
