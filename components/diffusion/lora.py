@@ -7,6 +7,7 @@ peft holds the layers while they are trained. An adapter's file has the matrices
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def inject_lora(unet: torch.nn.Module, lora: LoraSettings, field: str = "lora") 
     from peft import LoraConfig, inject_adapter_in_model
 
     names = adapted_layers(unet, lora, field)
-    inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=lora.scale * lora.rank, target_modules=names), unet)
+    alpha: Any = lora.scale * lora.rank  # peft takes any number, whatever its annotation says
+    inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=names), unet)
 
 
 def merge_lora(weights: Mapping[str, torch.Tensor], lora: LoraSettings) -> dict[str, torch.Tensor]:
@@ -70,7 +72,7 @@ def merge_lora(weights: Mapping[str, torch.Tensor], lora: LoraSettings) -> dict[
 def save_lora(weights: Mapping[str, torch.Tensor], lora: LoraSettings, path: Path) -> None:
     """Write the adapter among a UNet's weights to a file."""
     tensors = [
-        TensorToWrite(f"unet.{name.replace('.default', '')}", tuple(tensor.shape), torch.float32, lambda t=tensor: t)
+        TensorToWrite(f"unet.{name.replace('.default', '')}", tuple(tensor.shape), torch.float32, partial(tensor.float))
         for name, tensor in weights.items()
         if name.endswith((_A, _B))
     ]
