@@ -74,6 +74,9 @@ def test_versions_and_pictures_of_the_mix_are_encoded_and_reach_the_job_with_the
     encode_mix.python_func(mixed=artifacts["mixed"], samples=artifacts["further"], **common)
     encode_images.python_func(samples=artifacts["pictures"], **common)
     assert len(read_rows("samples", workdir / "further" / "more@v1.0.0.parquet")) == 4
+    assert [json.loads((workdir / name / "mix.json").read_text()) for name in ("mixed", "further")] == [
+        ["more@v1.0.0"]
+    ] * 2
     shown = json.loads((workdir / "steps" / "run" / "encode_mix.json").read_text())
     assert shown["summary"]["encode_mix"]["more@v1.0.0"]["train_samples"] == 2
 

@@ -107,6 +107,8 @@ def check_out_mix(
         more = check_out_version(version, manifests, folder / "dataset.json", root, registry, store, settings)
         report.done, report.reused = report.done + more.done, report.reused + more.reused
         report.sections += [section | {"title": f"Mixed in: {folder.name}"} for section in more.sections]
+    tags = sorted(folder.name for folder in out.iterdir() if folder.is_dir())
+    write_atomic(out / "mix.json", json.dumps(tags).encode())  # object stores know no folder without a file
 
 
 def open_registry(directory: Path, settings: VersionSettings) -> Registry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from ...common.manifests import read_rows
 from ...common.report import StepReport, text
-from ...common.storage import DataRoot
+from ...common.storage import DataRoot, write_atomic
 from ...common.video import decode
 from ...common.windows import nearest_in_time, stride_for
 from .samples import encode_units
@@ -67,6 +68,8 @@ def encode_mix(mixed: Path, out: Path, root: DataRoot, settings: EncodeSettings)
         total.counts |= {f"{name} of {folder.name}": count for name, count in one.counts.items()}
         total.summary.setdefault("encode_mix", {})[folder.name] = one.summary["encode"]
         total.sections += [section | {"title": f"{folder.name}: {section['title']}"} for section in one.sections]
+    tags = sorted(path.stem for path in out.glob("*.parquet"))
+    write_atomic(out / "mix.json", json.dumps(tags).encode())  # object stores know no folder without a file
     if not total.sections:
         total.sections.append(text("Samples", "no further dataset is mixed in"))
     return total
