@@ -76,6 +76,7 @@ def run(
     """
     from svdflow.common.config import parse_override
     from svdflow.common.errors import ConfigError
+    from svdflow.diffusion.hub import resolve_model
 
     from .local.outcome import tell
     from .local.run import run_pipeline
@@ -93,7 +94,7 @@ def run(
     if objects:
         arguments["objects"] = str(objects.absolute())
     if init:
-        arguments["init"] = str(init.absolute())
+        arguments["init"] = str(resolve_model(init))
     if "dataset" in takes:
         from .stage_runs import dataset_to_train_on
 

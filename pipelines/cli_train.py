@@ -37,7 +37,9 @@ def stages(
 
 @train.command("calibrate")
 def calibrate(
-    model: Annotated[Path, typer.Argument(help="A released model's directory, or one of svdflow's without a map.")],
+    model: Annotated[
+        Path, typer.Argument(help="A released model (directory or ORG/NAME[@REV]), or svdflow's own without a map.")
+    ],
     images: Annotated[Path, typer.Option(help="Folder of pictures to start videos from; ten or more.")],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Model directory to write. Default: the map goes into MODEL.")
@@ -68,7 +70,7 @@ def _add(preset: Preset) -> None:
         profile: Annotated[str, typer.Option(help="paper, local, test, or a YAML file of your own.")] = "local",
         init: Annotated[
             Path | None,
-            typer.Option(help="Model directory to start from: one of svdflow's, or a released one (diffusers)."),
+            typer.Option(help="Model to start from: svdflow's or diffusers' directory, or ORG/NAME[@REV] of a hub."),
         ] = None,
         dataset: Annotated[
             str,

@@ -10,6 +10,7 @@ from typing import Any
 
 from svdflow.common.config import Settings, load_profile, validate_settings
 from svdflow.common.errors import ConfigError
+from svdflow.training.encode.settings import with_image_section
 
 from . import PIPELINES
 from .limits import require_limits
@@ -25,6 +26,7 @@ SETTINGS = {
     "filter": "svdflow.curation.filter.settings:FilterSettings",
     "version": "svdflow.curation.version.settings:VersionSettings",
     "encode": "svdflow.training.encode.settings:EncodeSettings",
+    "encode_images": "svdflow.training.encode.settings:EncodeImagesSettings",
     "train_image": "svdflow.training.train.settings:stage_settings",
     "train_video": "svdflow.training.train.settings:stage_settings",
     "train_image_to_video": "svdflow.training.train.settings:stage_settings",
@@ -54,6 +56,7 @@ def resolve_settings(profile: str, overrides: Mapping[str, Any]) -> dict[str, di
     values = load_profile(profile, overrides)
     faults = [f"{name}: no such step; steps are {', '.join(SETTINGS)}" for name in values if name not in SETTINGS]
     resolved = {}
+    values = with_image_section(values)
     for name, place in SETTINGS.items():
         try:
             resolved[name] = _validated(name, load_object(place), values.get(name) or {}).model_dump(mode="json")

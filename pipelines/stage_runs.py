@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 from svdflow.common.config import load_profile, merge, parse_override, validate_settings
 from svdflow.common.errors import BadInputError, ConfigError
 from svdflow.curation.version.checkout import find_version, open_registry, require_long_clips
+from svdflow.curation.version.registry import Registry
 from svdflow.curation.version.settings import VersionSettings
-from svdflow.training.encode.settings import EncodeSettings
+from svdflow.diffusion.hub import resolve_model
+from svdflow.training.encode.settings import EncodeImagesSettings, EncodeSettings, with_image_section
 from svdflow.training.train.presets import Preset, load_preset, stage_overrides
 from svdflow.training.train.settings import StageSettings, stage_settings
+from svdflow.training.train.start import check_start
 
 from .datasets import last_settings
 from .local.run import RunResult, run_pipeline
@@ -38,7 +41,7 @@ def train_stage(
         profile: see ``svdflow.common.config``.
         sets: ``step.setting=value``.
         dataset: ``name@v1.2.3`` or shorter; "" is the newest version.
-        init: the model directory to start from.
+        init: the model directory to start from, or a repository of a hub.
 
     Raises:
         ConfigError: settings that are unknown, impossible or contradict each other; names the field.
@@ -52,24 +55,35 @@ def train_stage(
         )
     start = _checked_init(preset, init)
     settings, overrides = resolve_stage(preset, profile, [parse_override(text) for text in sets], start)
-    tag, overrides = dataset_to_train_on(workdir, dataset, profile, overrides)
+    check_start(preset.kind, start, settings)
+    tag, overrides = dataset_to_train_on(workdir, dataset, profile, overrides, (preset.kind,))
     arguments = {"stage": stage, "dataset": tag, "init": str(start or "")}
     result = run_pipeline("train", workdir, profile, overrides, arguments)
     return result, result.workdir / "models" / stage
 
 
 def resolve_stage(
-    preset: Preset, profile: str, asked: Sequence[tuple[str, Any]], init: Path | None
+    preset: Preset, profile: str, asked: Sequence[tuple[str, Any]], init: Path | None, weights: bool = True
 ) -> tuple[StageSettings, dict[str, Any]]:
     """A stage's settings, and the overrides that a run of it takes: samples of its size, by the encoders of its start.
 
+    Args:
+        preset: of the stage.
+        profile: see ``svdflow.common.config``.
+        asked: dotted settings with their values.
+        init: the model directory to start from; None for what the settings name, if they do.
+        weights: whether those of a repository that the settings name are needed.
+
     Raises:
         ConfigError: names the field.
+        BadInputError: there is no such model.
     """
     given = dict(asked)
     overrides = stage_overrides(preset.name, given)
     sections = load_profile(profile, overrides)
     settings = stage_settings(preset.kind, sections.get(f"train_{preset.kind}") or {})
+    if init is None and preset.kind == "image" and settings.base:
+        init = resolve_model(settings.base, weights)
     for name in _SIZES:
         wanted = getattr(settings, name)
         if wanted is None:  # the stage takes what the section `encode` makes
@@ -84,13 +98,20 @@ def resolve_stage(
 
 
 def dataset_to_train_on(
-    workdir: Path, dataset: str | None, profile: str, overrides: Mapping[str, Any]
+    workdir: Path,
+    dataset: str | None,
+    profile: str,
+    overrides: Mapping[str, Any],
+    kinds: Sequence[str] = ("image", "video", "image_to_video"),
 ) -> tuple[str, dict[str, Any]]:
     """The full tag of a dataset version that training can use, and the overrides with where its registry is.
 
+    Versions that the stages of these kinds mix in get their full tags too, and are checked out beside it.
+
     Raises:
         ConfigError: a setting is wrong.
-        BadInputError: there is no such version, or no clip of it is long enough for a sample.
+        BadInputError: there is no such version, or no clip of it is long enough for a sample; or pictures are given
+            that no stage takes.
     """
     sections = load_profile(profile, overrides)
     kept = {name: value for name, value in last_settings(workdir).items() if name in _CARRIED and value}
@@ -101,11 +122,60 @@ def dataset_to_train_on(
     encode = validate_settings(EncodeSettings, "encode", sections.get("encode") or {})
     require_long_clips(registry, tag, encode.frames, encode.fps)
     carried = {f"version.{name}": value for name, value in kept.items() if name not in (sections.get("version") or {})}
-    return str(tag), {**carried, **overrides}
+    mixes = {kind: _full_tags(registry, kind, sections) for kind in kinds}
+    carried |= {f"train_{kind}.mix": mix for kind, mix in mixes.items() if mix}
+    if tags := sorted({part["dataset"] for mix in mixes.values() for part in mix if part.get("dataset")}):
+        carried["version.mix"] = tags
+    if source := _pictures(kinds, sections):
+        carried["encode_images.source"] = str(source)
+    return str(tag), {**overrides, **carried}
 
 
-def _checked_init(preset: Preset, init: Path | None) -> Path | None:
-    """The model directory to start from, absolute.
+def _full_tags(registry: Registry, kind: str, sections: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A stage's mix, every dataset version of it by its full tag.
+
+    Raises:
+        ConfigError: a setting is wrong.
+        BadInputError: there is no such version.
+    """
+    settings = stage_settings(kind, sections.get(f"train_{kind}") or {})
+    mix = [part.model_dump(exclude_none=True) for part in settings.mix]
+    for index, part in enumerate(mix):
+        if path := part.get("samples"):
+            if not Path(path).is_file():
+                raise BadInputError(f"train_{kind}.mix.{index}.samples: {path}: there is no samples manifest here")
+            part["samples"] = str(Path(path).absolute())
+        if name := part.get("dataset"):
+            try:
+                part["dataset"] = str(find_version(registry, name))
+            except BadInputError as error:
+                raise BadInputError(f"train_{kind}.mix.{index}.dataset: {error}") from None
+    return mix
+
+
+def _pictures(kinds: Sequence[str], sections: Mapping[str, Any]) -> Path | None:
+    """The folder of pictures to mix in, absolute, if there is one.
+
+    Raises:
+        ConfigError: a setting is wrong, or no stage of these kinds takes pictures.
+        BadInputError: there is no such folder.
+    """
+    values = with_image_section(sections)["encode_images"]
+    source = validate_settings(EncodeImagesSettings, "encode_images", values).source
+    if not source:
+        return None
+    if not Path(source).is_dir():
+        raise BadInputError(f"encode_images.source: {source}: there is no folder of pictures here")
+    if not any(stage_settings(kind, sections.get(f"train_{kind}") or {}).takes_images(kind) for kind in kinds):
+        raise ConfigError(
+            f"encode_images.source: the stage takes no pictures; put 1 into train_{kinds[0]}.short_frames to train on "
+            "images and videos jointly"
+        )
+    return Path(source).absolute()
+
+
+def _checked_init(preset: Preset, init: Path | None, weights: bool = True) -> Path | None:
+    """The model directory to start from, absolute; fetched when it is a repository of a hub.
 
     Raises:
         ConfigError: the stage needs one.
@@ -115,10 +185,10 @@ def _checked_init(preset: Preset, init: Path | None) -> Path | None:
         if preset.kind == "image":
             return None
         raise ConfigError(
-            f"--init: the stage {preset.name} starts from a model of {preset.after} or of its own kind; name its "
-            "directory"
+            f"--init: the stage {preset.name} starts from a model of {preset.after or 'Stable Diffusion 2.1'} or of "
+            "its own kind; name its directory"
         )
-    init = init.absolute()
+    init = resolve_model(init, weights)
     card = init / "svdflow.json"
     if not card.is_file():
         if not (init / "unet" / "config.json").is_file():
@@ -158,8 +228,9 @@ def forecast(
     from svdflow.training.train.forecast import TEXT_TOKENS, forecast_stage, unet_settings_of
 
     preset = load_preset(stage)
-    start = _checked_init(preset, init) if init else None
-    settings, overrides = resolve_stage(preset, profile, [parse_override(text) for text in sets], start)
+    start = _checked_init(preset, init, weights=False) if init else None
+    asked = [parse_override(text) for text in sets]
+    settings, overrides = resolve_stage(preset, profile, asked, start, weights=False)
     sections = load_profile(profile, overrides)
     section = "encode_orbits" if preset.kind == "multi_view" else "encode"
     encode = validate_settings(EncodeSettings, section, sections.get(section) or {})

@@ -19,7 +19,8 @@ from svdflow.diffusion.settings import UNetSettings
 from svdflow.diffusion.unet import build_video_unet
 from svdflow.training.train.build_ops import worker_environment
 from svdflow.training.train.checkpoint import Checkpoint, newest_sound, save_checkpoint
-from svdflow.training.train.data import Plan, SampleSource
+from svdflow.training.train.data import SampleSource
+from svdflow.training.train.draws import Plan
 from svdflow.training.train.engine import Engine, start_processes
 from svdflow.training.train.objective import Objective
 from svdflow.training.train.settings import StageSettings, stage_settings

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from svdflow.common.manifests import write_manifest
+from svdflow.common.sample_tensors import pack_picture
 from svdflow.common.shards import write_shard
 from svdflow.common.storage import DataRoot
 from svdflow.training.train.settings import stage_settings
@@ -73,7 +74,36 @@ def make_samples(folder: Path) -> tuple[DataRoot, Path]:
     return root, folder / "samples.parquet"
 
 
-def settings_for(autoencoder: Path, **values):
+def make_images(folder: Path, root: DataRoot, count: int = 3) -> Path:
+    """Random pictures as samples of one frame, in a data root; returns their manifest."""
+    rng = np.random.default_rng(1)
+    samples = {
+        f"i{i}": {
+            "mean": rng.standard_normal((1, 4, 8, 8)).astype(np.float16),
+            "logvar": np.full((1, 4, 8, 8), -4, np.float16),
+            "images": rng.standard_normal((1, 16)).astype(np.float32),
+            "text": rng.standard_normal((3, 5, 16)).astype(np.float16),
+            "picture-000000": pack_picture(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)),
+        }
+        for i in range(count)
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_shard(folder / "images", samples)
+    uri = root.put_file(folder / "images")
+    rows = [
+        {
+            "sample_id": f"{prefix}-00", "clip_id": prefix, "split": "train", "layout": "frames", "shard_uri": uri,
+            "tensor_prefix": prefix, "text_uri": uri, "text_prefix": prefix, "frames": 1, "height": 64, "width": 64,
+            "fps": 7.0, "first_frame": 0, "stride": 1, "sequence_frames": 1, "sequence_fps": 7.0, "start_s": 0.0,
+            "starts": [0], "captions": ["d", "e", "f"],
+        }
+        for prefix in samples
+    ]  # fmt: skip
+    write_manifest("samples", rows, folder / "images.parquet")
+    return folder / "images.parquet"
+
+
+def settings_for(autoencoder: Path | str, **values):
     base = {
         "height": None,
         "width": None,

@@ -18,9 +18,9 @@ import torch
 
 from ..common.errors import BadInputError
 from ..common.identity import file_sha256
+from .settings import SHIPPED_AUTOENCODER
 from .weights_files import AUTOENCODERS, find_weights, load_network
 
-SHIPPED = Path(__file__).parent / "weights" / "autoencoder"
 _CONFIG, _WEIGHTS, _COMPACT = "config.json", "diffusion_pytorch_model", "compact.safetensors"
 
 
@@ -180,7 +180,7 @@ def decode_latents(vae: Any, latents_Fchw: torch.Tensor, chunk: int = 14) -> np.
 
 
 def _files(source: str) -> tuple[Path, list[Path]]:
-    directory = SHIPPED if source == "shipped" else Path(source)
+    directory = SHIPPED_AUTOENCODER if source == "shipped" else Path(source)
     config = directory / _CONFIG
     if not config.is_file():
         raise BadInputError(f"{directory}: no autoencoder there, {_CONFIG} is missing")

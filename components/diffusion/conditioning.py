@@ -162,7 +162,7 @@ def frame_latents(
     ``scaling_factor``, unlike the latents that it denoises.
 
     Args:
-        vae: the model's autoencoder.
+        vae: the model's autoencoder; the result lies on its device.
         frames_BHWC: uint8 RGB.
         noise_BCHW: standard normal.
         strength_B: of the noise, of each sample by itself, in units of [-1, 1] pixels.
@@ -170,7 +170,7 @@ def frame_latents(
     pixels_BCHW = to_unit_range(frames_BHWC)
     strength = torch.as_tensor(strength_B, dtype=torch.float32).view(-1, 1, 1, 1)
     # One at a time: a sample's latent must not depend, to the last bit, on who shares its batch.
-    noisy_BCHW = pixels_BCHW + strength * noise_BCHW
+    noisy_BCHW = (pixels_BCHW + strength * noise_BCHW).to(vae.device)
     return torch.cat([encode_moments(vae, one)[0] for one in noisy_BCHW.split(1)]).float()
 
 

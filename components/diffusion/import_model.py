@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..common.errors import BadInputError
+from .hub import origin_of
 from .model_directory import CARD, VideoModel, check_parts, load_model, load_parts, variant_of
 from .sampling import EMPTY_PROMPT
 
@@ -45,7 +46,7 @@ def import_directory(directory: Path) -> VideoModel:
     check_parts(model, directory)
     model.card = {
         "imported": {
-            "name": directory.name,
+            "name": origin_of(directory),
             "prediction_type": model.parameterisation.prediction,
             "weights": variant_of(directory) or "full precision",
         }

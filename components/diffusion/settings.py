@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from ..common.config import Settings
+from ..common.errors import BadInputError
 
 Kind = Literal["image", "text_to_video", "image_to_video", "multi_view"]
+SHIPPED_AUTOENCODER = Path(__file__).parent / "weights" / "autoencoder"
 KINDS: tuple[Kind, ...] = ("image", "text_to_video", "image_to_video", "multi_view")
 
 # what the vector conditioning holds for each kind, in order; each scalar becomes addition_time_embed_dim sinusoids.
@@ -44,6 +48,34 @@ class UNetSettings(Settings):
         return self
 
 
+def sizes_in(config: Mapping[str, Any], **told: Any) -> UNetSettings:
+    """The settings that describe a UNet, out of its diffusers configuration.
+
+    Args:
+        config: of a UNet2DConditionModel or a UNetSpatioTemporalConditionModel.
+        told: what an image UNet's configuration lacks: ``num_frames``, ``addition_time_embed_dim``.
+
+    Raises:
+        BadInputError: an architecture that these settings cannot describe.
+    """
+    try:
+        widths = tuple(config["block_out_channels"])
+        heads = config.get("num_attention_heads") or config["attention_head_dim"]
+        if not isinstance(config["layers_per_block"], int) or not isinstance(config["cross_attention_dim"], int):
+            raise BadInputError("a UNet whose blocks differ in depth or context width cannot be described here")
+        own = ("addition_time_embed_dim", "num_frames", "sample_size")
+        return UNetSettings(
+            latent_channels=config["out_channels"],
+            block_out_channels=widths,
+            layers_per_block=config["layers_per_block"],
+            attention_heads=tuple(heads) if isinstance(heads, (list, tuple)) else (heads,) * len(widths),
+            cross_attention_dim=config["cross_attention_dim"],
+            **told | {name: value for name in own if isinstance(value := config.get(name), int)},
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInputError(f"tells no sizes of a UNet ({str(error).splitlines()[0]})") from error
+
+
 TINY_UNET = UNetSettings(
     latent_channels=8,  # of the shipped autoencoder
     block_out_channels=(32, 64),
@@ -74,6 +106,20 @@ UNET_PRESETS: dict[str, UNetPreset] = {
     "tiny-image-to-video": UNetPreset("image_to_video", TINY_UNET),
     "tiny-multi-view": UNetPreset("multi_view", TINY_UNET),
 }
+
+
+class LoraSettings(Settings):
+    """A low-rank adapter. [P] is the paper's section."""
+
+    rank: int = Field(16, ge=1)  # [P D.4.2]
+    alpha: float | None = Field(None, gt=0)  # what is added is scaled by alpha / rank; None: by 1. Ours
+    layers: Literal["temporal", "spatial"] = "temporal"  # whose attention is adapted [P 4.3.1]
+    modules: tuple[str, ...] = Field(("to_q", "to_k", "to_v", "to_out.0"), min_length=1)  # of each attention. Ours
+
+    @property
+    def scale(self) -> float:
+        """Alpha over rank."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
 
 
 class SamplingSettings(Settings):

@@ -14,7 +14,7 @@ from diffusers import UNet2DConditionModel, UNetSpatioTemporalConditionModel
 
 from ..common.errors import BadInputError
 from .image_only import allow_image_only
-from .settings import UNET_PRESETS, VECTOR_CONDITIONS, Kind, UNetSettings
+from .settings import UNET_PRESETS, VECTOR_CONDITIONS, Kind, UNetSettings, sizes_in
 
 _TEMPORAL = ("temporal_res_block", "temporal_transformer_blocks", "time_pos_embed", "time_mixer")
 # the last layers of every temporal branch: zero, and the branch adds nothing
@@ -83,29 +83,13 @@ def build_video_unet(settings: UNetSettings, kind: Kind) -> UNetSpatioTemporalCo
     return allow_image_only(unet)
 
 
-def settings_of(unet: UNet2DConditionModel | UNetSpatioTemporalConditionModel, num_frames: int = 14) -> UNetSettings:
-    """The settings that describe a UNet; an image UNet does not tell its ``num_frames`` and takes the one given.
+def settings_of(unet: UNet2DConditionModel | UNetSpatioTemporalConditionModel, **told: Any) -> UNetSettings:
+    """The settings that describe a UNet; what an image UNet does not tell (``num_frames``) is taken from ``told``.
 
     Raises:
         BadInputError: an architecture that these settings cannot describe.
     """
-    config = unet.config
-    blocks = len(config.block_out_channels)
-    heads = config.get("num_attention_heads") or config.get("attention_head_dim")
-    if not isinstance(config.layers_per_block, int) or not isinstance(config.cross_attention_dim, int):
-        raise BadInputError("a UNet whose blocks differ in depth or context width cannot be described here")
-    told = {
-        name: value for name in ("addition_time_embed_dim", "sample_size") if isinstance(value := config.get(name), int)
-    }
-    return UNetSettings(
-        latent_channels=config.out_channels,
-        block_out_channels=tuple(config.block_out_channels),
-        layers_per_block=config.layers_per_block,
-        attention_heads=tuple(heads) if isinstance(heads, (list, tuple)) else (heads,) * blocks,
-        cross_attention_dim=config.cross_attention_dim,
-        num_frames=config.get("num_frames") or num_frames,
-        **told,
-    )
+    return sizes_in(unet.config, **told)
 
 
 def inflate(image_unet: UNet2DConditionModel, settings: UNetSettings | None = None) -> UNetSpatioTemporalConditionModel:

@@ -9,7 +9,7 @@ from svdflow.curation.validate.component import validate_samples
 from svdflow.curation.version.component import checkout
 from svdflow.pipelines.tasks import named
 from svdflow.report.component import report
-from svdflow.training.encode.component import encode
+from svdflow.training.encode.component import encode, encode_images, encode_mix
 from svdflow.training.train.component import train as train_stage
 
 
@@ -22,6 +22,8 @@ class TrainingData:
     selection: PipelineChannel
     dataset: PipelineChannel
     samples: PipelineChannel
+    mixed: PipelineChannel
+    pictures: PipelineChannel
     checked: dsl.PipelineTask
 
 
@@ -37,9 +39,26 @@ def training_data(dataset: PipelineChannel, common: dict[str, PipelineChannel]) 
     encoded = encode(clips=clips, annotations=annotations, selection=selection, **common)
     samples = encoded.outputs["samples"]
     checked = validate_samples(selection=selection, samples=samples, **common)
-    for task, name in ((taken, "check out dataset"), (encoded, "encode"), (checked, "validate samples")):
+    further = encode_mix(mixed=taken.outputs["mixed"], **common).after(checked)  # refused samples end it before
+    pictures = encode_images(**common).after(further)  # needs nothing of it: encoders take a machine's memory
+    for task, name in (
+        (taken, "check out dataset"),
+        (encoded, "encode"),
+        (checked, "validate samples"),
+        (further, "encode mixed datasets"),
+        (pictures, "encode images"),
+    ):
         named(task, name)
-    return TrainingData(clips, annotations, selection, taken.outputs["dataset"], samples, checked)
+    return TrainingData(
+        clips,
+        annotations,
+        selection,
+        taken.outputs["dataset"],
+        samples,
+        further.outputs["samples"],
+        pictures.outputs["samples"],
+        checked,
+    )
 
 
 @dsl.pipeline(
@@ -69,5 +88,6 @@ def train(
     told = named(report(pipeline="train", **common), "report")
     with dsl.ExitHandler(told, name="run"):
         data = training_data(dataset, common)
-        trained = train_stage(stage=stage, samples=data.samples, dataset=data.dataset, start=init, **common)
+        given = {"samples": data.samples, "dataset": data.dataset, "mixed": data.mixed, "pictures": data.pictures}
+        trained = train_stage(stage=stage, start=init, **given, **common)
         named(trained.after(data.checked), "train")

@@ -34,7 +34,8 @@ def training(
     told = named(report(pipeline="training", **common), "report")
     with dsl.ExitHandler(told, name="run"):
         data = training_data(dataset, common)
-        given = {"samples": data.samples, "dataset": data.dataset, **common}
+        given = {"samples": data.samples, "dataset": data.dataset, "mixed": data.mixed, "pictures": data.pictures}
+        given |= common
         image = train(stage="image", start=init, **given).after(data.checked)
         video = train(stage="video", init=image.outputs["model"], **given)
         high_quality = train(stage="image_to_video", init=video.outputs["model"], **given)

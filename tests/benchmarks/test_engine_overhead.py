@@ -11,13 +11,23 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from svdflow.common.sample_tensors import pack_picture
+from svdflow.common.shards import write_shard
+from svdflow.common.storage import DataRoot
+from svdflow.diffusion.model_directory import VideoModel
 from svdflow.diffusion.settings import UNetSettings
 from svdflow.diffusion.unet import build_video_unet
 from svdflow.training.train.build_ops import worker_environment
+from svdflow.training.train.data import Gathering, SampleSource
+from svdflow.training.train.draws import Plan
+from svdflow.training.train.objective import Objective
+from svdflow.training.train.read_ahead import ReadAhead
 from tests.engine_launch import REPOSITORY
 from tests.engine_runs import Run, Setting, engine_settings, one_process
 
@@ -112,6 +122,52 @@ def test_the_engine_costs_little_on_top_of_bare_deepspeed(setting, zero_stage, e
         f"{statistics.median(theirs):.3f} CPU s a step, ratio {ratio:.3f}; waits for data {statistics.median(data):.2%}"
     )
     assert ratio < (1.15 if ema else 1.05)
+
+
+STEP_S = 0.5  # of one sample of 14x576x1024 px: what a fast GPU would take
+
+
+def full_size_source(folder: Path) -> SampleSource:
+    """Two sequences of 32 frames of 576x1024 px, as the step encode writes them."""
+    rng, frames = np.random.default_rng(0), 32
+    picture = np.kron(rng.integers(0, 255, (72, 128, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8))
+    samples = {
+        f"s{i}": {
+            "mean": rng.standard_normal((frames, 4, 72, 128)).astype(np.float16),
+            "logvar": np.full((frames, 4, 72, 128), -4, np.float16),
+            "images": rng.standard_normal((frames, 1024)).astype(np.float32),
+            "picture-000000": pack_picture(picture),
+        }
+        for i in range(2)
+    }
+    write_shard(folder / "shard", samples)
+    root = DataRoot.open(folder / "root")
+    uri = root.put_file(folder / "shard")
+    row = {"layout": "frames", "shard_uri": uri, "frames": 14, "height": 576, "width": 1024, "fps": 8.0, "stride": 1,
+           "first_frame": 0, "sequence_frames": frames, "sequence_fps": 8.0, "starts": [0]}  # fmt: skip
+    return SampleSource(root, [row | {"sample_id": name, "tensor_prefix": name} for name in samples],
+                        Gathering((14,), sampled=True))  # fmt: skip
+
+
+def test_with_two_readers_a_step_waits_for_data_less_than_two_percent_of_its_time(tmp_path):
+    """Full-size image-to-video samples; the step itself is a pause, in which the processor is free as with a GPU."""
+    source = full_size_source(tmp_path)
+    unet = build_video_unet(UNetSettings(**WIDE), "image_to_video")
+    objective = Objective(VideoModel("image_to_video", unet, torch.nn.Identity()), source, unet, torch.device("cpu"))
+    plan = Plan(engine_settings(batch=1), len(source.rows))
+    shares = {}
+    for readers in (0, 2):
+        reading = ReadAhead((plan.micro_batch(step, 0, 0, 1) for step in range(10_000)), objective.read, readers)
+        found = []
+        for _ in range(ROUNDS + 2):
+            began, before = time.perf_counter(), reading.waited_s
+            reading.take()
+            time.sleep(STEP_S)
+            found.append((reading.waited_s - before) / (time.perf_counter() - began))
+        reading.close()
+        shares[readers] = statistics.median(found[2:])
+    print(f"of a step of {STEP_S} s, waiting for data: {shares[0]:.2%} without readers, {shares[2]:.2%} with two")
+    assert shares[2] < 0.02
 
 
 MEASURE = """

@@ -18,7 +18,8 @@ from svdflow.diffusion.model_directory import VideoModel
 from svdflow.training.encode.encode import encode_clips
 from svdflow.training.encode.orbits import encode_orbits
 from svdflow.training.encode.settings import EncodeSettings
-from svdflow.training.train.data import Gathering, Plan, SampleSource
+from svdflow.training.train.data import Gathering, SampleSource
+from svdflow.training.train.draws import Plan
 from svdflow.training.train.live import LiveSource
 from svdflow.training.train.settings import stage_settings
 from tests.integration.clip_sets import clip_set
@@ -81,7 +82,7 @@ def test_the_tensors_without_the_cache_are_those_of_the_cache(root, manifests, t
             "clip_bytes",
         }  # fmt: skip
     plan = Plan(stage_settings("image_to_video", {"batch": 8, "processes": 1, "frames": 5}), len(live.rows))
-    for draw in plan.micro_batch(0, 0, 0, 1):
+    for draw in plan.micro_batch(0, 0, 0, 1)[:5]:
         assert live.window(draw) == cached.window(draw) and live.fps(draw) == cached.fps(draw)
         np.testing.assert_array_equal(live.picture(draw), cached.picture(draw))
         for name in ("latents", "image", "text"):
@@ -89,6 +90,16 @@ def test_the_tensors_without_the_cache_are_those_of_the_cache(root, manifests, t
                 getattr(live, name)(draw), getattr(cached, name)(draw), rtol=1e-3, atol=1e-3, err_msg=name
             )
         np.testing.assert_allclose(live.latents(draw, True), cached.latents(draw, True), rtol=1e-3, atol=1e-3)
+        for kind in ("image", "text_to_video", "image_to_video"):  # as the trainer reads ahead, and encodes in the step
+            read = live.read(draw, kind)
+            assert read.latents is None and read.context is None and read.frames is not None
+            given, wanted = live.encode(draw, read, kind), cached.read(draw, kind)
+            assert cached.encode(draw, wanted, kind) is wanted and wanted.frames is None
+            np.testing.assert_allclose(given.latents, wanted.latents, rtol=1e-3, atol=1e-3)
+            np.testing.assert_allclose(given.context, wanted.context, rtol=1e-3, atol=1e-3)
+            assert (given.picture is None) == (wanted.picture is None) == (kind != "image_to_video")
+            if given.picture is not None:
+                np.testing.assert_array_equal(given.picture, wanted.picture)
     assert live.latent_channels == cached.latent_channels
     for one, other in zip(cached.rows, live.rows, strict=True):
         np.testing.assert_array_equal(first_picture(root, one), first_picture(root, other))

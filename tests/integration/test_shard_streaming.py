@@ -8,7 +8,8 @@ from svdflow.common.sample_tensors import pack_picture, picture_name
 from svdflow.common.shards import write_shard
 from svdflow.common.storage import DataRoot
 from svdflow.common.storage_s3 import S3Root
-from svdflow.training.train.data import Gathering, Plan, SampleSource
+from svdflow.training.train.data import Gathering, SampleSource
+from svdflow.training.train.draws import Plan
 from svdflow.training.train.settings import stage_settings
 
 CLIPS, FRAMES = 6, 40

@@ -137,9 +137,9 @@ def test_a_run_that_meets_one_fault_after_another_ends_bit_identical_and_is_then
 
 
 @pytest.mark.slow
-def test_a_failure_inside_a_worker_comes_back_as_one_line(data, autoencoder, tmp_path):
+def test_a_failure_inside_a_worker_comes_back_as_one_line(data, tmp_path):
     root, samples = data
-    settings = settings_for(autoencoder, processes=1, unet=UNET | {"latent_channels": 8}, seed=5)
+    settings = settings_for("shipped", processes=1, unet=UNET | {"latent_channels": 8}, seed=5)
     with pytest.raises(SvdflowError, match="latents have 4 channels, the model takes 8") as caught:
         train_stage("image", samples, None, tmp_path / "out", root, settings, {})
     assert "\n" not in str(caught.value) and "train.log" in str(caught.value)

@@ -12,13 +12,13 @@ from svdflow.common.errors import BadInputError
 from svdflow.common.video import read_frames
 from svdflow.diffusion import autoencoder
 from svdflow.diffusion.autoencoder import (
-    SHIPPED,
     decode_latents,
     encode_frames,
     encode_moments,
     load_autoencoder,
     to_unit_range,
 )
+from svdflow.diffusion.settings import SHIPPED_AUTOENCODER as SHIPPED
 from svdflow.ingest.footage import make_scene
 
 

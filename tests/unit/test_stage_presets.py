@@ -14,11 +14,13 @@ PAPER = {
     "I-a": ("image", None, None, 512, 512, 1_000, None, None, -1.2, 1.0, None, None),
     "I-b": ("image", "I-a", None, 256, 384, 30_000, None, None, -1.2, 1.0, None, None),
     "II-a": ("video", "I-b", 14, 256, 384, 150_000, 1536, 1e-4, -1.2, 1.0, None, 0.15),
+    "ablation": ("video", None, 8, 256, 256, 40_000, 256, 1e-4, None, None, None, 0.10),  # E.2.1
     "II-b": ("video", "II-a", 14, 320, 576, 100_000, 768, 1e-4, 0.0, 1.0, None, 0.15),
     "III-T2V": ("video", "II-b", 14, 576, 1024, 50_000, 768, 3e-5, 0.5, 1.4, 0.9999, None),
     "I2V-base": ("image_to_video", "II-b", 14, 320, 576, 50_000, 768, 3e-5, 0.7, 1.6, None, None),
     "I2V-14": ("image_to_video", "I2V-base", 14, 576, 1024, 50_000, 768, 3e-5, 1.0, 1.6, 0.9999, None),
     "I2V-25": ("image_to_video", "I2V-base", 25, 576, 1024, 50_000, 768, 3e-5, 1.0, 1.6, 0.9999, None),
+    "LoRA": ("image_to_video", "I2V-14", None, None, None, 5_000, None, None, None, None, None, None),  # rank 16
     "MV": ("multi_view", "I2V-25", 21, 576, 576, 12_000, 16, 1e-5, None, None, None, None),
 }
 FIELDS = ("frames", "height", "width", "steps", "batch", "lr", "p_mean", "p_std", "ema", "text_dropout")
@@ -57,7 +59,12 @@ def test_a_stage_comes_after_the_one_that_it_starts_from():
 
 
 def test_stages_that_wait_for_other_machinery_are_not_pretended():
-    assert not {name for name in presets.preset_names() if "lora" in name or "interpol" in name}
+    assert not {name for name in presets.preset_names() if "interpol" in name}
+
+
+def test_the_camera_motion_adapter_has_the_papers_rank_and_place():
+    lora = stage_settings("image_to_video", {"preset": "camera_motion"}).lora
+    assert (lora.rank, lora.layers, lora.scale) == (16, "temporal", 1.0)
 
 
 def test_what_a_file_says_about_itself_is_no_setting_and_all_else_must_be_one(tmp_path, monkeypatch):

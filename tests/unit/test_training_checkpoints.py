@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from svdflow.training.train import checkpoint
-from svdflow.training.train.checkpoint import best_by_held_out_loss, newest_sound, save_checkpoint
+from svdflow.training.train.checkpoint import best_by_held_out_loss, best_sound, newest_sound, save_checkpoint
 
 
 def save(folder, step, keep=9, held_out=None):
@@ -73,6 +73,9 @@ def test_the_best_by_held_out_loss_is_kept_beside_the_last_ones(tmp_path):
         save(tmp_path, step, keep=2, held_out=loss)
     assert sorted(p.name[-1] for p in tmp_path.iterdir()) == ["3", "5", "6"]
     assert best_by_held_out_loss(tmp_path).name == "step_00000003"
+    assert best_sound(tmp_path).step == 3
+    (tmp_path / "step_00000003" / "model.safetensors").write_bytes(b"cut")
+    assert best_sound(tmp_path) is None, "one whose bytes are not as written is not handed on"
 
 
 def test_a_write_that_breaks_off_in_a_tensor_still_takes_what_other_processes_send(tmp_path, monkeypatch):

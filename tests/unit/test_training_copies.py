@@ -9,8 +9,11 @@ import torch
 from svdflow.common.errors import StorageError
 from svdflow.common.storage import DirectoryRoot
 from svdflow.training.train import checkpoint_store
-from svdflow.training.train.checkpoint import newest_sound, save_checkpoint
+from svdflow.training.train.checkpoint import best_sound, newest_sound, save_checkpoint
 from svdflow.training.train.checkpoint_store import CheckpointStore
+from svdflow.training.train.heartbeat import Heartbeat
+from svdflow.training.train.resume import agree_on_checkpoint
+from tests.engine_runs import one_process
 
 
 class Store(DirectoryRoot):
@@ -92,3 +95,21 @@ def test_a_damaged_or_half_sent_copy_does_not_count(place):
     assert newest_sound(folder)[0].step == 2  # what lies here is not touched by it
     store.remove()
     assert list(root.list("checkpoints")) == []
+
+
+def test_a_machine_with_an_empty_disk_gets_the_newest_and_the_best_which_the_store_goes_on_keeping(place, tmp_path):
+    folder, _, store, _ = place
+    best = {"step": 1, "held_out": 0.1}
+    for step, held_out in ((1, 0.1), (2, 0.4), (3, 0.3)):
+        tensors = [("model", "w", torch.full((1000,), float(step)))]
+        state = {"kept": {"best": best}, "held_out": held_out}
+        store.send(save_checkpoint(folder, step, {"model": {"w": (1000,)}}, tensors, state, 1))
+        assert store.wait(10)
+    assert store.steps() == [3, 1]
+    shutil.rmtree(folder)
+    folder.mkdir()
+    with one_process():
+        found = agree_on_checkpoint(folder, store, 0, torch.device("cpu"), Heartbeat(tmp_path, 0))
+    assert found.step == 3 and best_sound(folder).step == 1
+    store.send(found.directory)
+    assert store.wait(10) and store.steps() == [3, 1]

@@ -5,8 +5,8 @@ import pytest
 from svdflow.common.errors import BadInputError, ConfigError
 from svdflow.common.identity import identity
 from svdflow.common.manifests import write_manifest
-from svdflow.training.train.data import Plan
-from svdflow.training.train.datasets import manifests_of, read_datasets
+from svdflow.training.train.datasets import manifests_of, read_datasets, resolve_mix
+from svdflow.training.train.draws import Plan
 from svdflow.training.train.settings import stage_settings
 
 
@@ -121,3 +121,25 @@ def test_a_worker_prepares_the_mix_that_its_job_names(tmp_path, monkeypatch):
     drawn = [source.rows[plan.draw(i).row]["clip_id"].startswith("m") for i in range(4000)]
     assert sum(drawn) / 4000 == pytest.approx(0.75, abs=0.03)
     assert source.latents(plan.draw(0), single_frame=True).shape == (1, 4, 8, 8)
+
+
+def test_versions_of_the_mix_are_found_among_the_samples_of_the_pipeline_and_pictures_join_where_they_can(
+    manifests, tmp_path
+):
+    write_manifest("samples", [], tmp_path / "none.parquet")
+    manifests["more"].rename(tmp_path / "more@v1.0.0.parquet")
+    asked = {"mix": [{"dataset": "more@v1.0.0", "weight": 3.0}, {"samples": str(manifests["images"])}]}
+
+    def resolved(stage="video", **values):
+        settings = settings_for(manifests, stage, **asked, **values)
+        return [(part.samples, part.weight) for part in resolve_mix(stage, settings, tmp_path, manifests["images"]).mix]
+
+    own = [(str(tmp_path / "more@v1.0.0.parquet"), 3.0), (str(manifests["images"]), 1.0)]
+    pictures = (str(manifests["images"]), 2.0)
+    assert resolved(images=2.0) == [*own, pictures]  # single frames are among the lengths of the windows
+    assert resolved(images=2.0, short_frames=[4]) == own
+    assert resolved("image", images=2.0, short_frames=[]) == [*own, pictures]
+    settings = settings_for(manifests, **asked)
+    assert len(resolve_mix("video", settings, tmp_path, tmp_path / "none.parquet").mix) == 2
+    with pytest.raises(BadInputError, match=r"train_video.mix.0.dataset: samples of more@v1.0.0 are not at hand"):
+        resolve_mix("video", settings)

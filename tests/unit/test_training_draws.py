@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from svdflow.common.errors import BadInputError, ConfigError
-from svdflow.training.train.data import Plan, frame_noise, held_out_draws, held_out_sigmas, noise
+from svdflow.training.train.draws import Plan, frame_noise, held_out_draws, held_out_sigmas, noise
 from svdflow.training.train.settings import stage_settings
 
 

@@ -94,6 +94,8 @@ def test_only_the_time_embedding_learns_where_the_paper_says_so(setting):
         ({"zero_stage": 4}, "zero_stage", "0, 1, 2 or 3"),
         ({"attention": "xformers"}, "attention", "memory_efficient"),
         ({"grace_s": 300}, "grace_s", "30"),
+        ({"hand_on": "best"}, "hand_on", "set validate_every"),
+        ({"hand_on": "best", "validate_every": 5, "held_out_samples": 0}, "hand_on", "held_out_samples"),
     ],
     ids=lambda value: "",
 )

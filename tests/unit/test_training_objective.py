@@ -9,7 +9,8 @@ from svdflow.common.shards import write_shard
 from svdflow.common.storage import DataRoot
 from svdflow.diffusion.model_directory import VideoModel, save_model
 from svdflow.training.train.buckets import check_samples
-from svdflow.training.train.data import Plan, SampleSource, noise
+from svdflow.training.train.data import SampleSource
+from svdflow.training.train.draws import Plan, noise
 from svdflow.training.train.model import start_model
 from svdflow.training.train.objective import Objective
 from svdflow.training.train.settings import stage_settings

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svdflow.common.errors import BadInputError
-from svdflow.training.train.data import Plan
+from svdflow.training.train.draws import Plan
 from svdflow.training.train.order import Order
 from svdflow.training.train.settings import stage_settings
 

@@ -6,10 +6,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from svdflow.common.errors import ConfigError
+from svdflow.diffusion.discrete import DiscreteSchedule
+from svdflow.diffusion.edm import EDM, Parameterisation
+from svdflow.diffusion.model_directory import load_model, read_card, save_model
 from svdflow.training.train.checkpoint import newest_sound
 from svdflow.training.train.heartbeat import Heartbeat
 from svdflow.training.train.job import Job
+from svdflow.training.train.model import start_model
 from svdflow.training.train.signals import Asked
+from svdflow.training.train.start import check_start
 from svdflow.training.train.trainer import Trainer, TrainingDiverged
 from tests.engine_runs import one_process
 from tests.training_runs import make_autoencoder, make_samples, settings_for
@@ -42,8 +48,8 @@ def trainer(data, folder, asked, **values):
 
 def test_a_run_that_goes_astray_ends_and_keeps_the_last_checkpoint_from_before(data, tmp_path, asked):
     run = trainer(data, tmp_path, asked, steps=40, checkpoint_every=1, diverged_steps=4)
-    mean_loss = run.objective.mean_loss
-    run.objective.mean_loss = lambda draws: mean_loss(draws) * (1e6 if run.engine.step >= 12 else 1)
+    losses_of = run.objective.losses_of
+    run.objective.losses_of = lambda batch: losses_of(batch) * (1e6 if run.engine.step >= 12 else 1)
     with pytest.raises(TrainingDiverged) as caught:
         run.run()
     kept, _ = newest_sound(tmp_path / "checkpoints")
@@ -53,8 +59,8 @@ def test_a_run_that_goes_astray_ends_and_keeps_the_last_checkpoint_from_before(d
     assert str(kept.directory) in line and "\n" not in line
 
     run = trainer(data, tmp_path, asked, steps=40)
-    fresh_loss = run.objective.mean_loss
-    run.objective.mean_loss = lambda draws: fresh_loss(draws) * float("nan")
+    fresh_losses = run.objective.losses_of
+    run.objective.losses_of = lambda batch: fresh_losses(batch) * float("nan")
     with pytest.raises(TrainingDiverged, match="step 13: the loss is not a number"):
         run.run()
 
@@ -82,3 +88,47 @@ def test_a_run_told_to_stop_while_it_validates_keeps_its_weights_and_ends_as_an_
         load_file(tmp_path / name / "model/unet/diffusion_pytorch_model.safetensors") for name in ("told", "whole")
     ]
     assert all(torch.equal(weights[0][name], value) for name, value in weights[1].items())
+
+
+def test_a_model_of_the_discrete_schedule_says_so_on_disk_and_is_trained_on_as_such(data, tmp_path, asked):
+    discrete = {"noise_schedule": "discrete", "prediction": "epsilon", "offset_noise": 0.1, "steps": 2}
+    trainer(data, tmp_path, asked, **discrete).run()
+    model = load_model(tmp_path / "model")
+    assert model.parameterisation == Parameterisation("epsilon", DiscreteSchedule())
+    settings = settings_for(data[2], processes=1, **discrete)
+    check_start("image", tmp_path / "model", settings)
+    assert start_model("image", tmp_path / "model", settings).parameterisation == model.parameterisation
+    to_edm = settings_for(data[2], processes=1)
+    assert start_model("video", tmp_path / "model", to_edm).parameterisation == EDM
+    other = settings_for(data[2], processes=1, noise_schedule="discrete")
+    for start in (check_start, start_model):
+        with pytest.raises(ConfigError, match=r"train_image.prediction: .*model predicts epsilon, not v_prediction"):
+            start("image", tmp_path / "model", other)
+    save_model(start_model("image", None, to_edm), tmp_path / "continuous")
+    with pytest.raises(ConfigError, match=r"train_video.noise_schedule: .*continuous knows continuous noise levels"):
+        check_start("video", tmp_path / "continuous", settings)
+
+
+@pytest.mark.parametrize("losses", [(3.0, 1.0, 2.0), (3.0, 2.0, 1.0)], ids=["best on the way", "best at the end"])
+def test_the_weights_that_are_handed_on_are_the_last_or_the_best_ones_as_asked(data, tmp_path, asked, losses):
+    """Held-out losses are made up; checkpoints are written where they fall, though none is due."""
+    at = dict(zip((2, 4, 6), losses, strict=True))
+    for hand_on in ("best", "last"):
+        folder = tmp_path / hand_on
+        run = trainer(data, folder, asked, steps=6, validate_every=2, checkpoint_every=100, hand_on=hand_on)
+        run.judge.losses = lambda draws, run=run: torch.full((len(draws),), at.get(run.engine.step, 9.0))
+        result = run.run()
+        chosen = 4 if hand_on == "best" and losses[1] == 1.0 else 6
+        card = read_card(folder / "model")
+        assert result["handed_on"] == card["steps"] == chosen and result["steps"] == 6
+        assert card["metrics"]["held_out_after"] == at[chosen]
+        kept = [path.name for path in sorted((folder / "checkpoints").glob("step_*"))]
+        assert kept == (["step_00000002", "step_00000004"] if hand_on == "best" else [])
+    best, last = (
+        load_file(tmp_path / name / "model/unet/diffusion_pytorch_model.safetensors") for name in ("best", "last")
+    )
+    same = all(torch.equal(best[name], last[name]) for name in best)
+    assert same == (losses[2] == 1.0)
+    if not same:
+        average = load_file(tmp_path / "best" / "checkpoints" / "step_00000004" / "ema.safetensors")
+        assert all(torch.equal(best[name], average[name]) for name in best)

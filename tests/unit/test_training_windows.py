@@ -11,7 +11,8 @@ from svdflow.common.shards import ShardReader, write_shard
 from svdflow.common.storage import DataRoot
 from svdflow.common.windows import spread
 from svdflow.training.train.buckets import usable_rows
-from svdflow.training.train.data import Gathering, Plan, SampleSource, latent_noise, noise
+from svdflow.training.train.data import Gathering, SampleSource
+from svdflow.training.train.draws import Plan, latent_noise, noise
 from svdflow.training.train.settings import stage_settings
 
 FRAMES, RATE = 60, 24.0

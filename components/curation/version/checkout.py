@@ -83,6 +83,34 @@ def check_out_version(
     return _report(dataset, len(_objects(found)), copied, fresh)
 
 
+def check_out_mix(
+    out: Path, root: DataRoot, registry: Path, store: Path, settings: VersionSettings, report: StepReport
+) -> None:
+    """Bring the versions of ``settings.mix`` too: a folder each in ``out``, called by its tag, with its manifests.
+
+    Args:
+        out: the folder of these folders.
+        root: see ``check_out_version``, as all others.
+        registry: likewise.
+        store: likewise.
+        settings: likewise.
+        report: of the version asked for; what is told of these is added to it.
+
+    Raises:
+        BadInputError: there is no such version.
+        StorageError, ServiceError: the store does not answer, or lacks an object.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for version in settings.mix:
+        folder = out / str(find_version(open_registry(registry, settings), version))
+        manifests = {kind: folder / f"{kind}.parquet" for kind in MANIFESTS}
+        more = check_out_version(version, manifests, folder / "dataset.json", root, registry, store, settings)
+        report.done, report.reused = report.done + more.done, report.reused + more.reused
+        report.sections += [section | {"title": f"Mixed in: {folder.name}"} for section in more.sections]
+    tags = sorted(folder.name for folder in out.iterdir() if folder.is_dir())
+    write_atomic(out / "mix.json", json.dumps(tags).encode())  # object stores know no folder without a file
+
+
 def open_registry(directory: Path, settings: VersionSettings) -> Registry:
     """A registry to read from, in line with its origin if it has one.
 

@@ -50,6 +50,7 @@ def checkout(
     annotations: dsl.Output[dsl.Dataset],
     selection: dsl.Output[dsl.Dataset],
     dataset: dsl.Output[dsl.Dataset],
+    mixed: dsl.Output[dsl.Dataset],
     version: str,
     workdir: str,
     run_id: str,
@@ -64,6 +65,7 @@ def checkout(
         annotations: The annotations manifest, written.
         selection: The selection manifest, written.
         dataset: JSON with name, tag, revision, remote and counts of the version.
+        mixed: Folder with a folder for each version of the setting ``mix``, called by its tag: its manifests.
         version: ``name@v1.2.3``; ``name`` is its newest version, empty the newest of all.
         workdir: The run's work directory.
         run_id: The run's name.
@@ -73,7 +75,7 @@ def checkout(
     from pathlib import Path
 
     from svdflow.common.steps import run_step
-    from svdflow.curation.version.checkout import check_out_version
+    from svdflow.curation.version.checkout import check_out_mix, check_out_version
     from svdflow.curation.version.settings import VersionSettings
 
     with run_step("checkout", workdir, run_id, profile, overrides) as step:
@@ -81,4 +83,6 @@ def checkout(
         outputs = {"videos": videos, "clips": clips, "annotations": annotations, "selection": selection}
         manifests = {kind: Path(artifact.path) for kind, artifact in outputs.items()}
         places = Path(settings.registry or f"{workdir}/registry"), Path(settings.store or f"{workdir}/store")
-        step.finish(check_out_version(version, manifests, Path(dataset.path), step.root, *places, settings))
+        report = check_out_version(version, manifests, Path(dataset.path), step.root, *places, settings)
+        check_out_mix(Path(mixed.path), step.root, *places, settings, report)
+        step.finish(report)

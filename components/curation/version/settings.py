@@ -22,6 +22,7 @@ class VersionSettings(Settings):
         store: directory of the embedded object store; by default ``store`` in the work directory. Not used when the
             environment names a store (``SVDFLOW_S3_ENDPOINT``).
         uploads: objects copied at the same time.
+        mix: further versions, ``name@v1.2.3``, that are checked out beside the one asked for, for stages that mix them.
     """
 
     name: str = Field("dataset", pattern=f"^{NAME_PATTERN}$")
@@ -30,3 +31,4 @@ class VersionSettings(Settings):
     registry: str = ""
     store: str = ""
     uploads: int = Field(4, ge=1, le=64)
+    mix: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ...common.manifests import read_rows
-from ...common.report import StepReport
-from ...common.storage import DataRoot
+from ...common.report import StepReport, text
+from ...common.storage import DataRoot, write_atomic
 from ...common.video import decode
 from ...common.windows import nearest_in_time, stride_for
 from .samples import encode_units
@@ -44,6 +45,34 @@ def encode_clips(
         if clip["clip_id"] in kept
     ]
     return encode_units(units, out, root, settings, "Encode", "encode")
+
+
+def encode_mix(mixed: Path, out: Path, root: DataRoot, settings: EncodeSettings) -> StepReport:
+    """Encode further dataset versions, each as ``encode_clips`` does it.
+
+    Args:
+        mixed: folder with a folder of manifests for each version, called by its tag.
+        out: folder for a samples manifest of each, ``<tag>.parquet``.
+        root: where clip bytes lie and shards go.
+        settings: as of the clips that they join.
+
+    Raises:
+        BadInputError: a manifest cannot be read.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    total = StepReport("encode_mix", "Encode mixed datasets")
+    for folder in sorted(path for path in mixed.iterdir() if path.is_dir()):
+        clips, annotations, selection = (folder / f"{kind}.parquet" for kind in ("clips", "annotations", "selection"))
+        one = encode_clips(clips, annotations, selection, out / f"{folder.name}.parquet", root, settings)
+        total.done, total.reused, total.versions = total.done + one.done, total.reused + one.reused, one.versions
+        total.counts |= {f"{name} of {folder.name}": count for name, count in one.counts.items()}
+        total.summary.setdefault("encode_mix", {})[folder.name] = one.summary["encode"]
+        total.sections += [section | {"title": f"{folder.name}: {section['title']}"} for section in one.sections]
+    tags = sorted(path.stem for path in out.glob("*.parquet"))
+    write_atomic(out / "mix.json", json.dumps(tags).encode())  # object stores know no folder without a file
+    if not total.sections:
+        total.sections.append(text("Samples", "no further dataset is mixed in"))
+    return total
 
 
 def plan_sequence(frames: int, fps: float, settings: EncodeSettings) -> Sequence:

@@ -11,7 +11,8 @@ import numpy as np
 
 from ...common.errors import BadInputError
 from ...common.identity import file_sha256, identity
-from ...common.report import StepReport
+from ...common.manifests import write_manifest
+from ...common.report import StepReport, text
 from ...common.storage import DataRoot
 from .samples import encode_units
 from .settings import EncodeSettings
@@ -25,11 +26,11 @@ _MAX_PIXELS = 8192 * 8192
 _MAX_CAPTION_BYTES = 10_000
 
 
-def encode_images(source: Path, out: Path, root: DataRoot, settings: EncodeSettings) -> StepReport:
+def encode_images(source: Path | None, out: Path, root: DataRoot, settings: EncodeSettings) -> StepReport:
     """Encode the pictures below a folder; the caption of ``a.png`` is the text in ``a.txt``, if there is one.
 
     Args:
-        source: the folder.
+        source: the folder; None writes a manifest of no samples.
         out: the samples manifest to write. All samples are for training; ``clip_id`` is an identity of the bytes.
         root: where shards go.
         settings: sizes, crops, flips and encoders; frames and rates do not matter.
@@ -37,6 +38,9 @@ def encode_images(source: Path, out: Path, root: DataRoot, settings: EncodeSetti
     Raises:
         BadInputError: there is no such folder, or no picture in it. A picture that cannot be used is counted.
     """
+    if source is None:
+        write_manifest("samples", [], out)
+        return StepReport("encode_images", "Encode images", sections=[text("Samples", "no pictures are mixed in")])
     if not source.is_dir():
         raise BadInputError(f"{source}: there is no folder of pictures here")
     units: dict[str, Unit] = {}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from ...common.config import Settings
+from ...common.config import Settings, merge
 
 
 class EncodeSettings(Settings):
@@ -50,3 +51,15 @@ class EncodeSettings(Settings):
     def targets(self) -> tuple[tuple[int, int], ...]:
         """The sizes that clips are encoded at, (height, width)."""
         return self.sizes or ((self.height, self.width),)
+
+
+class EncodeImagesSettings(EncodeSettings):
+    """How a folder of pictures becomes training samples: as clips do, unless the section says otherwise."""
+
+    source: str | None = None  # the folder; None: there are no pictures
+
+
+def with_image_section(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """A profile's sections with ``encode_images`` completed by ``encode``: pictures fit the clips that they join."""
+    of_clips = merge(sections.get("encode") or {}, {"cache": True})
+    return {**sections, "encode_images": merge(of_clips, sections.get("encode_images") or {})}

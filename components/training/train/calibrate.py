@@ -12,6 +12,7 @@ from ...common.errors import BadInputError
 from ...common.frames import fit_frame
 from ...common.progress import Progress
 from ...diffusion.calibration import PROBED_BUCKETS, EstimatedCalibration, calibrate, store_calibration
+from ...diffusion.hub import resolve_model
 from ...diffusion.import_model import open_model
 from ...diffusion.model_directory import CARD, save_model
 
@@ -34,7 +35,7 @@ def calibrate_model(
     """Generate from pictures at each bucket, measure the flow, and keep the map that it gives.
 
     Args:
-        source: a model directory of svdflow's, or a released one.
+        source: a model directory of svdflow's, a released one, or a released one's repository.
         pictures: a folder of them; they are cut to the size. Ten or more, of the kind that the model is meant for.
         out: the model directory to write, with the model and its map; None writes the map into ``source`` itself, which
             must be one of svdflow's then.
@@ -59,7 +60,7 @@ def calibrate_model(
         raise BadInputError(f"{source}: is no model directory of svdflow's; say with --out where to write one")
     if out is not None and out.exists():
         raise BadInputError(f"{out}: is there already; name a new directory")
-    model = open_model(source)
+    model = open_model(resolve_model(source))
     if model.card.get("motion_calibration") and not replace:
         raise BadInputError(f"{source}: has a motion map, under which it was trained; --replace if you mean to")
     images = [fit_frame(_read(path), *size) for path in files]

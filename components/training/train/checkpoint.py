@@ -179,6 +179,16 @@ def best_by_held_out_loss(folder: Path) -> Path | None:
     return min(found, key=lambda pair: pair[0])[1] if found else None
 
 
+def best_sound(folder: Path) -> Checkpoint | None:
+    """The sound checkpoint with the lowest held-out loss, of those that were written when one was measured."""
+    measured = [(state["held_out"], directory) for directory in directories(folder)
+                if (state := read_state(directory)) and state.get("held_out") is not None]  # fmt: skip
+    for _, directory in sorted(measured):
+        if (found := read_checkpoint(directory)) is not None:
+            return found
+    return None
+
+
 def directories(folder: Path) -> list[Path]:
     """The checkpoints of a run, sound or not, the newest first."""
     return sorted((p for p in folder.glob("step_*") if p.is_dir()), reverse=True)

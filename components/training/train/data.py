@@ -1,15 +1,12 @@
-"""What the model sees at each step, as a function of (seed, ordinal of the sample) and of nothing else.
-
-The ordinal counts samples over the whole run: step s of global batch B uses s*B to (s+1)*B - 1. Order, window, caption,
-noise level, noise and dropped conditions are drawn from it, never from a process's rank or a generator's running state.
-So any split over processes sees the same samples, and a run that resumes needs to know its step number only.
+"""The tensors of a draw: windows of samples, read out of their shards.
 
 Shapes: B batch, F frames, C latent channels, H W latent size; L text tokens, E width of an embedding.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import threading
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,117 +21,10 @@ from ...common.shards import ShardReader
 from ...common.storage import DataRoot
 from ...common.windows import Window, choose_window, stride_for
 from .buckets import Bucket, bucket, is_window, sequence_fps, sequence_frames, window_frames, window_lengths
-from .order import Order, Place, generator
+from .draws import Draw, draw_latents, middle_draw
 from .settings import StageSettings
 
-# streams of random numbers that must not share bits, with each other and with those of ``order``
-_DRAW, _NOISE, _FRAME_NOISE, _LATENT = 2, 3, 4, 5
-_TRAINING, _HELD_OUT = 0, 1
 _OPEN_SHARDS = 64
-
-
-@dataclass(frozen=True)
-class Draw:
-    """One sample at one step: which, at which noise, under which conditions."""
-
-    row: int  # of the manifest
-    place: float  # 0 to 1: where its window starts, or the single frame lies
-    caption: int  # 0 image, 1 video, 2 summary
-    sigma: float
-    augment_sigma: float  # of the noise on the conditioning frame
-    drop_text: bool
-    drop_embedding: bool
-    drop_frame: bool
-    noise_key: tuple[int, ...]  # names the sample's noise
-    pace: float = 0.0  # 0 to 1: which of the frame rates asked for
-
-
-class Plan:
-    """The order and the draws of a stage.
-
-    Args:
-        settings: of the stage.
-        samples: dataset and bucket of each training sample; a number stands for so many of one dataset and bucket.
-        weights: of the datasets.
-
-    Raises:
-        BadInputError: there are no samples, or none of a dataset.
-    """
-
-    def __init__(
-        self, settings: StageSettings, samples: int | Sequence[Place], weights: Sequence[float] = (1.0,)
-    ) -> None:
-        places = [(0, None)] * samples if isinstance(samples, int) else samples
-        self.settings, self.samples = settings, len(places)
-        self.order = Order(places, settings.batch, settings.seed, weights)
-
-    def draw(self, ordinal: int) -> Draw:
-        """The draw with this ordinal; every epoch visits each sample once, in its own order (``order.py``)."""
-        s, rng = self.settings, generator(_DRAW, _TRAINING, self.settings.seed, ordinal)
-        place_in_clip, caption, text, image = rng.random(4)
-        normal, augment = rng.standard_normal(2)
-        pace, alone = rng.random(2)
-        bounds = np.cumsum(s.caption_weights)
-        if s.embedding_dropout is None and s.frame_dropout is None:
-            # One p each for: embedding alone, both, frame alone. Guidance then has a model for every combination.
-            drop_embedding, drop_frame = image < 2 * s.image_dropout, s.image_dropout <= image < 3 * s.image_dropout
-        else:
-            drop_embedding, drop_frame = image < (s.embedding_dropout or 0.0), alone < (s.frame_dropout or 0.0)
-        return Draw(
-            row=self.order.row(*divmod(ordinal, s.batch)),
-            place=float(place_in_clip),
-            caption=int(min(np.searchsorted(bounds, caption, side="right"), 2)),
-            sigma=float(np.exp(s.p_mean + s.p_std * normal)),
-            augment_sigma=float(np.exp(s.augment_mean + s.augment_std * augment)),
-            drop_text=bool(text < s.text_dropout),
-            drop_embedding=bool(drop_embedding),
-            drop_frame=bool(drop_frame),
-            noise_key=(_TRAINING, s.seed, ordinal),
-            pace=float(pace),
-        )
-
-    def micro_batch(self, step: int, index: int, rank: int, processes: int) -> list[Draw]:
-        """What one process takes as its ``index``-th micro-batch of a step."""
-        first = step * self.settings.batch + (index * processes + rank) * self.settings.micro_batch
-        return [self.draw(ordinal) for ordinal in range(first, first + self.settings.micro_batch)]
-
-
-def held_out_draws(settings: StageSettings, rows: int) -> list[tuple[int, Draw]]:
-    """The held-out loss's fixed draws, each with the index of its noise level; the training seed has no part."""
-    count = min(rows, settings.held_out_samples)
-    chosen = sorted({round(place) for place in np.linspace(0, rows - 1, count)}) if count else []
-    draws = []
-    for level, sigma in enumerate(held_out_sigmas(settings)):
-        for seed in range(settings.held_out_seeds):
-            for place, row in enumerate(chosen):
-                frame = float(generator(_DRAW, _HELD_OUT, seed, place).random())
-                draws.append(
-                    (
-                        level,
-                        Draw(
-                            int(row),
-                            frame,
-                            0,
-                            sigma,
-                            float(np.exp(settings.augment_mean)),
-                            False,
-                            False,
-                            False,
-                            (_HELD_OUT, seed, int(row), level),
-                        ),
-                    )
-                )
-    return draws
-
-
-def held_out_sigmas(settings: StageSettings) -> list[float]:
-    """Noise levels in the middle of equal shares of the training distribution's mass, low to high."""
-    from statistics import NormalDist
-
-    normal = NormalDist(settings.p_mean, settings.p_std)
-    return [
-        float(np.exp(normal.inv_cdf((i + 0.5) / settings.held_out_levels))) for i in range(settings.held_out_levels)
-    ]
 
 
 @dataclass(frozen=True)
@@ -165,8 +55,27 @@ class Gathering:
         )
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What is read of a draw, before any encoder of the model sees it.
+
+    Attributes:
+        latents: scaled, float32 [F, C, H, W]; None when they are yet to be encoded.
+        context: token states [L, E], or an image's embedding [1, E]; None likewise.
+        picture: the clean first frame, uint8 [H, W, 3]; None for kinds that take a text.
+        frames: uint8 [F, H, W, 3] of a sample that is not encoded.
+    """
+
+    latents: np.ndarray | None = None
+    context: np.ndarray | None = None
+    picture: np.ndarray | None = None
+    frames: np.ndarray | None = None
+
+
 class SampleSource:
     """Reads windows of a manifest's samples out of their shards; keeps a bounded number of shards open.
+
+    Several threads may read at the same time.
 
     Args:
         root: where the shards lie.
@@ -184,6 +93,7 @@ class SampleSource:
     ) -> None:
         self.root, self.rows, self.gathering, self.cache = root, rows, gathering or Gathering(), cache
         self._readers: OrderedDict[str, ShardReader] = OrderedDict()
+        self._lock = threading.Lock()
 
     # which frames
 
@@ -217,6 +127,17 @@ class SampleSource:
 
     # what a draw's model is given
 
+    def read(self, draw: Draw, kind: str) -> Reading:
+        """All that a model of a kind is given of a draw, as far as no encoder is needed for it."""
+        latents = self.latents(draw, single_frame=kind == "image")
+        if kind in ("image", "text_to_video"):
+            return Reading(latents, self.text(draw))
+        return Reading(latents, self.image(draw)[None], self.picture(draw))
+
+    def encode(self, draw: Draw, reading: Reading, kind: str) -> Reading:
+        """What ``read`` gave, with nothing left to be encoded."""
+        return reading
+
     def latents(self, draw: Draw, single_frame: bool = False) -> np.ndarray:
         """Scaled latents [F, C, H, W] of the draw's window in float32; of one frame, by the draw, when single."""
         window = self.window(draw, single_frame)
@@ -246,9 +167,16 @@ class SampleSource:
 
     @property
     def typical_fps(self) -> float:
-        """The median rate of the samples' windows."""
-        rates = sorted(self.fps(middle_draw(row)) for row in range(len(self.rows)))
+        """The median rate of the samples' windows; pictures among them have none."""
+        moving = [row for row, (frames, _, _) in enumerate(self.buckets) if frames > 1] or range(len(self.rows))
+        rates = sorted(self.fps(middle_draw(row)) for row in moving)
         return rates[len(rates) // 2]
+
+    @property
+    def typical_size(self) -> Bucket:
+        """The size that most samples have; pictures do not count where there are others."""
+        moving = [size for size in self.buckets if size[0] > 1] or self.buckets
+        return Counter(moving).most_common(1)[0][0]
 
     @property
     def latent_channels(self) -> int:
@@ -266,33 +194,13 @@ class SampleSource:
         return self.tensor(row, name, window.first, window.span)[:: window.stride].astype(np.float32)
 
     def _reader(self, uri: str) -> ShardReader:
-        reader = self._readers.pop(uri, None) or ShardReader.open(self.root, uri, self.cache)
-        self._readers[uri] = reader
-        if len(self._readers) > _OPEN_SHARDS:
-            self._readers.popitem(last=False)
+        with self._lock:
+            if (reader := self._readers.get(uri)) is not None:
+                self._readers.move_to_end(uri)
+                return reader
+        reader = ShardReader.open(self.root, uri, self.cache)  # two threads may open the same one; one of them stays
+        with self._lock:
+            self._readers[uri] = reader
+            if len(self._readers) > _OPEN_SHARDS:
+                self._readers.popitem(last=False)
         return reader
-
-
-def middle_draw(row: int) -> Draw:
-    """A draw that stands for a sample: the window in the middle, nothing dropped."""
-    return Draw(row, 0.5, 0, 1.0, 1.0, False, False, False, (), 0.5)
-
-
-def noise(draw: Draw, shape: Sequence[int]) -> np.ndarray:
-    """The sample's noise: standard normal, float32, the same wherever it is drawn."""
-    return generator(_NOISE, *draw.noise_key).standard_normal(tuple(shape), dtype=np.float32)
-
-
-def frame_noise(draw: Draw, shape: Sequence[int]) -> np.ndarray:
-    """The noise of the sample's conditioning frame."""
-    return generator(_FRAME_NOISE, *draw.noise_key).standard_normal(tuple(shape), dtype=np.float32)
-
-
-def draw_latents(draw: Draw, mean: np.ndarray, logvar: np.ndarray) -> np.ndarray:
-    """Latents drawn from their posterior."""
-    return np.asarray(mean + np.exp(0.5 * logvar) * latent_noise(draw, mean.shape), np.float32)
-
-
-def latent_noise(draw: Draw, shape: Sequence[int]) -> np.ndarray:
-    """What draws the sample's latents from their posterior."""
-    return generator(_LATENT, *draw.noise_key).standard_normal(tuple(shape), dtype=np.float32)

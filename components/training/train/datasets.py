@@ -10,7 +10,7 @@ from typing import Any
 from ...common.errors import BadInputError
 from ...common.manifests import read_rows
 from .buckets import check_samples, usable_rows
-from .settings import StageSettings
+from .settings import MixedSamples, StageSettings
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,37 @@ class Datasets:
 
 def manifests_of(samples: Path, settings: StageSettings) -> list[Path]:
     """The stage's own samples manifest, and those mixed in."""
-    return [samples, *(Path(part.samples) for part in settings.mix)]
+    return [samples, *(Path(part.samples or "") for part in settings.mix)]
+
+
+def resolve_mix(
+    stage: str, settings: StageSettings, datasets: Path | None = None, pictures: Path | None = None
+) -> StageSettings:
+    """The settings with a samples manifest for everything that is mixed in.
+
+    Args:
+        stage: the settings' own.
+        settings: of the stage.
+        datasets: folder with the samples manifests of dataset versions, ``<tag>.parquet``.
+        pictures: samples manifest of pictures; one without samples, or that the stage cannot take, is left out.
+
+    Raises:
+        BadInputError: a dataset version of the mix has not been encoded.
+    """
+    mix = []
+    for index, part in enumerate(settings.mix):
+        if part.samples is None:
+            found = datasets / f"{part.dataset}.parquet" if datasets else None
+            if found is None or not found.is_file():
+                raise BadInputError(
+                    f"train_{stage}.mix.{index}.dataset: samples of {part.dataset} are not at hand here; the pipelines "
+                    "check datasets out and encode them, elsewhere name a samples manifest (samples)"
+                )
+            part = part.model_copy(update={"samples": str(found)})
+        mix.append(part)
+    if pictures is not None and settings.takes_images(stage) and read_rows("samples", pictures):
+        mix.append(MixedSamples(dataset=None, samples=str(pictures), weight=settings.images))
+    return settings.model_copy(update={"mix": tuple(mix)})
 
 
 def read_datasets(samples: Path, stage: str, settings: StageSettings) -> Datasets:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ...diffusion.checkpointing import checkpoint_activations
 from .checkpoint import Checkpoint
 from .masters import AVERAGE, Masters
 from .settings import StageSettings
@@ -56,13 +57,14 @@ class Engine:
 
         self.settings, self.step = settings, resume.step if resume else 0
         for name, parameter in unet.named_parameters():
-            parameter.requires_grad_(settings.trainable == "all" or name.startswith(("time_embedding.", "time_proj.")))
+            parameter.requires_grad_(settings.learns(name))
         if resume:
             with resume.reading(WEIGHTS) as read, torch.no_grad():
                 for name, parameter in unet.named_parameters():
-                    parameter.copy_(read(name))
+                    if parameter.requires_grad or not settings.lora:
+                        parameter.copy_(read(name))
         if settings.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()  # type: ignore[operator]
+            checkpoint_activations(unet)
         self.deepspeed, *_ = deepspeed.initialize(
             model=unet, optimizer=self._optimizer(unet), config=self._config(), dist_init_required=False
         )
@@ -153,7 +155,10 @@ class Engine:
         """What ``tensors`` gives: part to parameter name to shape, in its order."""
         masters = self.masters
         trained = [name for name, p in masters.parameters.items() if p.requires_grad]
-        names = {WEIGHTS: list(masters.parameters)} | {part: trained for part in self._state}
+        kept = (
+            trained if self.settings.lora else list(masters.parameters)
+        )  # of an adapter's model the rest is the start's
+        names = {WEIGHTS: kept} | {part: trained for part in self._state}
         return {part: {name: tuple(masters.shape(name)) for name in names[part]} for part in names}
 
     def tensors(self) -> Iterator[tuple[str, str, torch.Tensor]]:
@@ -187,3 +192,16 @@ class Engine:
             frugal = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
             stack.enter_context(sdpa_kernel(frugal))
         return stack
+
+
+def weights_of(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
+    """What a checkpoint would hand on, as ``Engine.final_weights``: the running average where it holds one."""
+    from safetensors import safe_open
+
+    averaged: set[str] = set()
+    for part in (AVERAGE, WEIGHTS):
+        if part in checkpoint.parts:
+            with safe_open(checkpoint.directory / f"{part}.safetensors", framework="pt") as opened:
+                names = set(opened.keys()) - averaged  # frozen layers have no average
+                yield from ((name, opened.get_tensor(name)) for name in sorted(names))
+                averaged |= names

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...common.errors import BadInputError, ConfigError
-from ...diffusion.settings import VECTOR_CONDITIONS, UNetSettings
+from ...diffusion.json_files import read_json
+from ...diffusion.settings import VECTOR_CONDITIONS, UNetSettings, sizes_in
 from .settings import StageSettings
 
 if TYPE_CHECKING:
@@ -212,17 +213,24 @@ def state_bytes(
 
 
 def build_unet(kind: str, unet: UNetSettings, settings: StageSettings, device: str = "meta") -> Any:
-    """The stage's U-Net with nothing but shapes, in the precision computed in; what does not learn is frozen."""
+    """The stage's U-Net with nothing but shapes, in the precision computed in; what does not learn is frozen.
+
+    Raises:
+        ConfigError: an adapter on a layer that there is not.
+    """
     import torch
 
+    from ...diffusion.lora import inject_lora
     from ...diffusion.unet import build_image_unet, build_video_unet
 
     with torch.device(device):
         net = build_image_unet(unet) if kind == "image" else build_video_unet(unet, _KIND[kind])  # type: ignore[arg-type]
+        if settings.lora:
+            inject_lora(net, settings.lora, f"train_{kind}.lora")
     # Also the mixing factors, which diffusers builds on the CPU whatever it is told. Its own ``to`` would warn.
     torch.nn.Module.to(net, device, torch.bfloat16 if settings.precision == "bf16" else torch.float32)
     for name, parameter in net.named_parameters():
-        parameter.requires_grad_(settings.trainable == "all" or name.startswith("time_embedding."))
+        parameter.requires_grad_(settings.learns(name))
     return net.train()
 
 
@@ -240,10 +248,12 @@ def trace_step(net: Any, kind: str, unet: UNetSettings, batch: int, size: tuple[
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from ...diffusion.checkpointing import checkpoint_activations
+
     parameter = next(net.parameters())
     inputs = _inputs(kind, unet, batch, size, tokens, parameter.dtype, parameter.device)
     saved = _Saved(net)
-    net.enable_gradient_checkpointing(saved.block)
+    checkpoint_activations(net, saved.block)
     forward, backward = FlopCounterMode(display=False), FlopCounterMode(display=False)
     with _flash_attention(parameter.device.type == "meta"):
         with forward, torch.autograd.graph.saved_tensors_hooks(saved.keep, lambda tensor: tensor):
@@ -271,19 +281,9 @@ def unet_settings_of(init: Path | None, sections: Mapping[str, Mapping[str, Any]
         return UNetSettings(**next((section["unet"] for section in own if section.get("unet")), {}))
     path = init / "unet" / "config.json"
     try:
-        config = json.loads(path.read_text())
-        heads = config.get("num_attention_heads") or config["attention_head_dim"]
-        widths = tuple(config["block_out_channels"])
-        told = {name: config[name] for name in ("layers_per_block", "cross_attention_dim")}
-        told |= {name: config[name] for name in ("addition_time_embed_dim", "num_frames") if config.get(name)}
-        return UNetSettings(
-            latent_channels=config["out_channels"],
-            block_out_channels=widths,
-            attention_heads=tuple(heads) if isinstance(heads, list) else (heads,) * len(widths),
-            **told,
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInputError(f"{path}: tells no sizes of a U-Net ({str(error).splitlines()[0]})") from error
+        return sizes_in(read_json(path))
+    except BadInputError as error:
+        raise error if str(error).startswith(str(path)) else BadInputError(f"{path}: {error}") from None
 
 
 def _kept(trace: Trace, settings: StageSettings) -> int:

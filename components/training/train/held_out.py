@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .data import Draw, held_out_draws, held_out_sigmas
+from .draws import Draw, held_out_draws, held_out_sigmas
 from .settings import StageSettings
 from .signals import Interrupted
 

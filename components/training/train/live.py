@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,12 @@ from ...common.block_cache import BlockCache
 from ...common.errors import BadInputError
 from ...common.sample_tensors import CLIP, read_clip_frames
 from ...common.storage import DataRoot
-from ...common.windows import Window
 from ...diffusion.conditioning import image_embeddings, text_context
 from ...diffusion.model_directory import VideoModel
 from ..encode.encoders import scaled_moments
-from .data import Draw, Gathering, SampleSource, draw_latents
+from .data import Gathering, Reading, SampleSource
+from .draws import Draw, draw_latents
 
-_HELD = 64  # first frames of windows: each is asked for once more, for the picture or its embedding
 _CHUNK = 8  # frames that go through the autoencoder at once, as when the cache is made
 
 
@@ -43,19 +42,26 @@ class LiveSource(SampleSource):
     ) -> None:
         super().__init__(root, rows, gathering, cache)
         self.model = model
-        self._first: OrderedDict[tuple[int, Window], np.ndarray] = OrderedDict()
+
+    def read(self, draw: Draw, kind: str) -> Reading:
+        if not self._is_live(draw):
+            return super().read(draw, kind)
+        window = self.window(draw, single_frame=kind == "image")
+        frames_FHWC = self._frames(draw.row, window.indices)
+        return Reading(picture=None if kind in ("image", "text_to_video") else frames_FHWC[0], frames=frames_FHWC)
+
+    def encode(self, draw: Draw, reading: Reading, kind: str) -> Reading:
+        if reading.frames is None:
+            return reading
+        latents = self._encoded(draw, reading.frames)
+        if reading.picture is None:
+            return replace(reading, latents=latents, context=self.text(draw))
+        return replace(reading, latents=latents, context=self._embedded(reading.picture)[None])
 
     def latents(self, draw: Draw, single_frame: bool = False) -> np.ndarray:
         if not self._is_live(draw):
             return super().latents(draw, single_frame)
-        window = self.window(draw, single_frame)
-        frames_FHWC = self._frames(draw.row, window.indices)
-        if not single_frame:
-            self._keep(draw.row, window, frames_FHWC[0])
-        chunks = [frames_FHWC[at : at + _CHUNK] for at in range(0, len(frames_FHWC), _CHUNK)]
-        moments = [scaled_moments(self.model.vae, chunk) for chunk in chunks]
-        mean, logvar = (np.concatenate(part) for part in zip(*moments, strict=True))
-        return draw_latents(draw, mean, logvar) if self.gathering.sampled else mean
+        return self._encoded(draw, self._frames(draw.row, self.window(draw, single_frame).indices))
 
     def text(self, draw: Draw) -> np.ndarray:
         if not self._is_live(draw):
@@ -65,18 +71,12 @@ class LiveSource(SampleSource):
         return text_context([self.rows[draw.row]["captions"][draw.caption]], self.model.text_encoder)[0].numpy()
 
     def image(self, draw: Draw) -> np.ndarray:
-        if not self._is_live(draw):
-            return super().image(draw)
-        encoder, extractor = self.model.image_encoder, self.model.feature_extractor
-        return image_embeddings(encoder, extractor, self.picture(draw)[None])[0].cpu().numpy()
+        return self._embedded(self.picture(draw)) if self._is_live(draw) else super().image(draw)
 
     def picture(self, draw: Draw) -> np.ndarray:
         if not self._is_live(draw):
             return super().picture(draw)
-        window = self.window(draw)
-        if (draw.row, window) not in self._first:
-            self._keep(draw.row, window, self._frames(draw.row, [window.first])[0])
-        return self._first[draw.row, window]
+        return self._frames(draw.row, [self.window(draw).first])[0]
 
     @property
     def latent_channels(self) -> int:
@@ -95,7 +95,12 @@ class LiveSource(SampleSource):
             return self.root.read_range(uri, offset, length)
         return self.cache.read(uri, offset, length, lambda at, size: self.root.read_range(uri, at, size))
 
-    def _keep(self, row: int, window: Window, picture: np.ndarray) -> None:
-        self._first[row, window] = picture
-        if len(self._first) > _HELD:
-            self._first.popitem(last=False)
+    def _encoded(self, draw: Draw, frames_FHWC: np.ndarray) -> np.ndarray:
+        chunks = [frames_FHWC[at : at + _CHUNK] for at in range(0, len(frames_FHWC), _CHUNK)]
+        moments = [scaled_moments(self.model.vae, chunk) for chunk in chunks]
+        mean, logvar = (np.concatenate(part) for part in zip(*moments, strict=True))
+        return draw_latents(draw, mean, logvar) if self.gathering.sampled else mean
+
+    def _embedded(self, picture_HWC: np.ndarray) -> np.ndarray:
+        encoder, extractor = self.model.image_encoder, self.model.feature_extractor
+        return image_embeddings(encoder, extractor, picture_HWC[None])[0].cpu().numpy()

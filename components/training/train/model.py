@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +14,20 @@ from ...common.sample_tensors import CLIP
 from ...common.storage import DataRoot, DirectoryRoot
 from ...diffusion import conditioning
 from ...diffusion.autoencoder import load_autoencoder
+from ...diffusion.hub import resolve_model
 from ...diffusion.import_model import open_model
+from ...diffusion.lora import ADAPTER, inject_lora, merge_lora, save_lora
 from ...diffusion.model_directory import VideoModel, save_model
 from ...diffusion.motion import MotionCalibration
 from ...diffusion.settings import UNetSettings
-from ...diffusion.unet import build_image_unet, inflate, to_image_to_video, to_multi_view
-from .data import Gathering, Plan, SampleSource
+from ...diffusion.unet import build_image_unet, inflate, settings_of, to_image_to_video, to_multi_view
+from .data import Gathering, SampleSource
 from .datasets import read_datasets
+from .draws import Plan
 from .live import LiveSource
 from .objective import UNKNOWN_MOTION
 from .settings import StageSettings
+from .start import parameterisation_to_train, unknown_motion
 
 if TYPE_CHECKING:
     from .job import Job
@@ -90,25 +94,30 @@ def start_model(stage: str, init: Path | None, settings: StageSettings) -> Video
     kind = KIND_OF_STAGE[stage]
     torch.manual_seed(settings.seed)  # fresh weights are the same in every process
     if init is None and stage == "image" and settings.base:
-        init = Path(settings.base)
+        init = resolve_model(settings.base)
     if init is None:
         if stage != "image":
             raise BadInputError(f"stage {stage} starts from a model of kind {_BEFORE[stage]}: give it one as init")
         unet = build_image_unet(UNetSettings(**settings.unet))
-        return VideoModel("image", unet, load_autoencoder(settings.autoencoder), text_encoder=_text_encoder(settings))
+        if settings.lora:
+            inject_lora(unet, settings.lora, f"train_{stage}.lora")
+        return VideoModel(
+            "image",
+            unet,
+            load_autoencoder(settings.autoencoder),
+            text_encoder=_text_encoder(settings),
+            parameterisation=parameterisation_to_train(stage, None, settings),
+        )
     model = open_model(init)
     if model.kind not in (kind, _BEFORE[stage]):
         raise BadInputError(
             f"{init}: a model of kind {model.kind} cannot start stage {stage}, which takes {_BEFORE[stage]} or {kind}"
         )
     if "imported" in model.card and model.kind != "image" and not (_calibrated(model) or settings.refit_motion):
-        raise BadInputError(
-            f"{init}: what its motion buckets stand for is not known. `svdflow train calibrate` estimates it; "
-            f"train_{stage}.refit_motion=true gives them a new meaning, by the motion of the training clips"
-        )
+        raise unknown_motion(stage, init)
     if model.kind != kind:
         if kind == "text_to_video":
-            model.unet = inflate(model.unet, _sizes(model.unet, settings))
+            model.unet = _inflated(model.unet, settings)
         elif kind == "image_to_video":
             model.unet = to_image_to_video(model.unet)
             _give_image_encoder(model, settings)
@@ -116,18 +125,27 @@ def start_model(stage: str, init: Path | None, settings: StageSettings) -> Video
         else:
             model.unet = to_multi_view(model.unet)
         model.kind = kind
+    model.parameterisation = parameterisation_to_train(stage, model.parameterisation, settings, str(init))
+    model.card.pop("unconditional", None)  # captions are dropped to zeros here, whatever the start was guided away from
     model.unet.requires_grad_(True)
+    if settings.lora:
+        inject_lora(model.unet, settings.lora, f"train_{stage}.lora")
     model.unet.train()
     return model
 
 
 def save_trained(
-    job: Job, model: VideoModel, train: SampleSource, weights: dict[str, Any], result: dict[str, Any]
+    job: Job,
+    model: VideoModel,
+    train: SampleSource,
+    weights: dict[str, Any],
+    result: dict[str, Any],
+    held_out: float | None,
 ) -> None:
-    """Write the trained model's directory, whole or not at all."""
-    unet = type(model.unet).from_config(model.unet.config)
-    unet.load_state_dict(weights)
-    frames, height, width = Counter(train.buckets).most_common(1)[0][0]
+    """Write the trained model's directory, whole or not at all; ``held_out`` is the loss of these very weights."""
+    unet, lora = type(model.unet).from_config(model.unet.config), job.settings.lora
+    unet.load_state_dict(merge_lora(weights, lora) if lora else weights)
+    frames, height, width = train.typical_size
     size = {"frames": frames, "height": height, "width": width}
     card = {
         **job.card,
@@ -138,23 +156,32 @@ def save_trained(
             "noise_aug": math.exp(job.settings.augment_mean),
         },
         "stage": job.stage,
-        "steps": result["steps"],
+        "steps": result["handed_on"],
         "motion_calibration": model.card.get("motion_calibration"),
-        "metrics": {"held_out_before": _mean(result["before"]), "held_out_after": _mean(result["after"])},
+        "metrics": {"held_out_before": _mean(result["before"]), "held_out_after": held_out},
         "parents": [
             *model.card.get("parents", []),
-            *([{"stage": model.card.get("stage"), "tree": job.card["init"]}] if job.init else []),
+            *([_parent(model, job)] if job.init else []),
         ],
     }
     model.vae.to("cpu")
     partial = job.out.with_name(job.out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     save_model(
-        VideoModel(model.kind, unet, model.vae, model.image_encoder, model.feature_extractor, model.text_encoder, card),
+        replace(model, unet=unet, card=card),
         partial,
     )
+    if lora:
+        save_lora(weights, lora, partial / ADAPTER)
     shutil.rmtree(job.out, ignore_errors=True)
     partial.rename(job.out)
+
+
+def _parent(model: VideoModel, job: Job) -> dict[str, Any]:
+    """What the trained model's card tells of the one it started from."""
+    imported = model.card.get("imported")
+    told = {"stage": model.card.get("stage"), "tree": job.card["init"]}
+    return told | ({"name": imported["name"]} if imported else {})
 
 
 def _calibrated(model: VideoModel) -> bool:
@@ -181,24 +208,9 @@ def _give_image_encoder(model: VideoModel, settings: StageSettings) -> None:
     model.feature_extractor = conditioning.build_feature_extractor()
 
 
-def _sizes(unet: Any, settings: StageSettings) -> UNetSettings:
-    """The settings that describe a UNet; what it does not tell comes from the stage's ``unet`` section."""
-    config = unet.config
-    heads = config.get("num_attention_heads") or config.attention_head_dim
-    told = {
-        "latent_channels": config.out_channels,
-        "block_out_channels": tuple(config.block_out_channels),
-        "layers_per_block": config.layers_per_block,
-        "attention_heads": tuple(heads)
-        if isinstance(heads, (list, tuple))
-        else (heads,) * len(config.block_out_channels),
-        "cross_attention_dim": config.cross_attention_dim,
-        "sample_size": config.sample_size,
-    }
-    for name in ("addition_time_embed_dim", "num_frames"):
-        value = config.get(name) or settings.unet.get(name)
-        if value is not None:
-            told[name] = value
-    if settings.frames and not config.get("num_frames"):
+def _inflated(unet: Any, settings: StageSettings) -> Any:
+    """A video U-Net out of an image one; what the latter does not tell comes from the settings."""
+    told = {name: settings.unet[name] for name in ("addition_time_embed_dim", "num_frames") if settings.unet.get(name)}
+    if settings.frames:
         told["num_frames"] = settings.frames
-    return UNetSettings(**told)
+    return inflate(unet, settings_of(unet, **told))

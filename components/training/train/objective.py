@@ -1,4 +1,4 @@
-"""The training loss of each kind of model: which tensors of a sample go where, and the EDM loss on them.
+"""The training loss of each kind of model: which tensors of a sample go where, and the loss on them.
 
 Legend: B batch, F frames, N tokens, D context width, K scalars, C channels, H W pixel sides, c h w latents'.
 """
@@ -6,17 +6,19 @@ Legend: B batch, F frames, N tokens, D context width, K scalars, C channels, H W
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from ...diffusion import edm
-from ...diffusion.autoencoder import encode_moments, to_unit_range
-from ...diffusion.conditioning import Conditions, vector_conditioning
+from ...diffusion import discrete, edm
+from ...diffusion.conditioning import Conditions, frame_latents, vector_conditioning
 from ...diffusion.model_directory import VideoModel
 from ...diffusion.motion import MotionCalibration
-from .data import Draw, SampleSource, frame_noise, noise
+from ...diffusion.network import ModelFn, unet_model_fn
+from .data import Reading, SampleSource
+from .draws import Draw, frame_noise, noise, noise_offset
 
 UNKNOWN_MOTION = 127  # the released models' default, for samples without a motion score (orbits)
 
@@ -31,20 +33,47 @@ class _Network:
         return self.call(*args, **kwargs)
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What the losses of some draws are computed on, as it is read: in main memory, with what no model is needed for.
+
+    Attributes:
+        draws: the samples.
+        readings: of each.
+        noises: of each, [F, C, h, w]; None for samples that are yet to be encoded.
+        frame_noises: of each conditioning frame, [3, H, W]; None for kinds that have none.
+    """
+
+    draws: Sequence[Draw]
+    readings: list[Reading]
+    noises: list[np.ndarray | None]
+    frame_noises: list[np.ndarray | None]
+
+
 class Objective:
     """Losses of draws under one model.
 
     Args:
-        model: its kind says what the samples are asked for; its autoencoder encodes conditioning frames.
+        model: its kind says what the samples are asked for, its parameterisation which loss is theirs; its autoencoder
+            encodes conditioning frames.
         source: of the samples.
         net: what is called in place of the model's UNet: the DeepSpeed engine around it.
         device: where to compute.
+        offset_noise: deviation of what each channel's noise is shifted by; for discrete schedules.
     """
 
-    def __init__(self, model: VideoModel, source: SampleSource, net: Callable[..., Any], device: torch.device) -> None:
+    def __init__(
+        self,
+        model: VideoModel,
+        source: SampleSource,
+        net: Callable[..., Any],
+        device: torch.device,
+        offset_noise: float = 0.0,
+    ) -> None:
         self.kind, self.vae, self.source, self.device = model.kind, model.vae.to(device), source, device
         self.net = _Network(net, model.unet.config)
         self.dtype = model.unet.dtype
+        self.parameterisation, self.offset_noise = model.parameterisation, offset_noise
         given = model.card.get("motion_calibration")
         self.calibration = MotionCalibration.from_dict(given) if given else None
 
@@ -53,11 +82,24 @@ class Objective:
         """How many samples there are."""
         return len(self.source.rows)
 
+    def read(self, draws: Sequence[Draw]) -> Batch:
+        """Read what the losses of draws of one bucket are computed on. Several threads may do so at the same time."""
+        readings = [self.source.read(draw, self.kind) for draw in draws]
+        noises = [
+            None if reading.latents is None else self._noise(draw, reading.latents.shape)
+            for draw, reading in zip(draws, readings, strict=True)
+        ]
+        frame_noises = [
+            None if reading.picture is None else frame_noise(draw, (3, *reading.picture.shape[:2]))
+            for draw, reading in zip(draws, readings, strict=True)
+        ]
+        return Batch(draws, readings, noises, frame_noises)
+
     def losses(self, draws: Sequence[Draw]) -> torch.Tensor:
-        """lambda(sigma) |D - x0|^2 per draw, [B]."""
+        """The loss per draw, [B]: lambda(sigma) |D - x0|^2, or a discrete schedule's plain error of the network."""
         if self._one_by_one:
-            return torch.cat([self._losses([draw]) for draw in draws])
-        return self._losses(draws)
+            return torch.cat([self.losses_of(self.read([draw])) for draw in draws])
+        return self.losses_of(self.read(draws))
 
     @property
     def _one_by_one(self) -> bool:
@@ -65,11 +107,32 @@ class Objective:
         # processes call the model equally often, as ZeRO 3 needs it. Micro-batches of training are of one bucket.
         return not torch.is_grad_enabled() and len(set(self.source.buckets)) > 1
 
-    def _losses(self, draws: Sequence[Draw]) -> torch.Tensor:
-        x0_BFchw, noise_BFchw, sigma_B = self._noised(draws)
-        conditions = self._conditions(draws, x0_BFchw.shape[1])
-        model_fn = edm.unet_model_fn(self.net, conditions.context_BND, conditions.vector_BK, conditions.concat_BFchw)
-        return edm.training_loss(model_fn, x0_BFchw, noise_BFchw, sigma_B)
+    def losses_of(self, batch: Batch) -> torch.Tensor:
+        """The losses of draws that have been read, [B]."""
+        batch = self._encoded(batch)
+        x0_BFchw, noise_BFchw, sigma_B = self._noised(batch)
+        conditions = self._conditions(batch, x0_BFchw.shape[1])
+        # Images in a video stage are batches of one frame: the temporal layers have no part in them.
+        images = self.kind != "image" and x0_BFchw.shape[1] == 1
+        model_fn = unet_model_fn(
+            self.net,
+            conditions.context_BND,
+            conditions.vector_BK,
+            conditions.concat_BFchw,
+            torch.ones(len(batch.draws), dtype=torch.bool, device=self.device) if images else None,
+        )
+        return self._loss_of(model_fn, x0_BFchw, noise_BFchw, sigma_B)
+
+    def _loss_of(
+        self, model_fn: ModelFn, x0_BFchw: torch.Tensor, noise_BFchw: torch.Tensor, sigma_B: torch.Tensor
+    ) -> torch.Tensor:
+        told = self.parameterisation
+        if told.schedule is None:
+            return edm.training_loss(model_fn, x0_BFchw, noise_BFchw, sigma_B)
+        timestep_B = told.schedule.nearest_timestep(sigma_B)
+        return discrete.training_loss(
+            model_fn, x0_BFchw, noise_BFchw, timestep_B, schedule=told.schedule, prediction=told.prediction
+        )
 
     def mean_loss(self, draws: Sequence[Draw]) -> torch.Tensor:
         """The mean of ``losses``."""
@@ -80,25 +143,42 @@ class Objective:
         if self._one_by_one and len(draws) > 1:
             alone = [self.blind_losses([draw]) for draw in draws]
             return torch.cat([network for network, _ in alone]), torch.cat([output for _, output in alone])
-        x0_BFchw, noise_BFchw, sigma_B = self._noised(draws)
-        network = edm.training_loss(lambda x, _: torch.zeros_like(x), x0_BFchw, noise_BFchw, sigma_B)
-        return network, edm.loss_weight(sigma_B) * x0_BFchw.square().flatten(1).mean(1)
+        x0_BFchw, noise_BFchw, sigma_B = self._noised(self._encoded(self.read(draws)))
+        network = self._loss_of(lambda x, _: torch.zeros_like(x), x0_BFchw, noise_BFchw, sigma_B)
+        # of D = 0: v = x / (c_in sigma) has the error lambda |x0|^2, the noise x / sigma has |x0|^2 / sigma^2
+        wide = self.parameterisation.prediction == "v_prediction"
+        weight_B = edm.loss_weight(sigma_B) if wide else 1 / sigma_B.square()
+        return network, weight_B * x0_BFchw.square().flatten(1).mean(1)
 
-    def _noised(self, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        x0 = [self.source.latents(draw, single_frame=self.kind == "image") for draw in draws]
-        noises = [noise(draw, latent.shape) for draw, latent in zip(draws, x0, strict=True)]
+    def _encoded(self, batch: Batch) -> Batch:
+        """A batch with nothing left to be encoded by the model's own encoders."""
+        if all(reading.frames is None for reading in batch.readings):
+            return batch
+        readings = [self.source.encode(d, r, self.kind) for d, r in zip(batch.draws, batch.readings, strict=True)]
+        noises: list[np.ndarray | None] = [
+            self._noise(draw, reading.latents.shape) if known is None and reading.latents is not None else known
+            for draw, reading, known in zip(batch.draws, readings, batch.noises, strict=True)
+        ]
+        return replace(batch, readings=readings, noises=noises)
+
+    def _noised(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return (
-            self._tensor(np.stack(x0)),
-            self._tensor(np.stack(noises)),
-            self._tensor(np.array([d.sigma for d in draws])),
+            self._tensor(np.stack([reading.latents for reading in batch.readings])),  # type: ignore[misc]
+            self._tensor(np.stack(batch.noises)),  # type: ignore[arg-type]
+            self._tensor(np.array([draw.sigma for draw in batch.draws])),
         )
 
-    def _conditions(self, draws: Sequence[Draw], frames: int) -> Conditions:
-        rows = [self.source.rows[draw.row] for draw in draws]
-        if self.kind in ("image", "text_to_video"):
-            context_BND = np.stack([self.source.text(draw) * (not draw.drop_text) for draw in draws])
-        else:
-            context_BND = np.stack([self.source.image(draw)[None] * (not draw.drop_embedding) for draw in draws])
+    def _noise(self, draw: Draw, shape: Sequence[int]) -> np.ndarray:
+        if not self.offset_noise:
+            return noise(draw, shape)
+        return noise(draw, shape) + self.offset_noise * noise_offset(draw, shape[1])[:, None, None]
+
+    def _conditions(self, batch: Batch, frames: int) -> Conditions:
+        draws, rows = batch.draws, [self.source.rows[draw.row] for draw in batch.draws]
+        by_text = self.kind in ("image", "text_to_video")
+        dropped = [draw.drop_text if by_text else draw.drop_embedding for draw in draws]
+        contexts = [np.asarray(reading.context) for reading in batch.readings]
+        context_BND = np.stack([context * (not gone) for context, gone in zip(contexts, dropped, strict=True)])
         if self.kind == "image":
             return Conditions(self._tensor(context_BND).to(self.dtype))
         vector_BK = vector_conditioning(
@@ -108,17 +188,18 @@ class Objective:
             noise_aug=[draw.augment_sigma for draw in draws],
             elevation_deg=[row["elevation_deg"] for row in rows] if self.kind == "multi_view" else None,
         )
-        concat = self._frame_latents(draws, frames) if self.kind in ("image_to_video", "multi_view") else None
+        concat = self._frame_latents(batch, frames) if self.kind in ("image_to_video", "multi_view") else None
         return Conditions(self._tensor(context_BND).to(self.dtype), self._tensor(vector_BK.numpy()), concat)
 
-    def _frame_latents(self, draws: Sequence[Draw], frames: int) -> torch.Tensor:
+    def _frame_latents(self, batch: Batch, frames: int) -> torch.Tensor:
         """The conditioning frame, noised in pixel space and encoded (not scaled), [B, F, c, h, w]."""
-        pixels_BCHW = to_unit_range(np.stack([self.source.picture(draw) for draw in draws]))
-        noise_BCHW = torch.from_numpy(np.stack([frame_noise(draw, pixels_BCHW.shape[1:]) for draw in draws]))
-        strength_B = torch.tensor([draw.augment_sigma for draw in draws], dtype=torch.float32)
-        noisy_BCHW = (pixels_BCHW + strength_B.view(-1, 1, 1, 1) * noise_BCHW).to(self.device)
-        # One at a time: a sample's latent must not depend, to the last bit, on who shares its micro-batch.
-        latent_Bchw = torch.cat([encode_moments(self.vae, one)[0] for one in noisy_BCHW.split(1)]).float()
+        draws = batch.draws
+        latent_Bchw = frame_latents(
+            self.vae,
+            np.stack([reading.picture for reading in batch.readings]),  # type: ignore[misc]
+            torch.from_numpy(np.stack(batch.frame_noises)),  # type: ignore[arg-type]
+            [draw.augment_sigma for draw in draws],
+        )
         kept_B = torch.tensor([not draw.drop_frame for draw in draws], device=self.device)
         return (latent_Bchw * kept_B.view(-1, 1, 1, 1)).to(self.dtype)[:, None].expand(-1, frames, -1, -1, -1)
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from ...common.errors import BadInputError
 
-_ORDER, _BATCHES, _MIX = 1, 6, 7  # streams of random numbers, apart from those of ``data``
+_ORDER, _BATCHES, _MIX = 1, 6, 7  # streams of random numbers, apart from those of ``draws``
 _BLOCK = 1 << 16  # draws of datasets that are made at once
 
 Place = tuple[int, Any]  # dataset and bucket of a sample

@@ -14,7 +14,8 @@ from ...common.video import encode_mp4
 from ...diffusion.model_directory import VideoModel
 from ...diffusion.motion import MotionCalibration
 from ...diffusion.sampling import generate, generate_from_text
-from .data import SampleSource, middle_draw
+from .data import SampleSource
+from .draws import middle_draw
 from .job import GRID
 from .objective import UNKNOWN_MOTION
 from .settings import StageSettings

@@ -14,14 +14,27 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ...common.config import Settings, load_profile, merge, validate_settings
 from ...common.errors import ConfigError
+from ...diffusion.settings import LoraSettings
 from .presets import KINDS, load_preset
 
 
 class MixedSamples(Settings):
-    """Another samples manifest that a stage trains on."""
+    """Other samples that a stage trains on: a dataset version, or a samples manifest."""
 
-    samples: str  # path of the manifest; its shards lie in the same data root
+    dataset: str | None = Field(None, pattern=r"^[^@/\s]+(@[^@/\s]+)?$")  # name@v1.2.3, or shorter; pipelines encode it
+    samples: str | None = None  # path of the manifest; its shards lie in the same data root
     weight: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _named(self) -> MixedSamples:
+        if not (self.dataset or self.samples):
+            raise ValueError("names neither a dataset version (dataset) nor a samples manifest (samples)")
+        return self
+
+    @property
+    def name(self) -> str:
+        """What a reader is told."""
+        return self.dataset or str(self.samples)
 
 
 class StageSettings(Settings):
@@ -34,9 +47,11 @@ class StageSettings(Settings):
     height: int | None = Field(None, ge=8)  # samples of another size than this are refused; None takes all as buckets
     width: int | None = Field(None, ge=8)
     trainable: Literal["all", "time_embedding"] = "all"  # [P D.2]: the first image stage trains the time embedding only
-    base: str | None = (
-        None  # the image stage's start: a diffusers directory (SD 2.1); None builds a fresh U-Net from ``unet``
+    lora: LoraSettings | None = (
+        None  # an adapter learns and all else stays; the adapter is kept beside the merged model
     )
+    # the image stage's start, as --init: a diffusers directory or a hub's repository (SD 2.1); None: fresh, by ``unet``
+    base: str | None = None
     unet: dict[str, Any] = Field(
         default_factory=dict
     )  # sizes of a freshly built U-Net (diffusion.settings.UNetSettings)
@@ -47,12 +62,16 @@ class StageSettings(Settings):
     # data
     mix: tuple[MixedSamples, ...] = ()  # other datasets, of clips or images: each has the share of its weight. Ours
     weight: float = Field(1.0, gt=0)  # of the stage's own samples among them
+    images: float = Field(1.0, gt=0)  # of the pictures of encode_images among them, where a stage takes single frames
     fps: tuple[float, ...] | None = None  # rates of windows, one drawn for each; None: the reference windows'. Ours
-    short_frames: tuple[int, ...] = ()  # lengths for samples that do not hold ``frames``; 1 takes images in. Ours
+    # lengths for samples that do not hold ``frames``; 1 takes images in, without the temporal layers. Ours
+    short_frames: tuple[int, ...] = ()
     latent: Literal["sample", "mean"] = "sample"  # of the autoencoder's posterior; sampled as in the released code
 
     refit_motion: bool = False  # give motion buckets a new meaning, by these samples; else the start's is inherited
     cache_gib: float = Field(20.0, gt=0)  # on local disk, of shards that lie in an object store. Ours
+
+    readers: int = Field(2, ge=0, le=64)  # threads that read coming batches; 0 reads each in its own step. Ours
 
     # optimisation
     steps: int = Field(150_000, ge=0)  # 0 hands on the weights that the stage starts from: an untrained baseline
@@ -68,6 +87,11 @@ class StageSettings(Settings):
     precision: Literal["fp32", "bf16"] = "bf16"  # ours: the paper is silent. fp32 is the faster one on CPUs
 
     # noise and conditioning
+    # ln sigma ~ N(p_mean, p_std^2) [P D.1]; or Stable Diffusion's 1000 timesteps, drawn evenly, as the ablation models
+    # have them [P E.2.1], where p_mean and p_std are not looked at
+    noise_schedule: Literal["continuous", "discrete"] = "continuous"
+    prediction: Literal["v_prediction", "epsilon"] = "v_prediction"  # of a discrete schedule [P E.2.1]
+    offset_noise: float = Field(0.0, ge=0)  # deviation of it, discrete schedules alone; 0 is none. [P E.2.1]: no figure
     p_mean: float = -1.2  # ln sigma ~ N(p_mean, p_std^2) [P D.2]
     p_std: float = Field(1.0, gt=0)
     text_dropout: float = Field(0.15, ge=0, le=1)  # [P D.2]
@@ -112,12 +136,20 @@ class StageSettings(Settings):
     held_out_samples: int = Field(64, ge=0)  # ours; 0 leaves it out
     held_out_levels: int = Field(5, ge=1)  # noise levels, at equal steps of the training distribution's mass
     held_out_seeds: int = Field(2, ge=1)  # noise draws per sample and level
+    hand_on: Literal["last", "best"] = "last"  # best: the weights with the lowest held-out loss of all looked at. Ours
 
     @field_validator("precision", mode="before")
     @classmethod
     def _no_fp16(cls, value: Any) -> Any:
         if value in ("fp16", "float16", "half"):
             raise ValueError("fp16 is not offered: CPUs refuse it and the noise weights overflow it; take bf16 or fp32")
+        return value
+
+    @field_validator("lora")
+    @classmethod
+    def _adapter_alone(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.data.get("trainable") != "all":
+            raise ValueError("an adapter learns alone; leave trainable at all")
         return value
 
     @field_validator("offload_optimizer")
@@ -132,6 +164,20 @@ class StageSettings(Settings):
     def _compiles_whole_weights(cls, value: bool, info: ValidationInfo) -> bool:
         if value and info.data.get("zero_stage") == 3:
             raise ValueError("at zero_stage 3 every layer gathers its weights, which torch.compile cannot follow")
+        return value
+
+    @field_validator("prediction", "offset_noise")
+    @classmethod
+    def _only_discrete(cls, value: Any, info: ValidationInfo) -> Any:
+        if value not in ("v_prediction", 0.0) and info.data.get("noise_schedule") == "continuous":
+            raise ValueError("is of discrete noise schedules; set noise_schedule to discrete, or leave this out")
+        return value
+
+    @field_validator("hand_on")
+    @classmethod
+    def _best_is_measured(cls, value: str, info: ValidationInfo) -> str:
+        if value == "best" and not (info.data.get("validate_every") and info.data.get("held_out_samples")):
+            raise ValueError("the best weights are known by their held-out loss: set validate_every, held_out_samples")
         return value
 
     @model_validator(mode="after")
@@ -153,6 +199,16 @@ class StageSettings(Settings):
         if self.fps is not None and not (self.fps and min(self.fps) > 0):
             raise ValueError(f"fps {self.fps} must be one or more positive rates, or null for the samples' own")
         return self
+
+    def learns(self, name: str) -> bool:
+        """Whether a parameter of the U-Net learns, by its name."""
+        if self.lora:
+            return ".lora_" in name
+        return self.trainable == "all" or name.startswith("time_embedding.")
+
+    def takes_images(self, stage: str) -> bool:
+        """Whether single frames can be trained on: in an image stage, or jointly with videos."""
+        return stage == "image" or 1 in self.short_frames
 
     @property
     def micro_batch(self) -> int:
@@ -182,6 +238,7 @@ OPERATIONAL = (
     "diverged_steps",
     "preset",
     "cache_gib",
+    "readers",
 )
 """Settings that do not change what is learned (up to rounding), and so are no part of a result's identity."""
 
@@ -198,7 +255,18 @@ def stage_settings(stage: str, values: Mapping[str, Any], section: str | None = 
     preset = load_preset(values.get("preset") or stage, f"{section}.preset")
     if preset.kind != stage:
         raise ConfigError(f"{section}.preset: {preset.name} trains a model of kind {preset.kind}, not {stage}")
-    return validate_settings(StageSettings, section, merge(preset.values, values))
+    settings = validate_settings(StageSettings, section, merge(preset.values, values))
+    if settings.noise_schedule == "discrete" and stage not in ("image", "video"):
+        raise ConfigError(
+            f"{section}.noise_schedule: a discrete schedule is for the stages image and video; a model that starts "
+            "from a picture has continuous noise levels"
+        )
+    if settings.frames == 1 and stage != "image":
+        raise ConfigError(
+            f"{section}.frames: windows of one frame teach the temporal layers nothing; take more, and put 1 into "
+            f"{section}.short_frames to train on images too"
+        )
+    return settings
 
 
 def load_stage_settings(stage: str, profile: str, overrides: Mapping[str, Any] | None = None) -> StageSettings:

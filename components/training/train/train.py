@@ -12,11 +12,13 @@ from ...common.errors import BadInputError, SvdflowError
 from ...common.identity import file_sha256, identity, tree_sha256
 from ...common.report import StepReport, curves, images, table, text, videos
 from ...common.storage import DataRoot, link_tree
+from ...diffusion.hub import resolve_model
 from .checkpoint_store import CheckpointStore
-from .datasets import Datasets, read_datasets
+from .datasets import Datasets, manifests_of, read_datasets, resolve_mix
 from .job import GRID, Job
 from .launcher import launch, workspace
-from .settings import KINDS, OPERATIONAL, MixedSamples, StageSettings
+from .settings import KINDS, OPERATIONAL, StageSettings
+from .start import check_start
 
 VERSION = "2"
 _TITLES = {
@@ -56,15 +58,29 @@ def train_stage(
         raise BadInputError(f"there is no training stage {stage!r}; the stages are {', '.join(KINDS)}")
     if not samples.is_file():
         raise BadInputError(f"{samples}: there is no samples manifest here; run the encode step first")
+    if init is None and stage == "image" and settings.base:
+        init = resolve_model(settings.base)
     if init is not None and not init.is_dir():
         raise BadInputError(f"{init}: there is no model directory here to start from")
     if stage != "image" and init is None:
         raise BadInputError(f"stage {stage} needs a model to start from (init)")
+    check_start(stage, init, settings)
+    settings = resolve_mix(stage, settings)  # refuses versions that nobody has encoded
     datasets = read_datasets(samples, stage, settings)
-    mix = [MixedSamples(samples=str(Path(part.samples).resolve()), weight=part.weight) for part in settings.mix]
+    if settings.hand_on == "best" and not datasets.held_out:
+        raise BadInputError(
+            f"train_{stage}.hand_on: {samples} holds out no sample by which the best weights could be known; set it to "
+            "last, or hold out some clips"
+        )
+    mix = [part.model_copy(update={"samples": str(path.resolve())})
+           for part, path in zip(settings.mix, manifests_of(samples, settings)[1:], strict=True)]  # fmt: skip
     settings = settings.model_copy(update={"mix": tuple(mix)})
     learned = settings.model_dump(exclude=set(OPERATIONAL))
-    learned["mix"] = [{"samples": file_sha256(Path(part.samples)), "weight": part.weight} for part in settings.mix]
+    if settings.hand_on == "best":  # then these decide which weights there are to choose from
+        learned |= {name: getattr(settings, name) for name in ("validate_every", "checkpoint_every")}
+    mixed = manifests_of(samples, settings)[1:]
+    learned["mix"] = [{"samples": file_sha256(path), "weight": part.weight}
+                      for path, part in zip(mixed, settings.mix, strict=True)]  # fmt: skip
     dataset = {name: dataset[name] for name in ("name", "tag", "revision") if name in dataset}  # not where its store is
     init_tree = tree_sha256(init) if init else None
     # the samples are what is learned from; the version that they were registered as goes into the card alone
@@ -102,7 +118,13 @@ def _train(
         logs=folder / "tensorboard",
         samples_out=folder / "samples",
         out=folder / "model",
-        card={"dataset": dataset, "configuration": learned, "init": init_tree, "samples": file_sha256(samples)},
+        card={
+            "dataset": dataset,
+            "mixed": {part.dataset: part.weight for part in settings.mix if part.dataset},
+            "configuration": learned,
+            "init": init_tree,
+            "samples": file_sha256(samples),
+        },
     )
     try:
         result = launch(job, folder, key)
@@ -135,6 +157,7 @@ def _report(
     zero = after or {"mean": None, "zero_network_mean": None, "zero_output_mean": None}
     summary = {
         "steps": result["steps"],
+        "handed_on_step": result["handed_on"],
         "held_out_loss_before": before["mean"] if before else None,
         "held_out_loss_after": zero["mean"],
         "zero_predictor_loss": zero["zero_network_mean"],  # of a network that returns zero: the harder one to beat
@@ -142,6 +165,7 @@ def _report(
         "world_size": result["world_size"],
         "zero_stage": result["zero_stage"],
         "samples_per_second": round(result["samples_per_second"], 3),
+        "waiting_share": round(result["waiting_share"], 4),
         "resumed_from": result["resumed_from"],
         "parameters": result["parameters"],
         "samples_left_out": dict(sorted(datasets.left_out.items())),
@@ -200,8 +224,10 @@ def _report(
                 ["processes", result["world_size"]],
                 ["ZeRO stage", result["zero_stage"]],
                 ["samples per second", summary["samples_per_second"]],
+                ["of a step, waiting for data", f"{100 * result['waiting_share']:.1f} %"],
                 ["went on from step", result["resumed_from"] or "the start"],
                 ["precision", settings.precision],
+                ["weights handed on", f"of step {result['handed_on']}"],
                 ["best checkpoint by held-out loss", result["best_checkpoint"] or "none was kept with one"],
                 ["copies of checkpoints that failed", (result["uploads"] or {"failed": "none are kept"})["failed"]],
                 ["learning rate", settings.lr],
@@ -215,7 +241,7 @@ def _report(
         shares: list[list[Any]] = [
             [str(path), samples, f"{100 * weight / total:.1f} %"]
             for path, samples, weight in zip(
-                ("the stage's own", *(part.samples for part in settings.mix)),
+                ("the stage's own", *(part.name for part in settings.mix)),
                 np.bincount(datasets.dataset, minlength=len(datasets.weights)).tolist(),
                 datasets.weights,
                 strict=True,

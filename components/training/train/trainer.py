@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -14,15 +12,18 @@ import torch
 from ...common.errors import SvdflowError
 from ...common.progress import Progress
 from ...common.storage import DataRoot
-from .checkpoint import Checkpoint, best_by_held_out_loss, newest_sound, read_checkpoint, read_state, save_checkpoint
+from .checkpoint import best_sound, newest_sound, save_checkpoint
 from .checkpoint_store import CheckpointStore
 from .divergence import Divergence
-from .engine import Engine, start_processes
+from .draws import Draw
+from .engine import Engine, start_processes, weights_of
 from .heartbeat import Heartbeat
 from .held_out import held_out_loss
 from .job import Job
 from .model import prepare_model, save_trained
 from .objective import Objective
+from .read_ahead import ReadAhead
+from .resume import agree_on_checkpoint
 from .samples import write_grid, write_samples
 from .signals import Asked, Interrupted
 from .tensorboard_log import TensorBoardLog
@@ -50,17 +51,19 @@ class Trainer:
         beat.at("reading the model and the samples")
         self.model, self.train, self.held_out, self.plan = prepare_model(job)
         self.store = self._open_store()
-        resume = self._agree_on_checkpoint()
+        resume = agree_on_checkpoint(job.checkpoints, self.store, self.rank, self.device, beat)
         self.state: dict[str, Any] = {
-            "loss": [], "gradient_norm": [], "parameter_norm": [], "validation": [], "before": None, "trained_s": 0.0
+            "loss": [], "gradient_norm": [], "parameter_norm": [], "validation": [], "before": None, "best": None,
+            "trained_s": 0.0, "waited_s": 0.0,
         }  # fmt: skip
         if resume:
             self.state |= resume.state["kept"]
         beat.at("setting up the engine")
         self.engine = Engine(self.model.unet, self.settings, resume)
         self.started_at = self.engine.step
-        self.objective = Objective(self.model, self.train, self.engine.net, self.device)
+        self.objective = Objective(self.model, self.train, self.engine.net, self.device, self.settings.offset_noise)
         self.judge = Objective(self.model, self.held_out, self.engine.net, self.device)
+        self.reading = ReadAhead(self._upcoming(), self.objective.read, self.settings.readers)
         self.divergence = Divergence(self.settings.diverged_ratio, self.settings.diverged_steps)
         self.log = TensorBoardLog(job.logs, self.engine.step) if self.rank == 0 and job.logs else None
         self.saved_at, self.saved_time = self.engine.step, time.monotonic()
@@ -80,7 +83,8 @@ class Trainer:
                     if stopping:
                         raise Interrupted
                     held_out = self._look() if self.engine.step < s.steps else None
-                    if (saving or self._due(s.checkpoint_every)) and self.engine.step < s.steps:
+                    best = self._is_best(held_out)
+                    if (saving or best or self._due(s.checkpoint_every)) and self.engine.step < s.steps:
                         self._save(held_out)
             with self.engine.averaged():
                 after = self._held_out_loss()
@@ -92,36 +96,51 @@ class Trainer:
             if self.store and self.rank == 0:
                 self.store.wait(max(0.0, self.asked.seconds_left(s.grace_s) - _UPLOAD_S))
             return None
+        finally:
+            self.reading.close()
         return self._finish(after)
 
     # steps
+
+    def _upcoming(self) -> Iterator[list[Draw]]:
+        """This process's micro-batches from here to the end."""
+        s = self.settings
+        for step in range(self.engine.step, s.steps):
+            for index in range(s.accumulation):
+                yield self.plan.micro_batch(step, index, self.rank, self.processes)
 
     def _step(self, progress: Progress) -> tuple[bool, bool]:
         """One optimiser step. Returns whether to stop, and whether a checkpoint was asked for."""
         s, began = self.settings, time.monotonic()
         self.beat.at(f"in step {self.engine.step + 1}")
-        batches = [
-            self.plan.micro_batch(self.engine.step, index, self.rank, self.processes) for index in range(s.accumulation)
-        ]
-        figures = self.engine.train_step([partial(self._loss, draws) for draws in batches])
+        waited = self.reading.waited_s
+        figures = self.engine.train_step([self._loss] * s.accumulation)
+        waited = self.reading.waited_s - waited
         minutes = self.rank == 0 and began - self.saved_time > 60 * (s.checkpoint_minutes or math.inf)
-        told = [figures.loss / self.processes, figures.gradient_norm / self.processes, figures.square_sum,
-                float(self.asked.to_stop), float(self.asked.take_save() or minutes)]  # fmt: skip
-        loss, norm, square_sum, stopping, saving = self._sum(told)
+        told = [
+            *(value / self.processes for value in (figures.loss, figures.gradient_norm, waited)),
+            figures.square_sum,
+            float(self.asked.to_stop),
+            float(self.asked.take_save() or minutes),
+        ]
+        loss, norm, waited, square_sum, stopping, saving = self._sum(told)
         wrong = self.divergence.look(loss, norm)
         if wrong:
             raise TrainingDiverged(self._diverged(wrong))
         curves = {"loss": loss, "gradient_norm": norm, "parameter_norm": math.sqrt(square_sum)}
         for name, value in curves.items():
             self.state[name].append(value)
-        self.state["trained_s"] += time.monotonic() - began
+        took = time.monotonic() - began
+        self.state["trained_s"] += took
+        self.state["waited_s"] += waited
         if self.log:
+            curves["waiting_share"] = waited / max(took, 1e-9)
             self.log.scalars(self.engine.step, {f"train/{name}": value for name, value in curves.items()})
         progress.advance(note=f"loss {loss:.3f}")
         return stopping > 0, saving > 0
 
-    def _loss(self, draws: Any) -> torch.Tensor:
-        loss = self.objective.mean_loss(draws)
+    def _loss(self) -> torch.Tensor:
+        loss = self.objective.losses_of(self.reading.take()).mean()
         self.beat.at(f"in step {self.engine.step + 1}")
         return loss
 
@@ -140,6 +159,16 @@ class Trainer:
             if self._due(s.sample_every):
                 self._write_samples()
         return held_out
+
+    def _is_best(self, held_out: float | None) -> bool:
+        """Whether these are the best weights so far, where the best ones are handed on."""
+        if held_out is None or self.settings.hand_on != "best":
+            return False
+        best = self.state["best"]
+        if best is not None and best["held_out"] <= held_out:
+            return False
+        self.state["best"] = {"step": self.engine.step, "held_out": held_out}
+        return True
 
     def _due(self, every: int | None) -> bool:
         return bool(every) and self.engine.step % every == 0  # type: ignore[operator]
@@ -167,24 +196,30 @@ class Trainer:
     def _finish(self, after: dict[str, Any] | None) -> dict[str, Any]:
         """Rank 0 writes the model directory; all get the result."""
         self.beat.at("writing the model")
-        s, best = self.settings, best_by_held_out_loss(self.job.checkpoints) if self.rank == 0 else None
+        s, best = self.settings, best_sound(self.job.checkpoints) if self.rank == 0 else None
+        better = best if best and after and s.hand_on == "best" and best.state["held_out"] < after["mean"] else None
         weights = dict(self._beating(self.engine.final_weights(), "writing the model", keep=self.rank == 0))
+        if better:
+            weights |= dict(weights_of(better))
         result = {
             "steps": self.engine.step,
+            "handed_on": better.step if better else self.engine.step,
             "resumed_from": self.started_at or None,
             "world_size": self.processes,
             "zero_stage": s.zero_stage,
             **{name: self.state[name] for name in ("loss", "gradient_norm", "parameter_norm", "validation", "before")},
             "after": after,
-            "best_checkpoint": best.name if best else None,
+            "best_checkpoint": best.directory.name if best else None,
             "samples_per_second": s.steps * s.batch / max(self.state["trained_s"], 1e-9),
+            "waiting_share": self.state["waited_s"] / max(self.state["trained_s"], 1e-9),
             "parameters": sum(math.prod(self.engine.masters.shape(name)) for name in self.engine.masters.parameters),
             "train_samples": len(self.train.rows),
             "held_out_samples": len(self.held_out.rows),
             "uploads": {"sent": self.store.sent, "failed": self.store.failures} if self.store else None,
         }
         if self.rank == 0:
-            save_trained(self.job, self.model, self.train, weights, result)
+            loss = better.state["held_out"] if better else after["mean"] if after else None
+            save_trained(self.job, self.model, self.train, weights, result, loss)
         if self.log:
             if after:
                 self.log.scalars(self.engine.step, {"held_out/mean": after["mean"]})
@@ -221,34 +256,6 @@ class Trainer:
         return CheckpointStore(
             DataRoot.open(self.job.root), self.job.store, self.job.checkpoints, lambda line: print(line, flush=True)
         )
-
-    def _agree_on_checkpoint(self) -> Checkpoint | None:
-        """The newest sound checkpoint, here or in the store, the same for all; fetched where it is not yet."""
-        step, folder = -1, self.job.checkpoints
-        if self.rank == 0:
-            found, damaged = newest_sound(folder)
-            if damaged:
-                print(f"damaged checkpoints passed over: {', '.join(damaged)}", flush=True)
-            step = found.step if found else -1
-            for copy in self.store.steps() if self.store else []:
-                if copy <= step:
-                    break
-                self.beat.at(f"fetching the checkpoint of step {copy}")
-                if self.store and self.store.fetch(copy):
-                    step = copy
-                    break
-        chosen = torch.tensor([step], dtype=torch.int64, device=self.device)
-        torch.distributed.broadcast(chosen, 0)
-        step = int(chosen)
-        if step < 0:
-            return None
-        directory = folder / f"step_{step:08d}"
-        if self.rank and os.environ.get("LOCAL_RANK") == "0" and read_checkpoint(directory) is None:  # another machine
-            if not self.store or not self.store.fetch(step):
-                raise SvdflowError(f"{directory}: this machine has no sound copy of the checkpoint, nor has the store")
-        torch.distributed.barrier()
-        state = read_state(directory)
-        return Checkpoint(directory, step, state) if state else None
 
     def _diverged(self, wrong: str) -> str:
         kept, _ = newest_sound(self.job.checkpoints) if self.rank == 0 else (None, [])

@@ -1,0 +1,103 @@
+"""What a stage's start must be, told from configuration files alone: checked before any process is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...common.config import validate_settings
+from ...common.errors import BadInputError, ConfigError
+from ...diffusion.json_files import read_json
+from ...diffusion.model_directory import CARD, parameterisation_of
+from ...diffusion.settings import SHIPPED_AUTOENCODER, UNetSettings
+from .settings import StageSettings
+
+if TYPE_CHECKING:
+    from ...diffusion.edm import Parameterisation
+
+
+def check_start(stage: str, init: Path | None, settings: StageSettings) -> None:
+    """Refuse a start that the settings do not fit.
+
+    Raises:
+        ConfigError: names the setting.
+        BadInputError: the start's configuration cannot be read.
+    """
+    if settings.lora:
+        _check_lora(stage, init, settings)
+    if init is None:
+        if stage == "image" and not settings.base:
+            _check_channels(stage, settings)
+        return
+    released = not (init / CARD).is_file() and read_json(init / "unet" / "config.json").get("num_frames")
+    if released and not settings.refit_motion:
+        raise unknown_motion(stage, init)
+    if settings.noise_schedule == "discrete":
+        config = read_json(init / "scheduler" / "scheduler_config.json")
+        parameterisation_to_train(stage, parameterisation_of(config), settings, str(init))
+
+
+def unknown_motion(stage: str, init: Path) -> BadInputError:
+    """The error for a released model whose map of motion was never published."""
+    return BadInputError(
+        f"{init}: what its motion buckets stand for is not known. `svdflow train calibrate` estimates it; "
+        f"train_{stage}.refit_motion=true gives them a new meaning, by the motion of the training clips"
+    )
+
+
+def _check_channels(stage: str, settings: StageSettings) -> None:
+    """Fresh weights and the autoencoder beside them must mean the same latents."""
+    directory = SHIPPED_AUTOENCODER if settings.autoencoder == "shipped" else Path(settings.autoencoder)
+    of_latents = read_json(directory / "config.json").get("latent_channels")
+    unet = validate_settings(UNetSettings, f"train_{stage}.unet", settings.unet)
+    if of_latents != unet.latent_channels:
+        raise ConfigError(
+            f"train_{stage}.autoencoder: {settings.autoencoder} has {of_latents} latent channels, and the U-Net would "
+            f"take {unet.latent_channels} (train_{stage}.unet.latent_channels). Start from Stable Diffusion 2.1, as "
+            f"the paper does (--init or train_{stage}.base), or make the two agree"
+        )
+
+
+def _check_lora(stage: str, init: Path | None, settings: StageSettings) -> None:
+    """An adapter needs the layers that it sits on; shapes are enough to tell."""
+    from .forecast import build_unet, unet_settings_of
+
+    build_unet(stage, unet_settings_of(init, {f"train_{stage}": {"unet": settings.unet}}, stage), settings)
+
+
+def parameterisation_to_train(
+    stage: str, start: Parameterisation | None, settings: StageSettings, where: str = ""
+) -> Parameterisation:
+    """What the model under training predicts, and how it is told the noise level.
+
+    Args:
+        stage: its kind.
+        start: of the model that it starts from; None for fresh weights.
+        settings: of the stage.
+        where: names the start in an error.
+
+    Raises:
+        ConfigError: a discrete schedule after a continuous one, or another one than the start's.
+    """
+    from ...diffusion.discrete import DiscreteSchedule
+    from ...diffusion.edm import EDM, Parameterisation
+
+    if settings.noise_schedule == "continuous":
+        return EDM  # from a discrete start too: that is the paper's first stage (D.2)
+    wanted = Parameterisation(settings.prediction, DiscreteSchedule())
+    if start is None or start == wanted:
+        return wanted
+    if start.schedule is None:
+        raise ConfigError(
+            f"train_{stage}.noise_schedule: {where} knows continuous noise levels, and timesteps would mean nothing to "
+            "it; start from Stable Diffusion 2.1 or a model of the discrete schedule, or set it to continuous"
+        )
+    if start.schedule != wanted.schedule:
+        raise ConfigError(
+            f"train_{stage}.noise_schedule: {where} has other betas than Stable Diffusion's schedule, which is the one "
+            "that is trained; set it to continuous"
+        )
+    raise ConfigError(
+        f"train_{stage}.prediction: {where} predicts {start.prediction}, not {wanted.prediction}; set it to what the "
+        "start predicts"
+    )

@@ -1,0 +1,202 @@
+"""Adapters: injected they change nothing, trained they learn alone, merged and loaded they compute what peft's do."""
+
+import copy
+import signal
+
+import pytest
+import torch
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+
+from svdflow.common.errors import BadInputError, ConfigError
+from svdflow.diffusion.lora import ADAPTER, adapted_layers, apply_lora, inject_lora, merge_lora, save_lora
+from svdflow.diffusion.model_directory import load_model, save_model
+from svdflow.diffusion.network import unet_model_fn
+from svdflow.diffusion.settings import TINY_UNET, LoraSettings, UNetSettings
+from svdflow.diffusion.unet import build_image_unet, build_video_unet
+from svdflow.training.train.forecast import build_unet
+from svdflow.training.train.heartbeat import Heartbeat
+from svdflow.training.train.job import Job
+from svdflow.training.train.model import start_model
+from svdflow.training.train.settings import stage_settings
+from svdflow.training.train.signals import Asked
+from svdflow.training.train.start import check_start
+from svdflow.training.train.trainer import Trainer
+from tests.engine_runs import one_process
+from tests.training_runs import UNET, make_autoencoder, make_samples, settings_for
+
+TINY = TINY_UNET.model_copy(update={"cross_attention_dim": 32, "latent_channels": 4})
+LORA = LoraSettings(rank=4, alpha=8)
+X = torch.randn(1, 3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def output(unet) -> torch.Tensor:
+    context = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(2))
+    return unet_model_fn(unet.eval(), context, torch.tensor([[6.0, 127.0]]))(X, torch.tensor([0.7]))
+
+
+@pytest.fixture(scope="module")
+def base():
+    torch.manual_seed(0)
+    return build_video_unet(TINY, "text_to_video").eval()
+
+
+@pytest.fixture(scope="module")
+def trained(base):
+    """A copy with an adapter whose matrices are no longer zero."""
+    unet = copy.deepcopy(base)
+    inject_lora(unet, LORA)
+    assert torch.equal(output(unet), output(base)), "an untrained adapter changes nothing"
+    with torch.no_grad():
+        for name, parameter in unet.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(0, 0.2)
+    return unet
+
+
+def test_an_adapter_sits_on_the_projections_of_temporal_attention_alone(base, trained):
+    names = adapted_layers(base, LORA)
+    assert all(".temporal_transformer_blocks." in name and ".attn" in name for name in names)
+    blocks = sum(type(module).__name__ == "TemporalBasicTransformerBlock" for module in base.modules())
+    assert len(names) == blocks * 2 * 4
+    assert sum(isinstance(module, LoraLayer) for module in trained.modules()) == len(names)
+    spatial = adapted_layers(base, LoraSettings(layers="spatial"))
+    assert spatial and not set(spatial) & set(names) and not [name for name in spatial if "temporal" in name]
+
+
+def test_merged_weights_compute_what_peft_computes(base, trained):
+    merged = copy.deepcopy(base)
+    merged.load_state_dict(merge_lora(trained.state_dict(), LORA))
+    assert (output(trained) - output(base)).abs().max() > 1e-2
+    torch.testing.assert_close(output(merged), output(trained), atol=1e-5, rtol=1e-4)
+    theirs = copy.deepcopy(trained)
+    for module in theirs.modules():
+        if isinstance(module, LoraLayer):
+            module.merge()
+    for name, tensor in merged.state_dict().items():
+        layer, _, leaf = name.rpartition(".")
+        found = theirs.state_dict().get(f"{layer}.base_layer.{leaf}", theirs.state_dict().get(name))
+        torch.testing.assert_close(tensor, found, atol=1e-6, rtol=1e-5)
+
+
+def test_an_adapter_s_file_goes_onto_the_model_by_any_share_and_off_again(base, trained, tmp_path):
+    save_lora(trained.state_dict(), LORA, tmp_path / ADAPTER)
+    stored = load_file(tmp_path / ADAPTER)
+    assert len(stored) == 2 * len(adapted_layers(base, LORA))
+    assert all(4 in tensor.shape and name.startswith("unet.") for name, tensor in stored.items())
+    unet = copy.deepcopy(base)
+    apply_lora(unet, tmp_path / ADAPTER)
+    torch.testing.assert_close(output(unet), output(trained), atol=1e-5, rtol=1e-4)
+    apply_lora(unet, tmp_path / ADAPTER, -0.25)
+    apply_lora(unet, tmp_path / ADAPTER, -0.75)
+    torch.testing.assert_close(output(unet), output(base), atol=1e-5, rtol=1e-4)
+
+
+def test_a_file_that_does_not_fit_changes_nothing_and_is_told_why(base, trained, tmp_path):
+    save_lora(trained.state_dict(), LORA, tmp_path / ADAPTER)
+    image = build_image_unet(TINY)
+    before = {name: tensor.clone() for name, tensor in image.state_dict().items()}
+    with pytest.raises(BadInputError, match="and the model has no such layer"):
+        apply_lora(image, tmp_path / ADAPTER)
+    wide = build_video_unet(UNetSettings(**{**UNET, "block_out_channels": [64, 64]}), "text_to_video")
+    with pytest.raises(BadInputError, match="and the model has"):
+        apply_lora(wide, tmp_path / ADAPTER)
+    assert all(torch.equal(before[name], tensor) for name, tensor in image.state_dict().items())
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(BadInputError, match="its metadata tell no rank and alpha"):
+        apply_lora(image, tmp_path / "other.safetensors")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Samples, and a video model of a tiny size to start from."""
+    folder = tmp_path_factory.mktemp("lora")
+    root, samples = make_samples(folder)
+    image = settings_for(make_autoencoder(folder / "vae"), processes=1)
+    save_model(start_model("image", None, image), folder / "image")
+    with one_process():
+        save_model(start_model("video", folder / "image", video()), folder / "video")
+        yield root, samples, folder
+
+
+def video(**values):
+    size = {"frames": None, "height": None, "width": None, "precision": "fp32", "processes": 1, "unet": UNET}
+    run = {"steps": 4, "batch": 2, "lr": 1e-2, "zero_stage": 1, "held_out_levels": 1, "held_out_seeds": 1, "ema": None}
+    return stage_settings("video", size | run | values)
+
+
+def train(data, folder, stop_at=0, **values):
+    root, samples, place = data
+    folder.mkdir(exist_ok=True)
+    asked = Asked()
+    job = Job("video", video(lora={"rank": 2}, **values), samples, root.location, place / "video",
+              folder / "checkpoints", None, folder / "logs", folder / "samples", folder / "model",
+              {"init": None, "configuration": {}})  # fmt: skip
+    run = Trainer(job, asked, Heartbeat(folder, 0))
+    losses_of = run.objective.losses_of
+
+    def counted(batch):
+        asked.to_stop = bool(stop_at) and run.engine.step + 1 == stop_at
+        return losses_of(batch)
+
+    run.objective.losses_of = counted
+    return run.run()
+
+
+@pytest.fixture
+def signals():
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_run_trains_the_adapter_alone_and_leaves_it_beside_the_model_it_is_merged_into(data, tmp_path, signals):
+    _, _, place = data
+    whole = train(data, tmp_path / "whole", gradient_checkpointing=True, checkpoint_every=2)
+    start, model = load_model(place / "video"), load_model(tmp_path / "whole" / "model")
+    adapted = adapted_layers(start.unet, LORA)
+    for name, tensor in model.unet.state_dict().items():
+        same = torch.equal(tensor, start.unet.state_dict()[name])
+        assert same == (name.removesuffix(".weight") not in adapted), name
+    apply_lora(start.unet, tmp_path / "whole" / "model" / ADAPTER)
+    for name, tensor in start.unet.state_dict().items():
+        torch.testing.assert_close(tensor, model.unet.state_dict()[name], atol=1e-7, rtol=1e-6)
+    kept = load_file(tmp_path / "whole" / "checkpoints" / "step_00000002" / "model.safetensors")
+    assert len(kept) == 2 * len(adapted), "a checkpoint holds what learns"
+    assert train(data, tmp_path / "told", stop_at=3) is None
+    resumed = train(data, tmp_path / "told")
+    assert resumed["resumed_from"] == 3 and resumed["loss"] == whole["loss"]
+    ends = [load_file(tmp_path / name / "model" / ADAPTER) for name in ("whole", "told")]
+    assert all(torch.equal(ends[0][name], tensor) for name, tensor in ends[1].items())
+
+
+def test_at_zero_3_the_same_adapter_comes_out(data, tmp_path, signals):
+    adapters = []
+    for stage in (1, 3):
+        train(data, tmp_path / str(stage), zero_stage=stage, steps=1, optimizer="sgd", held_out_samples=0)
+        adapters.append(load_file(tmp_path / str(stage) / "model" / ADAPTER))
+    for name, tensor in adapters[0].items():
+        torch.testing.assert_close(adapters[1][name], tensor, atol=1e-6, rtol=1e-4)
+
+
+def test_an_adapter_on_a_layer_that_is_not_there_is_refused_from_shapes_alone(data):
+    _, _, place = data
+    with pytest.raises(ConfigError, match=r"train_image.lora.layers: UNet2DConditionModel has no temporal attention"):
+        check_start("image", place / "image", settings_for(place / "vae", lora={"rank": 2}))
+    with pytest.raises(ConfigError, match=r"train_video.lora.modules: .* has no layer to_z; it has .*to_q"):
+        check_start("video", place / "video", video(lora={"modules": ["to_q", "to_z"]}))
+    check_start("video", place / "image", video(lora={"rank": 2}))
+    with pytest.raises(ConfigError, match=r"train_video.lora.rank"):
+        video(lora={"rank": 0})
+    with pytest.raises(ConfigError, match=r"train_image.lora: .*leave trainable at all"):
+        settings_for(place / "vae", lora={}, trainable="time_embedding")
+
+
+def test_the_dry_run_counts_what_an_adapter_learns():
+    net = build_unet("video", UNetSettings(**UNET), video(lora={"rank": 2}))
+    plain = build_unet("video", UNetSettings(**UNET), video())
+    expected = sum(2 * (layer.in_features + layer.out_features) for name, layer in plain.named_modules()
+                   if name in adapted_layers(plain, LORA))  # fmt: skip
+    assert sum(p.numel() for p in net.parameters() if p.requires_grad) == expected > 0

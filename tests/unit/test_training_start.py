@@ -1,0 +1,31 @@
+"""What a stage may start from is settled by configuration files, before any process is started."""
+
+import pytest
+
+from svdflow.common.errors import BadInputError, ConfigError
+from svdflow.training.train.settings import load_stage_settings, stage_settings
+from svdflow.training.train.start import check_start
+from tests.training_runs import UNET, make_autoencoder
+
+
+def test_the_papers_sizes_with_the_shipped_autoencoder_are_refused_and_said_how_to_start():
+    settings = load_stage_settings("image", "paper", {"train_image.preset": "image_noise"})
+    with pytest.raises(
+        ConfigError, match="train_image.autoencoder: shipped has 8 latent channels.*would take 4"
+    ) as why:
+        check_start("image", None, settings)
+    assert "train_image.base" in str(why.value) and "\n" not in str(why.value)
+    for overrides in ({"train_image.unet": {"latent_channels": 8}}, {"train_image.base": "sd21"}):
+        check_start("image", None, load_stage_settings("image", "paper", overrides))
+    check_start("image", None, load_stage_settings("image", "local"))
+
+
+def test_another_autoencoder_is_asked_for_its_channels(tmp_path):
+    settings = {"autoencoder": str(make_autoencoder(tmp_path / "vae"))}
+    check_start("image", None, stage_settings("image", {**settings, "unet": UNET}))
+    with pytest.raises(ConfigError, match="has 4 latent channels, and the U-Net would take 8"):
+        check_start("image", None, stage_settings("image", {**settings, "unet": UNET | {"latent_channels": 8}}))
+    with pytest.raises(BadInputError, match="absent/config.json: missing"):
+        check_start("image", None, stage_settings("image", {"autoencoder": str(tmp_path / "absent")}))
+    with pytest.raises(ConfigError, match="train_image.unet.widths"):
+        check_start("image", None, stage_settings("image", {**settings, "unet": {"widths": 3}}))
