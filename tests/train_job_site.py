@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ from svdflow.training.train.trainjob.settings import TrainJobSettings
 from tests.fakes.kube_api import KubeAPI
 from tests.fakes.kube_controllers import Controllers
 from tests.fakes.kube_kubelet import Behaviour, Container
-from tests.fakes.kube_rules import PODS, RUNTIMES, TRAINJOBS, WORKFLOWS
+from tests.fakes.kube_rules import RUNTIMES, TRAINJOBS, WORKFLOWS
 from tests.fakes.kube_store import Object, wait_for
 
 NS = "svdflow"
@@ -188,13 +187,11 @@ def beats_until(container: Container, moves: int) -> None:
             os.pwrite(handle, f"{rank + 1} {beats} {done} in step {done}".ljust(99).encode() + b"\n", 0)
 
 
-def pods_of(api: KubeAPI) -> list[Object]:
-    return api.store.objects(PODS)
-
-
-def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return value
+def kubeconfig(api: KubeAPI, path: Path) -> Path:
+    """A file for the official client, whose current context is the fake cluster."""
+    user = {"name": "u", "user": {"token": api.token}}
+    context = {"name": "c", "context": {"cluster": "k", "user": "u", "namespace": NS}}
+    config = {"apiVersion": "v1", "kind": "Config", "current-context": "c", "contexts": [context], "users": [user]}
+    config["clusters"] = [{"name": "k", "cluster": {"server": api.url}}]
+    path.write_text(yaml.safe_dump(config))
+    return path

@@ -5,8 +5,7 @@ import os
 import subprocess
 import sys
 import time
-
-import yaml
+from pathlib import Path
 
 from svdflow.common.cluster.api import Cluster
 from svdflow.common.cluster.kinds import PODS
@@ -14,12 +13,14 @@ from svdflow.common.cluster.watch import Watches
 from tests.fakes import kube_rules
 from tests.fakes.kube_api import KubeAPI
 from tests.fakes.kube_store import wait_for
-from tests.training_runs import make_autoencoder, make_samples, settings_for
+from tests.train_job_site import kubeconfig
+from tests.training_runs import make_samples, settings_for
 
 CREATION_S = 2.0
 OTHERS = 10_000
 STEP = """
 import json, sys
+from pathlib import Path
 from svdflow.common.storage import DataRoot
 from svdflow.training.train.settings import stage_settings
 from svdflow.training.train.train import train_stage
@@ -31,34 +32,29 @@ train_stage("image", Path(samples), None, Path(out), DataRoot.open(root), settin
 
 def test_from_a_steps_start_to_the_created_train_job(tmp_path):
     root, samples = make_samples(tmp_path)
-    settings = settings_for(make_autoencoder(tmp_path / "vae"))
-    given = settings.model_dump(mode="json", exclude_defaults=True)
-    took = []
-    for turn in range(5):
-        with KubeAPI() as api:
-            user = {"name": "u", "user": {"token": api.token}}
-            context = {"name": "c", "context": {"cluster": "k", "user": "u", "namespace": "svdflow"}}
-            config = {
-                "apiVersion": "v1",
-                "kind": "Config",
-                "current-context": "c",
-                "contexts": [context],
-                "users": [user],
-            }
-            config["clusters"] = [{"name": "k", "cluster": {"server": api.url}}]
-            (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
-            where = json.dumps({"work": str(tmp_path), "processes_per_node": 2})
-            environment = {**os.environ, "SVDFLOW_TRAINJOB": where, "KUBECONFIG": str(tmp_path / "kubeconfig")}
-            environment.pop("KUBERNETES_SERVICE_HOST", None)
-            command = [sys.executable, "-c", STEP, str(samples), root.location, json.dumps(given | {"seed": turn})]
-            began = time.monotonic()
-            process = subprocess.Popen([*command, str(tmp_path / "out")], env=environment, stdout=subprocess.DEVNULL)
-            wait_for(lambda: api.asked("POST", "trainjobs") and api.asked("POST", "trainjobs")[0].status == 201, 60)  # noqa: B023
-            took.append(api.asked("POST", "trainjobs")[0].at - began)
-            process.kill()
-            process.wait()
-    print(f"\nfrom the step's start to the created TrainJob: {', '.join(f'{s:.2f}' for s in took)} s")
-    assert sorted(took)[len(took) // 2] < CREATION_S
+    given = settings_for(Path("shipped")).model_dump(mode="json")
+    took = [_creation(tmp_path, [str(samples), root.location], given | {"seed": turn}) for turn in range(5)]
+    shown = ", ".join(f"{wall:.2f} ({cpu:.2f} of a processor)" for wall, cpu in took)
+    print(f"\nfrom the step's start to the created TrainJob: {shown} s")
+    assert sorted(took)[len(took) // 2][0] < CREATION_S
+
+
+def _creation(folder: Path, inputs: list[str], settings: dict) -> tuple[float, float]:
+    """Seconds from the start of a step's process until its TrainJob is there, and those a processor spent on it."""
+    with KubeAPI() as api:
+        environment = {**os.environ, "KUBECONFIG": str(kubeconfig(api, folder / "kubeconfig"))}
+        environment["SVDFLOW_TRAINJOB"] = json.dumps({"work": str(folder), "processes_per_node": 2})
+        environment.pop("KUBERNETES_SERVICE_HOST", None)
+        command = [sys.executable, "-c", STEP, *inputs, json.dumps(settings), str(folder / "out")]
+        began = time.monotonic()
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        made = lambda: [r for r in api.asked("POST", "trainjobs") if r.status == 201]  # noqa: E731
+        wait_for(lambda: made() or process.poll(), 120)
+        took = made()[0].at - began
+        process.kill()
+        _, _, usage = os.wait4(process.pid, 0)
+        process.returncode = 0
+    return took, usage.ru_utime + usage.ru_stime
 
 
 def watched(others: int) -> tuple[int, int]:

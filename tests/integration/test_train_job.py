@@ -434,7 +434,7 @@ def test_another_number_of_gpus_is_a_new_attempt_that_waits_for_the_old_ones_pod
     second = site.step("run-a", processes=2, accumulation=2).join()
     assert second.result == {"steps": 7}, second.error
     assert [b["spec"]["trainer"]["numNodes"] for b in site.created()] == [2, 1]
-    assert any("it is ended, and begun anew as 1x2" in line for line in second.lines)
+    assert any("ended, and begun anew as 1x2" in line for line in second.lines)
 
 
 def test_pods_of_an_earlier_attempt_that_do_not_end_are_named_and_none_is_started_beside_them(make):

@@ -1,13 +1,12 @@
 """The whole way with real workers: a stage trained as a TrainJob of two nodes, each a torchrun of its own."""
 
 import json
+import os
 import signal
 import socket
 import threading
-from pathlib import Path
 
 import pytest
-import yaml
 
 from svdflow.training.train.build_ops import worker_environment
 from svdflow.training.train.endings import TrainingFailed
@@ -17,6 +16,7 @@ from tests.fakes.kube_controllers import Controllers
 from tests.fakes.kube_kubelet import Container, as_process
 from tests.fakes.kube_rules import TRAINJOBS
 from tests.fakes.kube_store import wait_for
+from tests.train_job_site import kubeconfig
 from tests.training_runs import make_autoencoder, make_samples, settings_for
 
 
@@ -41,15 +41,6 @@ def nodes_here(container: Container) -> int:
 PORTS: dict[str, int] = {}
 
 
-def kubeconfig(api: KubeAPI, path: Path) -> Path:
-    user = {"name": "u", "user": {"token": api.token}}
-    context = {"name": "c", "context": {"cluster": "k", "user": "u", "namespace": "svdflow"}}
-    config = {"apiVersion": "v1", "kind": "Config", "current-context": "c", "contexts": [context], "users": [user]}
-    config["clusters"] = [{"name": "k", "cluster": {"server": api.url}}]
-    path.write_text(yaml.safe_dump(config))
-    return path
-
-
 @pytest.mark.slow
 def test_a_stage_is_trained_on_two_nodes_and_goes_on_after_a_failure(tmp_path, monkeypatch):
     root, samples = make_samples(tmp_path / "work")
@@ -64,8 +55,6 @@ def test_a_stage_is_trained_on_two_nodes_and_goes_on_after_a_failure(tmp_path, m
         def kill_a_node() -> None:
             wait_for(lambda: any(checkpoints.glob("*/checkpoints/step_*")), 400)
             pid = int(next(checkpoints.glob("*/attempts/*/beat-1.txt")).read_text().split()[0])
-            import os
-
             os.kill(pid, signal.SIGKILL)
 
         thread = threading.Thread(target=kill_a_node, daemon=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 from ....common.errors import ConfigError
 from ....common.storage import link_tree
 from ..job import Job
-from ..settings import MixedSamples
 
 _MODELS = ("base", "autoencoder", "text_encoder", "image_encoder")  # settings that may name a directory
 
@@ -40,11 +39,12 @@ def shared(job: Job, folder: Path, work: Path) -> Job:
             raise ConfigError(
                 f"train_{job.stage}.{name}: {value} is not on the work volume {work}: training pods do not see it"
             )
-    mix = [
-        MixedSamples(samples=str(_put(Path(part.samples), folder, work, f"mix-{at}.parquet")), weight=part.weight)
+    mix = tuple(
+        part.model_copy(update={"samples": str(_put(Path(part.samples), folder, work, f"mix-{at}.parquet"))})
         for at, part in enumerate(job.settings.mix)
-    ]
-    settings = job.settings.model_copy(update={"mix": tuple(mix)})
+        if part.samples  # all have: a job's settings are resolved
+    )
+    settings = job.settings.model_copy(update={"mix": mix})
     init = _put(job.init, folder, work, "init") if job.init else None
     return replace(job, settings=settings, samples=_put(job.samples, folder, work, "samples.parquet"), init=init)
 
