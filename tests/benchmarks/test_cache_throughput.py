@@ -28,6 +28,7 @@ from svdflow.diffusion import edm
 from svdflow.diffusion.autoencoder import encode_moments, load_autoencoder, to_unit_range
 from svdflow.diffusion.conditioning import vector_conditioning
 from svdflow.diffusion.model_directory import VideoModel
+from svdflow.diffusion.network import unet_model_fn
 from svdflow.diffusion.settings import UNetSettings
 from svdflow.diffusion.unet import build_video_unet
 from svdflow.training.encode.encoders import Encoders
@@ -98,7 +99,7 @@ class PlainLoop:
         )
         concat_BFchw = frame_Bchw[:, None].expand(-1, footage.FRAMES, -1, -1, -1)
         with watch.on("U-Net, forward and backward"):
-            model_fn = edm.unet_model_fn(self.unet, context_B1D, vector_BK, concat_BFchw)
+            model_fn = unet_model_fn(self.unet, context_B1D, vector_BK, concat_BFchw)
             edm.training_loss(model_fn, x0_BFchw, torch.randn_like(x0_BFchw), sigma_B).mean().backward()
         with watch.on("optimiser"):
             torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
@@ -123,17 +124,17 @@ class Cached:
         self.plan = Plan(settings, len(self.source.rows))
         model = VideoModel("image_to_video", unet, load_autoencoder())
         self.objective = Objective(model, self.source, self.engine.net, torch.device("cpu"))
-        read, frame = self.source.tensor, self.objective._frame_latents
+        read, frame = self.objective.read, self.objective._frame_latents
 
         def timed_read(*args, **kwargs):
-            with watch.on("reading the cache"):
+            with watch.on("reading the cache, drawing noise"):
                 return read(*args, **kwargs)
 
         def timed_frame(*args, **kwargs):
             with watch.on("autoencoder, on one frame"):
                 return frame(*args, **kwargs)
 
-        self.source.tensor, self.objective._frame_latents = timed_read, timed_frame  # type: ignore[method-assign]
+        self.objective.read, self.objective._frame_latents = timed_read, timed_frame  # type: ignore[method-assign]
 
     def step(self) -> None:
         draws = self.plan.micro_batch(self.engine.step, 0, 0, 1)

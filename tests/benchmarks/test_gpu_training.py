@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from svdflow.diffusion import edm
+from svdflow.diffusion.network import unet_model_fn
 from svdflow.diffusion.settings import VECTOR_CONDITIONS, UNetSettings
 from svdflow.training.train.engine import Engine
 from svdflow.training.train.forecast import build_unet, trace_step
@@ -80,7 +81,7 @@ def measure(unet: UNetSettings, size: tuple[int, int, int], settings: StageSetti
     net = Called(engine)
 
     def loss() -> torch.Tensor:
-        return edm.training_loss(edm.unet_model_fn(net, context, vector, concat), x0, noise, sigma).mean()
+        return edm.training_loss(unet_model_fn(net, context, vector, concat), x0, noise, sigma).mean()
 
     seconds = []
     try:
