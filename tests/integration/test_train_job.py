@@ -17,6 +17,7 @@ from svdflow.common.cluster.errors import ClusterError
 from svdflow.common.cluster.owners import release_all
 from svdflow.common.errors import ConfigError, SvdflowError
 from svdflow.training.train.endings import TrainingFailed, TrainingInterrupted
+from svdflow.training.train.trainjob import attempts
 from tests.fakes.kube_kubelet import TERM, Container, Ending, until_told
 from tests.fakes.kube_replay import replaying
 from tests.fakes.kube_rules import PODS, TRAINJOBS, WORKFLOWS
@@ -152,6 +153,27 @@ def test_two_runs_with_equal_inputs_share_one_job_and_both_succeed(make):
         step.join()
         assert step.error is None and step.result == {"steps": 7}, step.lines
     assert len(site.created()) == 1 and site.train_jobs() == {}
+
+
+def test_a_job_that_another_run_makes_just_before_is_adopted_and_its_pods_are_not_waited_for(make, monkeypatch):
+    go, looked = threading.Event(), threading.Event()
+    site = make(lambda c: trains(c) if go.wait(20) else 1)
+    without_pods = attempts._without_pods
+
+    def late(run, attempt):
+        if run.workflow.name == "run-b":  # it has seen no job; now the other one makes it, and its pods start
+            looked.set()
+            site.running()
+        else:
+            looked.wait(20)
+        return without_pods(run, attempt)
+
+    monkeypatch.setattr(attempts, "_without_pods", late)
+    steps = [site.step("run-b"), site.step("run-a")]
+    site.running()
+    wait_for(lambda: sorted(owners(site)) == ["run-a", "run-b"])
+    go.set()
+    assert [step.join().result for step in steps] == [{"steps": 7}] * 2 and len(site.created()) == 1
 
 
 def test_stopping_one_of_two_runs_leaves_the_job_to_the_other(make):

@@ -81,7 +81,9 @@ def test_versions_and_pictures_of_the_mix_are_encoded_and_reach_the_job_with_the
     assert shown["summary"]["encode_mix"]["more@v1.0.0"]["train_samples"] == 2
 
     jobs = []
-    monkeypatch.setattr(train_module, "launch", lambda job, folder: jobs.append(job) or (_ for _ in ()).throw(KeyError))
+    monkeypatch.setattr(
+        train_module, "launch", lambda job, folder, key: jobs.append(job) or (_ for _ in ()).throw(KeyError)
+    )
     with pytest.raises(KeyError):
         train.python_func(stage="image", samples=artifacts["samples"], dataset=artifacts["dataset"],
                           mixed=artifacts["further"], pictures=artifacts["pictures"], model=artifacts["model"],

@@ -97,7 +97,8 @@ def take(run: Run) -> Object:
                     continue
                 if not _ended(run, newest):
                     continue
-        _wait_for_pods(run, attempt)
+        if not _without_pods(run, attempt):
+            continue
         made = _create(run, attempt)
         if made is not None:
             run.tell(f"TrainJob {run.name(attempt)} created: {run.shape} processes, queue {run.settings.queue}")
@@ -142,8 +143,11 @@ def _ended(run: Run, job: Object) -> bool:
     return True
 
 
-def _wait_for_pods(run: Run, attempt: int) -> None:
-    """Two attempts must not write checkpoints at once: pods of earlier ones that still end are waited for."""
+def _without_pods(run: Run, attempt: int) -> bool:
+    """Two attempts must not write checkpoints at once: pods of earlier ones that still end are waited for.
+
+    False where they are those of this very attempt, which another step has made since jobs were listed.
+    """
     names = ",".join(run.name(number) for number in range(1, attempt + 1))
     wait_s = run.settings.start_wait_s
     said, deadline = False, time.monotonic() + wait_s
@@ -151,7 +155,9 @@ def _wait_for_pods(run: Run, attempt: int) -> None:
         pods = run.cluster.list(PODS, labels=f"{JOBSET_LABEL} in ({names})")
         ending = [p["metadata"]["name"] for p in pods if p["status"].get("phase") in ("Pending", "Running")]
         if not ending or run.cluster.closed:
-            return
+            return True
+        if _is_made(run, attempt):
+            return False
         if run.told:
             raise TrainingInterrupted(f"the step was told to end ({run.told[0]}) before it had started training")
         if time.monotonic() > deadline:
@@ -163,6 +169,13 @@ def _wait_for_pods(run: Run, attempt: int) -> None:
             run.tell(f"waiting for pods of an earlier attempt to end: {', '.join(ending[:4])}")
             said = True
         run.cluster.pause(1.0)
+
+
+def _is_made(run: Run, attempt: int) -> bool:
+    try:
+        return "deletionTimestamp" not in run.cluster.get(TRAINJOBS, run.name(attempt))["metadata"]
+    except NotThere:
+        return False
 
 
 def _create(run: Run, attempt: int) -> Object | None:
