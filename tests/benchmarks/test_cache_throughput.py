@@ -33,7 +33,8 @@ from svdflow.diffusion.settings import UNetSettings
 from svdflow.diffusion.unet import build_video_unet
 from svdflow.training.encode.encoders import Encoders
 from svdflow.training.encode.settings import EncodeSettings
-from svdflow.training.train.data import Plan, SampleSource
+from svdflow.training.train.data import SampleSource
+from svdflow.training.train.draws import Plan
 from svdflow.training.train.engine import Engine
 from svdflow.training.train.forecast import build_unet, trace_step
 from svdflow.training.train.objective import Objective

@@ -14,7 +14,7 @@ from tests.fakes import kube_rules
 from tests.fakes.kube_api import KubeAPI
 from tests.fakes.kube_store import wait_for
 from tests.train_job_site import kubeconfig
-from tests.training_runs import make_samples, settings_for
+from tests.training_runs import UNET, make_samples, settings_for
 
 CREATION_S = 2.0
 OTHERS = 10_000
@@ -32,7 +32,7 @@ train_stage("image", Path(samples), None, Path(out), DataRoot.open(root), settin
 
 def test_from_a_steps_start_to_the_created_train_job(tmp_path):
     root, samples = make_samples(tmp_path)
-    given = settings_for(Path("shipped")).model_dump(mode="json")
+    given = settings_for(Path("shipped"), unet=UNET | {"latent_channels": 8}).model_dump(mode="json")
     took = [_creation(tmp_path, [str(samples), root.location], given | {"seed": turn}) for turn in range(5)]
     shown = ", ".join(f"{wall:.2f} ({cpu:.2f} of a processor)" for wall, cpu in took)
     print(f"\nfrom the step's start to the created TrainJob: {shown} s")
