@@ -5,7 +5,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import yaml
 
 from svdflow.common.cluster.api import Cluster
 from svdflow.common.cluster.owners import Workflow
+from svdflow.common.errors import SvdflowError
 from svdflow.training.train.heartbeat import beat_path
 from svdflow.training.train.job import Job
 from svdflow.training.train.settings import stage_settings
@@ -195,3 +196,28 @@ def kubeconfig(api: KubeAPI, path: Path) -> Path:
     config["clusters"] = [{"name": "k", "cluster": {"server": api.url}}]
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+def make_site(tmp_path: Path, monkeypatch: Any) -> Iterator[Callable[..., "Site"]]:
+    """For a fixture: gives what makes a cluster whose containers behave in some way."""
+    with ExitStack() as entered:
+        yield lambda behaviour=trains, **how: entered.enter_context(site(tmp_path, monkeypatch, behaviour, **how))
+
+
+def failed(step: Step, error: type[SvdflowError], *says: str) -> str:
+    step.join()
+    assert type(step.error) is error, (step.error, step.lines)
+    text = str(step.error)
+    assert "\n" not in text
+    for part in says:
+        assert part in text
+    return text
+
+
+def watching(step: Step) -> None:
+    """Wait until the step itself has seen all pods run: what happens before that it cannot know."""
+    wait_for(lambda: any("runs on" in line for line in step.lines), 30)
+
+
+def owners(site: Site, name: str = NAME) -> list[str]:
+    return [o["name"] for o in site.train_jobs()[name]["metadata"].get("ownerReferences", [])]

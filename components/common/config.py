@@ -7,6 +7,7 @@ profile does not mention keeps the default of the model, which is the paper's nu
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -85,6 +86,24 @@ def validate_settings(model: type[SettingsT], section: str, values: Mapping[str,
             raise ConfigError(f"{section}: {error}") from None
         faults = [f"{'.'.join([section, *map(str, e['loc'])])}: {e['msg']}" for e in error.errors()]
         raise ConfigError("; ".join(faults)) from None
+
+
+def settings_of_variable(model: type[SettingsT], variable: str, example: str) -> SettingsT | None:
+    """The settings that an environment variable holds as a mapping in YAML or JSON; None where it is unset or empty.
+
+    Raises:
+        ConfigError: it is no mapping (``example`` shows one), or a field is wrong, which is named.
+    """
+    told = os.environ.get(variable, "").strip()
+    if not told:
+        return None
+    try:
+        values = yaml.safe_load(told)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{variable}: is no YAML or JSON: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{variable}: has to be a mapping, as {example}")
+    return validate_settings(model, variable, values)
 
 
 def parse_override(text: str) -> tuple[str, Any]:

@@ -10,12 +10,11 @@ import os
 from pathlib import PurePosixPath
 from typing import Any
 
-import yaml
 from pydantic import Field
 
 from .cluster.kinds import MANAGED_LABEL, MANAGER, PRIORITY_LABEL, QUEUE_LABEL
 from .cluster.names import ATTEMPT_LABEL, KEY_LABEL, short_key
-from .config import Settings, validate_settings
+from .config import Settings, settings_of_variable
 from .errors import ConfigError
 from .fanout_plan import Plan
 from .fanout_worker import FAIL_INDEX, UNUSABLE
@@ -65,16 +64,7 @@ class FanoutSettings(Settings):
         Raises:
             ConfigError: names the field.
         """
-        told = os.environ.get(VARIABLE, "").strip()
-        if not told:
-            return None
-        try:
-            values = yaml.safe_load(told)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{VARIABLE}: is no YAML or JSON: {' '.join(str(error).split())}") from None
-        if not isinstance(values, dict):
-            raise ConfigError(f"{VARIABLE}: has to be a mapping, as {{cpu: 4, memory: 16Gi}}")
-        return validate_settings(FanoutSettings, VARIABLE, values)
+        return settings_of_variable(FanoutSettings, VARIABLE, "{cpu: 4, memory: 16Gi}")
 
     def max_failed(self, indexes: int) -> int:
         """How many of so many pods may fail."""

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from rich.console import Console
 
 from svdflow.common.cluster.kinds import MANAGED_LABEL, MANAGER
@@ -24,6 +23,7 @@ from tests.fakes.kfp_api import FakePipelines
 from tests.fakes.kube_api import KubeAPI
 from tests.fakes.kube_rules import TRAINJOBS, WORKFLOWS
 from tests.integration.kfp_runs import TOKEN, environment_file, quick_client, started, svdflow
+from tests.train_job_site import kubeconfig
 
 
 @pytest.fixture
@@ -311,12 +311,7 @@ def test_stop_deletes_the_jobs_that_no_other_run_owns(fake, env, run_id, tmp_pat
         api.store.create(
             TRAINJOBS, "svdflow", {"metadata": metadata, "spec": {"runtimeRef": {"name": "svdflow-torch"}}}
         )
-        user = {"name": "u", "user": {"token": api.token}}
-        cluster = {"name": "c", "cluster": {"server": api.url}}
-        context = {"name": "x", "context": {"cluster": "c", "user": "u"}}
-        config = {"current-context": "x", "contexts": [context], "clusters": [cluster], "users": [user]}
-        (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
-        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig(api, tmp_path / "kubeconfig")))
         result = svdflow("runs", "stop", run_id, "--env", env)
         left = [job["metadata"]["name"] for job in api.store.objects(TRAINJOBS)]
     assert result.exit_code == 0, result.output

@@ -6,16 +6,13 @@ It says where and with what, never what is trained: nothing in it is part of a r
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import Field, field_validator
 
-from ....common.config import Settings, validate_settings
-from ....common.errors import ConfigError
+from ....common.config import Settings, settings_of_variable
 
 VARIABLE = "SVDFLOW_TRAINJOB"
 _RESERVED = ("PET_", "MASTER_", "RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -73,13 +70,4 @@ class TrainJobSettings(Settings):
         Raises:
             ConfigError: names the field.
         """
-        told = os.environ.get(VARIABLE, "").strip()
-        if not told:
-            return None
-        try:
-            values = yaml.safe_load(told)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{VARIABLE}: is no YAML or JSON: {' '.join(str(error).split())}") from None
-        if not isinstance(values, dict):
-            raise ConfigError(f"{VARIABLE}: has to be a mapping, as {{queue: research, processes_per_node: 8}}")
-        return validate_settings(TrainJobSettings, VARIABLE, values)
+        return settings_of_variable(TrainJobSettings, VARIABLE, "{queue: research, processes_per_node: 8}")
