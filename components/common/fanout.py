@@ -83,7 +83,13 @@ def in_pods(function: FunctionT) -> FunctionT:
     return function
 
 
-def chosen_executor(root: DataRoot, what: str, key: str, together: Callable[..., Any] | None = None) -> Executor:
+def chosen_executor(
+    root: DataRoot,
+    what: str,
+    key: str,
+    together: Callable[..., Any] | None = None,
+    cost: Callable[[Any], float] | None = None,
+) -> Executor:
     """Where the environment wants units to be worked on: here, or with ``SVDFLOW_FANOUT`` in pods of a cluster.
 
     Args:
@@ -91,12 +97,13 @@ def chosen_executor(root: DataRoot, what: str, key: str, together: Callable[...,
         what: kind of work, for names: "split".
         key: identity of all inputs of the step, the same however much of its work is done already.
         together: see ``fanout_jobs.IndexedJobs``.
+        cost: see ``LocalProcesses``; pods take even parts of the units.
 
     Raises:
         ConfigError: SVDFLOW_FANOUT cannot be used.
     """
     if not os.environ.get("SVDFLOW_FANOUT", "").strip():
-        return LocalProcesses()
+        return LocalProcesses(cost)
     from .fanout_jobs import IndexedJobs
 
     return IndexedJobs(root, what, key, together=together)
@@ -144,7 +151,15 @@ def map_units(
 
 
 class LocalProcesses:
-    """An Executor: processes on this machine, each with one unit at a time and one thread for its numerics."""
+    """An Executor: processes on this machine, each with one unit at a time and one thread for its numerics.
+
+    Args:
+        cost: of a unit, in any measure: the dearest are begun first, so that none of them is worked on alone at the
+            end. Without it units are taken in their order.
+    """
+
+    def __init__(self, cost: Callable[[Any], float] | None = None) -> None:
+        self._cost = cost
 
     def run(
         self, function: Callable[[UnitT], ValueT], units: Sequence[UnitT], workers: int | None, limits: Limits
@@ -152,7 +167,9 @@ class LocalProcesses:
         """See ``Executor``."""
         workers = max(1, min(workers or default_workers(), len(units)))
         memory_bytes = limits.memory_bytes or int(_MEMORY_SHARE * machine_memory_bytes() / workers)
-        queue = deque((index, 1) for index in range(len(units)))
+        cost = self._cost
+        order = range(len(units)) if cost is None else sorted(range(len(units)), key=lambda at: -cost(units[at]))
+        queue = deque((index, 1) for index in order)
         idle: list[_Worker] = []
         busy: list[_Worker] = []
         done: deque[Outcome[UnitT, ValueT]] = deque()

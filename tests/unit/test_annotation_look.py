@@ -14,7 +14,7 @@ from svdflow.common.errors import BadInputError
 from svdflow.common.video import VideoFrame, decode, encode_mp4
 from svdflow.curation.annotate import look as module
 from svdflow.curation.annotate.annotator import Watcher
-from svdflow.curation.annotate.look import frame_at, key_indices, look
+from svdflow.curation.annotate.look import frame_at, glance, key_indices, look
 from svdflow.ingest.footage import make_scene
 
 
@@ -206,3 +206,21 @@ def test_no_packet_is_held_while_a_clip_is_decoded(tmp_path: Path) -> None:
     assert size > 30 << 20
     grown = subprocess.run([sys.executable, "-c", MEMORY, *paths], check=True, capture_output=True, text=True).stdout
     assert int(grown) < size / 4
+
+
+@pytest.mark.parametrize("kind", CODECS)
+def test_a_glance_is_a_key_frame_of_the_first_half_as_a_plain_decode_has_it(kind, frames):
+    codec, options = CODECS[kind]
+    mp4 = encoded(codec, frames, **options)
+    with av.open(io.BytesIO(mp4)) as container:
+        plain = list(container.decode(video=0))
+    half = [frame for frame in plain[: len(plain) // 2 + 1] if frame.key_frame]
+    np.testing.assert_array_equal(glance(mp4), half[-1].to_ndarray(format="rgb24"))
+
+
+def test_a_glance_at_what_does_not_decode_says_so(frames):
+    mp4 = encoded("libx264", frames[:1])
+    start = mp4.index(b"mdat") + 4
+    blank = int.from_bytes(mp4[start - 8 : start - 4], "big") - 8
+    with pytest.raises(BadInputError, match="no frame of the clip decodes"):
+        glance(mp4[:start] + bytes(blank) + mp4[start + blank :])

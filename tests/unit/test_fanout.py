@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from svdflow.common.errors import BadInputError, StorageError
-from svdflow.common.fanout import Limits, Outcome, machine_memory_bytes, map_units, private_memory_bytes
+from svdflow.common.fanout import Limits, LocalProcesses, Outcome, machine_memory_bytes, map_units, private_memory_bytes
 
 LIMIT_BYTES = 400 << 20
 
@@ -191,6 +191,11 @@ def test_another_place_to_work_can_be_named():
                 yield Outcome(unit, function(unit), None, 0.0)
 
     assert [o.value for o in map_units(work, [1, 2], "numbers", executor=Here())] == [1, 4]
+
+
+def test_the_dearest_units_are_begun_first():
+    outcomes = map_units(work, [1, 7, 2, 10], "numbers", workers=1, executor=LocalProcesses(cost=float))
+    assert [o.unit for o in outcomes] == [10, 7, 2, 1]
 
 
 def test_seconds_are_the_unit_s_own_and_not_the_wait_for_the_caller():

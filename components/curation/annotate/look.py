@@ -67,6 +67,21 @@ def look(mp4: bytes, watchers: Iterable[Watcher] = (), spread: int = 0) -> tuple
     return keys, small
 
 
+def glance(mp4: bytes) -> np.ndarray:
+    """A picture of a clip, uint8 RGB [H, W, 3]: the last key frame before its middle, the only one that is decoded.
+
+    Raises:
+        BadInputError: no frame decodes.
+    """
+    with open_video(mp4) as container:
+        stream = container.streams.video[0]
+        try:
+            container.seek((stream.start_time or 0) + (stream.duration or 0) // 2, stream=stream)
+            return upright_rgb(next(container.decode(stream)))
+        except (av.error.FFmpegError, StopIteration):
+            raise BadInputError("no frame of the clip decodes") from None
+
+
 def _stamps(mp4: bytes) -> tuple[list[int], float]:
     """Time stamps of the frames to be shown, rising, and their unit in s; read off the packets, none of which is kept.
 

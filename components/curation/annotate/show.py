@@ -14,7 +14,7 @@ from ...common.errors import SvdflowError
 from ...common.report import StepReport, first_rows, histogram, images, leading, table, text
 from ...common.storage import DataRoot
 from .annotator import Annotator
-from .look import look
+from .look import glance
 from .results import ClipResult
 
 _SHOWN, _FAILURES, _SET_ASIDE = 12, 50, 200
@@ -163,18 +163,17 @@ def _statistics(values: np.ndarray) -> dict[str, float | int]:
 
 
 def _shown(clips: int, shown: Callable[[int], tuple[dict[str, Any], dict[str, Any]]], root: DataRoot) -> dict[str, Any]:
-    """Middle frames of clips spread over the manifest, with their captions."""
+    """Pictures of clips spread over the manifest, with their captions."""
     if not clips:
         return text("Captions", "no clips")
     items = []
     for index in sorted(set(np.linspace(0, clips - 1, min(_SHOWN, clips)).round().astype(int).tolist())):
         row, columns = shown(index)
         try:
-            mp4 = root.read_range(row["shard_uri"], row["offset"], row["bytes"])
-            keys, _ = look(mp4)
+            picture = glance(root.read_range(row["shard_uri"], row["offset"], row["bytes"]))
         except SvdflowError:
             continue
         score = columns.get("motion_score")
         figures = "" if score is None else f" · motion {score:.2f}"
-        items.append((keys[1].rgb, f"{columns.get('caption_summary') or 'no caption'}{figures}"))
+        items.append((picture, f"{columns.get('caption_summary') or 'no caption'}{figures}"))
     return images("Clips and their captions", items)

@@ -37,6 +37,7 @@ ENDS = ("key_frame", "cut")
 _CHECKSUMS: dict[str, Checksums] = {"packets": "packets", "ends": "frames", "every_frame": "frames", "off": "off"}
 _THUMBNAIL_PX = 96
 _FINDS_A_LEVEL = 8
+_BYTE_IN_PIXELS = 100  # of work: what H.264 costs to decode and to copy per byte, beside what it costs per pixel
 FRAME_RATES = (0.1, 1000.0)  # beyond them a figure is no video's
 
 
@@ -47,6 +48,7 @@ class _Unit:
     video_id: str
     uri: str
     name: str
+    bytes: int
     fps: float
     width: int
     height: int
@@ -56,7 +58,7 @@ class _Unit:
     settings: SplitSettings
 
 
-_COLUMNS = ("video_id", "uri", "name", "fps", "width", "height", "frames", "duration_s", "status")
+_COLUMNS = ("video_id", "uri", "name", "bytes", "fps", "width", "height", "frames", "duration_s", "status")
 
 
 def split_videos(videos: Path, out: Path, root: DataRoot, settings: SplitSettings) -> StepReport:
@@ -113,7 +115,8 @@ def _results(
         else:
             fresh[unit.video_id] = at
     units = [block[at] for at in fresh.values()]
-    executor = chosen_executor(root, "split", identity(units=[_key(unit, weights) for unit in block]))
+    key = identity(units=[_key(unit, weights) for unit in block])
+    executor = chosen_executor(root, "split", key, cost=_cost)
     for outcome in map_units(
         _split_video, units, "videos split", settings.workers, settings.timeout_s, executor=executor
     ):
@@ -124,6 +127,11 @@ def _results(
             root.writes += result.pop("writes")
             root.record("split", _key(unit, weights), result)
         yield fresh[unit.video_id], result, outcome.seconds
+
+
+def _cost(unit: _Unit) -> float:
+    frames = unit.frames or (unit.duration_s or 0.0) * unit.fps
+    return frames * unit.width * unit.height + _BYTE_IN_PIXELS * unit.bytes
 
 
 def _key(unit: _Unit, weights_sha256: str) -> str:
