@@ -16,21 +16,23 @@ import signal
 import socket
 import sys
 import threading
+import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from .cluster.api import Cluster, connect
-from .cluster.errors import AlreadyThere, NotThere
-from .cluster.kinds import JOBS, PODS, Object
+from .cluster.errors import AlreadyThere, ClusterError, NotThere
+from .cluster.kinds import JOBS, MANAGED_LABEL, MANAGER, PODS, Object
 from .cluster.names import job_name
 from .cluster.owners import Workflow, adopt, is_stopped, owners, release, this_workflow
-from .errors import ConfigError, ServiceError
+from .errors import ConfigError, ServiceError, StorageError
 from .fanout import Limits, Outcome
+from .fanout_files import remove_files, resting
 from .fanout_follow import FollowedJob, JobGone, ended
-from .fanout_manifest import PLAN_NOTE, FanoutSettings, indexed_job
-from .fanout_plan import ID_BYTES, Plan, read_plan, remove_plan, unit_ids, write_plan
+from .fanout_manifest import PLAN_NOTE, FanoutSettings, files_of, indexed_job
+from .fanout_plan import ID_BYTES, Plan, read_plan, unit_ids, write_plan
 from .identity import identity
 from .storage import DataRoot
 
@@ -114,6 +116,7 @@ class IndexedJobs:
                     self._leave(cluster, me, following, plan)
                     raise
                 self._leave(cluster, me, following, plan)
+            self._tidy_up(cluster)
 
     def _begin(
         self,
@@ -150,7 +153,7 @@ class IndexedJobs:
                 wanted_ids = written[1] if written else unit_ids(function, _Chosen(units, ours))
                 places = _places(self.root.read(plan.uri("ids")), wanted_ids, ours)
                 if written is not None:  # another run was faster, with more or fewer units
-                    remove_plan(self.root, written[0])
+                    remove_files(self.root, written[0].name)
             else:
                 places = ours
             if all(place < 0 for place in places):
@@ -167,9 +170,9 @@ class IndexedJobs:
         chosen = units if len(ours) == len(units) else _Chosen(units, ours)
         # a pod's memory is shared among its own processes, whatever this machine has
         limits = Limits(limits.timeout_s, None, limits.tries)
-        return write_plan(
-            self.root, name, function, self.together, chosen, self.settings.units, self.settings.cpu, limits
-        )
+        pods = self.settings
+        keep_s = pods.quota_wait_s + pods.deadline_s
+        return write_plan(self.root, name, function, self.together, chosen, pods.units, pods.cpu, limits, keep_s)
 
     def _plan_of(self, job: Object) -> Plan | None:
         meta = job["metadata"]
@@ -209,13 +212,24 @@ class IndexedJobs:
         try:
             job = cluster.get(JOBS, following.job["metadata"]["name"])
         except NotThere:
-            remove_plan(self.root, plan)
+            remove_files(self.root, plan.name)
             return
         others = [owner for owner in owners(job) if me is None or owner["uid"] != me.uid]
         if others or not ended(job):
             if release(cluster, JOBS, job, me) == "kept":
                 return
-        remove_plan(self.root, plan)  # a Job that has ended stays for its time to live, its logs with it
+        remove_files(self.root, plan.name)  # a Job that has ended stays for its time to live, its logs with it
+
+    def _tidy_up(self, cluster: Cluster) -> None:
+        """Remove what fan-outs that nobody waits for have left behind; it fails no step."""
+        try:
+            names = resting(self.root, time.time())
+            jobs = cluster.list(JOBS, labels=f"{MANAGED_LABEL}={MANAGER}") if names else []
+            for name in set(names).difference(name for _, name in files_of(jobs)):
+                remove_files(self.root, name)
+                print(f"svdflow: removed the files of {name}, which nobody waits for", file=sys.stderr, flush=True)
+        except (ClusterError, StorageError) as error:
+            print(f"svdflow: files of earlier fan-outs were not looked at: {error}", file=sys.stderr, flush=True)
 
 
 class _Missing:

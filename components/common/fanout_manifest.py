@@ -7,6 +7,7 @@ variable units are worked on by processes of the step's own machine.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -23,6 +24,7 @@ VARIABLE = "SVDFLOW_FANOUT"
 PLAN_NOTE = "svdflow/fan-out"  # annotation of the Job: its plan's name
 MIN_PARALLELISM_NOTE = "kueue.x-k8s.io/job-min-parallelism"
 CONTAINER = "worker"
+ROOT_VARIABLE = "SVDFLOW_DATA_ROOT"
 _STORE = "svdflow-object-store"  # ConfigMap and secret of that name, see infra/README.md
 _PASSED_ON = ("SVDFLOW_FANOUT_PACKAGES", "SVDFLOW_S3_PATIENCE_S", "SVDFLOW_CACHE_GIB")
 
@@ -125,6 +127,18 @@ def indexed_job(
     return {"metadata": {"name": name, "labels": labels, "annotations": notes, **owners}, "spec": spec}
 
 
+def files_of(jobs: Iterable[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Data root and plan's name of each fan-out among Jobs."""
+    found = []
+    for job in jobs:
+        name = job["metadata"].get("annotations", {}).get(PLAN_NOTE)
+        for container in job["spec"]["template"]["spec"]["containers"] if name else ():
+            values = {variable["name"]: variable.get("value") for variable in container.get("env", [])}
+            if container["name"] == CONTAINER and values.get(ROOT_VARIABLE):
+                found.append((values[ROOT_VARIABLE], name))
+    return found
+
+
 def _on_exit(action: str, status: int) -> dict[str, Any]:
     codes = {"containerName": CONTAINER, "operator": "In", "values": [status]}
     return {"action": action, "onExitCodes": codes}
@@ -143,7 +157,7 @@ def _pod(settings: FanoutSettings, plan: Plan, data_root: str) -> dict[str, Any]
         mounts.append({"name": "claim", "mountPath": settings.claim_path})
         volumes.append({"name": "claim", "persistentVolumeClaim": {"claimName": settings.claim}})
     environment = {
-        "SVDFLOW_DATA_ROOT": data_root,
+        ROOT_VARIABLE: data_root,
         "HOME": "/scratch/home",
         "TMPDIR": "/scratch",
         "SVDFLOW_CACHE_DIR": "/scratch/cache",

@@ -23,8 +23,7 @@ import tempfile
 import typing
 from array import array
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
 from importlib.metadata import version
@@ -39,11 +38,11 @@ if TYPE_CHECKING:
 
     from .storage import DataRoot
 
-FORM = 1  # of these files
+FORM = 2  # of these files
 MAX_INDEXES = 10_000
+KEEP_S = 172_800.0
 ID_BYTES = 16
 _MAX_OUTCOMES_BYTES = 64 << 20  # of one index: what a pod wrote is not to be trusted with the step's memory
-_REMOVALS = 16  # at once: each is a request where the data root lies in S3
 _PATH = re.compile(r"(?P<module>[a-zA-Z_]\w*(\.[a-zA-Z_]\w*)*):(?P<name>[a-zA-Z_]\w*)")
 
 
@@ -52,7 +51,7 @@ class Plan:
     """One fan-out.
 
     Attributes:
-        name: below ``fanout/`` in the data root; other units, another name.
+        name: below ``fanout/`` in the data root; of all the rest: another plan never writes over this one's files.
         function: ``package.module:function``, applied to each unit.
         together: a function that works on many units at once in a pod, in place of processes with ``function``.
         units: how many there are.
@@ -60,6 +59,7 @@ class Plan:
         workers: processes in a pod.
         limits: of a unit.
         svdflow: the version that wrote it: a pod of another version refuses it.
+        keep_s: for so long nothing may be written while somebody waits for it; see ``fanout_files``.
     """
 
     name: str
@@ -70,6 +70,7 @@ class Plan:
     workers: int
     limits: dict[str, Any]
     svdflow: str
+    keep_s: float = KEEP_S
     form: int = FORM
 
     def part(self, index: int) -> range:
@@ -156,18 +157,20 @@ def write_plan(
     units_per_index: int,
     workers: int,
     limits: Limits,
+    keep_s: float = KEEP_S,
 ) -> tuple[Plan, bytes]:
     """Write units and plan down; memory holds 24 bytes of each unit. Returns the plan and the units' ids.
 
     Args:
         root: takes the files.
-        label: the name's beginning; the rest is of the units.
+        label: the name's beginning; the rest is of the units and how they are worked on.
         function: what is applied to each unit.
         together: see ``Plan``.
         units: the work.
         units_per_index: how many units a pod takes; more when there would be too many indexes else.
         workers: see ``Plan``.
         limits: of a unit.
+        keep_s: see ``Plan``.
     """
     unit_type, _ = adapters(function)
     ids, starts, at = bytearray(), array("q"), 8 * (len(units) + 1)
@@ -184,7 +187,7 @@ def write_plan(
         file.flush()
         indexes = max(1, min(MAX_INDEXES, math.ceil(len(units) / units_per_index)))
         plan = Plan(
-            name=f"{label}-{unit_id(bytes(ids)).hex()[:12]}",
+            name="",
             function=name_of(function),
             together=name_of(together) if together else None,
             units=len(units),
@@ -192,7 +195,10 @@ def write_plan(
             workers=workers,
             limits=asdict(limits),
             svdflow=version("svdflow"),
+            keep_s=keep_s,
         )
+        told = json.dumps(asdict(plan), sort_keys=True).encode()
+        plan = replace(plan, name=f"{label}-{unit_id(bytes(ids) + told).hex()[:12]}")
         root.put_named(plan.uri("units"), Path(file.name))
     root.put_named(plan.uri("ids"), bytes(ids))
     root.put_named(plan.uri("plan.json"), json.dumps(asdict(plan), sort_keys=True).encode())
@@ -287,14 +293,6 @@ def read_part(root: DataRoot, plan: Plan, index: int) -> Part:
         return Part(outcomes, int(told["begun"]), told["done"] is True, told["storage_error"])
     except (ValueError, TypeError, KeyError) as error:  # pydantic's errors are ValueErrors
         raise BadInputError(f"its pod wrote no outcomes that can be read ({str(error).splitlines()[0]})") from None
-
-
-def remove_plan(root: DataRoot, plan: Plan) -> None:
-    """Remove all files of a fan-out, the plan first: without it the rest is no fan-out."""
-    root.remove(plan.uri("plan.json"))
-    with ThreadPoolExecutor(_REMOVALS) as threads:
-        for _ in threads.map(root.remove, list(root.list(plan.uri("")))):
-            pass
 
 
 def _little_endian(numbers: array[int]) -> array[int]:

@@ -77,13 +77,19 @@ def run_index(root: DataRoot, plan: Plan, index: int) -> None:
         for at, outcome in _work(plan, units, missing, first):
             outcomes[at] = (outcome.value, outcome.error, outcome.seconds)
             if time.monotonic() - kept_at >= keep_s:
-                write_part(root, plan, index, Part(outcomes, begun))
+                _keep(root, plan, index, Part(outcomes, begun))
                 kept_at = time.monotonic()
     except (SvdflowError, SystemExit) as error:
         told = str(error) if isinstance(error, StorageError) else None
-        write_part(root, plan, index, Part(outcomes, begun, storage_error=told))
+        _keep(root, plan, index, Part(outcomes, begun, storage_error=told))
         raise
-    write_part(root, plan, index, Part(outcomes, begun, done=True))
+    _keep(root, plan, index, Part(outcomes, begun, done=True))
+
+
+def _keep(root: DataRoot, plan: Plan, index: int, part: Part) -> None:
+    """Write outcomes down, unless the plan has been removed: its run was stopped, and nobody would remove them."""
+    if root.exists(plan.uri("plan.json")):
+        write_part(root, plan, index, part)
 
 
 def _work(plan: Plan, units: list[Any], places: list[int], first: bool) -> Iterator[tuple[int, Outcome]]:

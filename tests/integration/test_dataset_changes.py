@@ -343,3 +343,17 @@ def test_a_data_root_keeps_what_its_results_name(bench):
     _, account = collect([bench.versions()], bench.remote, root, results=True, remove=True, now=later)
     assert root.find("train", "a" * 32) is None and not {named, listed, tree} & _objects(root)
     assert _objects(root) <= in_version
+
+
+def test_what_a_lost_fan_out_has_written_down_goes_when_nobody_can_wait_for_it(bench):
+    bench.register(keep=2)
+    lost, fresh = ([f"fanout/{name}/{file}" for file in ("plan.json", "units")] for name in ("lost-1", "fresh-1"))
+    for uri in (*lost, *fresh):
+        bench.root.put_named(uri, json.dumps({"keep_s": 3 * DAY}).encode())
+    for uri in lost:
+        os.utime(bench.root.fetch(uri), (0, time.time() - 5 * DAY))
+    _, account = collect([bench.versions()], bench.remote, bench.root, remove=True)
+    assert account.entries == [], "within the grace period"
+    _, account = collect([bench.versions()], bench.remote, bench.root, grace_days=0.5, remove=True)
+    assert sorted(entry.uri for entry in account.entries if entry.uri.startswith("fanout/")) == lost
+    assert sorted(bench.root.list("fanout")) == sorted(fresh), "younger than its plan lets it wait"

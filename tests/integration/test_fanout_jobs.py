@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from svdflow.common.cluster.api import Cluster
 from svdflow.common.errors import ConfigError, ServiceError, StorageError
 from svdflow.common.fanout import Outcome, map_units
+from svdflow.common.fanout_files import remove_files
 from svdflow.common.fanout_jobs import IndexedJobs
 from svdflow.common.fanout_manifest import FanoutSettings
 from svdflow.common.fanout_plan import read_part, read_plan, write_plan
@@ -225,6 +227,85 @@ def test_a_step_s_pod_that_is_evicted_leaves_its_job_and_one_of_a_stopped_run_ta
                 signal.raise_signal(signal.SIGTERM)
         assert bool(lab.jobs()) is not stopped and bool(lab.files()) is not stopped
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@contextmanager
+def left_by_a_killed_step(lab: Lab, tmp_path: Path, monkeypatch, *others: str) -> Iterator[Any]:
+    """A run whose step is gone without a word while pods work, one of three done; how it is stopped from elsewhere."""
+    from svdflow.pipelines.cluster.jobs import release_jobs
+    from svdflow.pipelines.cluster.release import Stopped
+    from tests.train_job_site import kubeconfig
+
+    def first_only(container: Container) -> Any:
+        return at_once(container) if container.index == 0 else until_told(container)
+
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(lab.api, tmp_path / "kubeconfig")))
+    with pods_do(lab, first_only):
+        steps = [as_step(lab, name, workflow_of(lab, name)) for name in ("run-1", *others)]
+        killed = []
+        for name, step in zip(("run-1", *others), steps, strict=True):
+            os.environ["KFP_POD_NAME"] = f"{name}-step"
+            killed.append(step.run(square, lab.tasks(*"abcdefghi"), None, limits()))
+            next(killed[-1])
+        yield lambda: release_jobs(Stopped("id", "run-1", NAMESPACE))
+        for step in steps:
+            step._told_to_end = True  # it is gone: nothing of it is to clear up after the test
+
+
+def test_stopping_a_run_whose_step_is_gone_takes_the_job_and_its_files_along(lab, tmp_path, monkeypatch):
+    monkeypatch.setenv("SVDFLOW_DATA_ROOT", lab.root.location)
+    with left_by_a_killed_step(lab, tmp_path, monkeypatch) as stop:
+        (job,) = lab.jobs()
+        name = job["metadata"]["annotations"]["svdflow/fan-out"]
+        assert lab.files()
+        assert stop() == [
+            f"Job {job['metadata']['name']}: deleted",
+            f"{lab.root.location}: fan-out {name} removed",
+        ]
+        assert lab.files() == [] and wait_for(lambda: not lab.jobs())
+
+
+def test_stopping_a_run_leaves_files_that_another_run_reads(lab, tmp_path, monkeypatch):
+    monkeypatch.setenv("SVDFLOW_DATA_ROOT", lab.root.location)
+    with left_by_a_killed_step(lab, tmp_path, monkeypatch, "run-2") as stop:
+        (told,) = stop()
+        assert told.endswith("left to another run") and lab.files() and len(lab.jobs()) == 1
+
+
+def test_files_of_a_run_stopped_elsewhere_go_with_the_next_fan_out_once_they_rest(lab, tmp_path, monkeypatch, capsys):
+    with left_by_a_killed_step(lab, tmp_path, monkeypatch) as stop:
+        (job,) = lab.jobs()
+        assert [line.split(": ")[1] for line in stop()] == ["deleted"]
+        wait_for(lambda: not lab.jobs())
+    os.environ["KFP_POD_NAME"] = "of-no-run"
+    left = set(lab.files())
+    with pods_do(lab, at_once):
+        lab.run(("a",), key="another")
+        assert set(lab.files()) == left, "somebody may have just begun it"
+        rests(lab, left)
+        lab.run(("a",), key="a third")
+    assert lab.files() == []
+    assert f"removed the files of {job['metadata']['annotations']['svdflow/fan-out']}" in capsys.readouterr().err
+
+
+def test_files_that_rest_stay_as_long_as_there_is_a_job(lab):
+    """Its queue has not let it run for days."""
+    with pods_do(lab, at_once) as cluster:
+        cluster.jobs.hold = True
+        waiting = lab.executor().run(square, lab.tasks("a"), None, limits())
+        threading.Thread(target=lambda: next(waiting), daemon=True).start()
+        wait_for(lab.jobs)
+        left = set(lab.files())
+        rests(lab, left)
+        cluster.jobs.hold = False
+        assert good(lab.run(("b",), key="another")[0])
+        assert left <= set(lab.files())
+
+
+def rests(lab: Lab, uris: set[str]) -> None:
+    """Nothing was written for four days."""
+    for uri in uris:
+        os.utime(lab.root.fetch(uri), (0, time.time() - 4 * 86_400))
 
 
 def test_pods_have_the_step_s_own_image_unless_another_is_named(lab):
@@ -452,6 +533,17 @@ def test_a_worker_that_is_told_to_end_keeps_what_it_has(lab, tmp_path):
     assert worker.wait(20) == 75
     kept = read_part(lab.root, plan, 0)
     assert kept.begun == 1 and not kept.done and 1 <= len(kept.outcomes) < 41
+
+
+def test_a_worker_of_a_fan_out_that_was_stopped_writes_nothing_more(lab):
+    plan, _ = write_plan(lab.root, "squares", square, None, lab.tasks("a", *["slow"] * 40), 41, 1, limits())
+    environment = {**os.environ, "JOB_COMPLETION_INDEX": "0", "SVDFLOW_DATA_ROOT": lab.root.location}
+    worker = subprocess.Popen([sys.executable, "-m", "svdflow.common.fanout_worker", plan.name], env=environment)
+    wait_for(lambda: lab.tries(1), 30)
+    remove_files(lab.root, plan.name)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(20) == 75
+    assert lab.files() == []
 
 
 def limits() -> Any:

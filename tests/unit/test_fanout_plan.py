@@ -8,6 +8,7 @@ import pytest
 
 from svdflow.common.errors import BadInputError, ConfigError
 from svdflow.common.fanout import Limits, LocalProcesses, chosen_executor
+from svdflow.common.fanout_files import remove_files
 from svdflow.common.fanout_plan import (
     MAX_INDEXES,
     Part,
@@ -17,7 +18,6 @@ from svdflow.common.fanout_plan import (
     read_part,
     read_plan,
     read_units,
-    remove_plan,
     write_part,
     write_plan,
 )
@@ -131,7 +131,7 @@ def test_a_plan_of_another_version_is_refused_and_one_that_is_gone_is_none(root)
     root.put_named(plan.uri("plan.json"), b"[]")
     with pytest.raises(ConfigError, match="no plan"):
         read_plan(root, plan.name)
-    remove_plan(root, plan)
+    remove_files(root, plan.name)
     assert read_plan(root, plan.name) is None and list(root.list(plan.uri(""))) == []
     with pytest.raises(ConfigError):
         read_plan(root, "../results")

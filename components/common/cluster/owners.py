@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -109,12 +110,15 @@ def release(cluster: Cluster, kind: Kind, obj: Object, workflow: Workflow | None
             obj = found
 
 
-def release_all(cluster: Cluster, workflow_name: str) -> dict[str, Left]:
+def release_all(
+    cluster: Cluster, workflow_name: str, when_gone: Callable[[Object], object] = lambda obj: None
+) -> dict[str, Left]:
     """Leave every job that a run owns: what stopping a run has to do, beside telling Kubeflow Pipelines.
 
     Args:
         cluster: a connection to the run's namespace.
         workflow_name: of the run's Workflow.
+        when_gone: takes each job that nobody owns any more, as it was last read.
 
     Returns:
         What became of each job, by "TrainJob name" or "Job name".
@@ -125,7 +129,10 @@ def release_all(cluster: Cluster, workflow_name: str) -> dict[str, Left]:
             mine = [owner for owner in owners(obj) if owner["name"] == workflow_name]
             if mine:
                 workflow = Workflow(mine[0]["name"], mine[0]["uid"])
-                outcome[f"{kind.name} {obj['metadata']['name']}"] = release(cluster, kind, obj, workflow)
+                left = release(cluster, kind, obj, workflow)
+                outcome[f"{kind.name} {obj['metadata']['name']}"] = left
+                if left != "kept":
+                    when_gone(obj)
     return outcome
 
 

@@ -2,7 +2,8 @@
 
 Needed is what a version holds (by its tag, or by the branch), what was written within the grace period, and, in a data
 root, what a cached result names. Everything else is left over: from versions whose tag was deleted, from registrations
-that were killed, from results that were replaced. A registration or a run under way is seen by its claim.
+that were killed, from results that were replaced. A registration or a run under way is seen by its claim. What fan-outs
+over a cluster have written down goes when nobody can wait for it any more, and not within the grace period.
 
 Some records are no cached results, for nothing can compute them again: what was taken down, on which side of train and
 held out a video is, what a dataset was like. They stay.
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from ...common.fanout_files import PLACE, resting
 from ...common.progress import track
 from ...common.storage import DataRoot, DirectoryRoot, Entry
 from . import claims
@@ -124,7 +126,10 @@ def _look(
     out = [_account(remote, held, oldest, results, cached=same)]
     if root is not None and not same:
         out.append(_account(root, held, oldest, results, cached=True))
-        if isinstance(root, DirectoryRoot):
+    if root is not None:
+        for name in resting(root, now, grace_days * _DAY_S):
+            out[-1].entries += root.entries(f"{PLACE}{name}/")
+        if not same and isinstance(root, DirectoryRoot):
             out[-1].entries += _partials(root, oldest)
     return out
 
