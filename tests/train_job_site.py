@@ -34,11 +34,11 @@ CHECKER = REPOSITORY.parent / "shared" / "tools" / "check_manifests.py"
 STEP = "system:serviceaccount:svdflow:pipeline-runner"
 
 
-def role_of_steps() -> list[Object]:
-    """What infra lets a step do: the launcher has to manage with it."""
+def role(name: str = "pipeline-runner") -> list[Object]:
+    """What infra lets an account do; by default a step, and the launcher has to manage with it."""
     documents = yaml.safe_load_all((REPOSITORY / "infra" / "base" / "roles.yaml").read_text())
-    role = next(d for d in documents if d["kind"] == "Role" and d["metadata"]["name"] == "pipeline-runner")
-    return role["rules"]
+    found = next(d for d in documents if d["kind"] == "Role" and d["metadata"]["name"] == name)
+    return found["rules"]
 
 
 def attempt_folder(container: Container) -> Path:
@@ -94,7 +94,7 @@ class Site:
         self.folder.mkdir(parents=True)
         self._local = threading.local()
         api.tokens["step"] = (STEP, float("inf"))
-        api.grants[STEP] = {NS: role_of_steps()}
+        api.grants[STEP] = {NS: role()}
         api.runtimes_must_exist = True
         api.store.create(RUNTIMES, "", {"metadata": {"name": "svdflow-torch"}})
         (work / "samples.parquet").write_bytes(b"samples")

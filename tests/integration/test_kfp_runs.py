@@ -23,7 +23,9 @@ from tests.fakes.kfp_api import FakePipelines
 from tests.fakes.kube_api import KubeAPI
 from tests.fakes.kube_rules import TRAINJOBS, WORKFLOWS
 from tests.integration.kfp_runs import TOKEN, environment_file, quick_client, started, svdflow
-from tests.train_job_site import kubeconfig
+from tests.train_job_site import kubeconfig, role
+
+CONSOLE = "system:serviceaccount:svdflow:console"
 
 
 @pytest.fixture
@@ -311,6 +313,9 @@ def test_stop_deletes_the_jobs_that_no_other_run_owns(fake, env, run_id, tmp_pat
         api.store.create(
             TRAINJOBS, "svdflow", {"metadata": metadata, "spec": {"runtimeRef": {"name": "svdflow-torch"}}}
         )
+        # as the console, with what infra lets it do
+        api.tokens[api.token] = (CONSOLE, float("inf"))
+        api.grants[CONSOLE] = {"svdflow": role("run-stopper")}
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig(api, tmp_path / "kubeconfig")))
         result = svdflow("runs", "stop", run_id, "--env", env)
         left = [job["metadata"]["name"] for job in api.store.objects(TRAINJOBS)]

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
+from svdflow.common.cluster.api import SERVICE_ACCOUNT
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 INFRA = REPOSITORY / "infra"
 OVERLAYS = ("dev", "production", "gke", "kserve", "airgapped")
@@ -151,6 +153,43 @@ def test_only_what_steps_run_as_mounts_a_token(overlay):
     assert {"fan-out", "training", "serving"} <= {m["metadata"]["name"] for m in accounts}
     mounted = [m["metadata"]["name"] for m in accounts if m["automountServiceAccountToken"] is not False]
     assert mounted == ["pipeline-runner"]
+
+
+def test_the_console_may_stop_jobs_and_send_runs_and_nothing_else(overlay):
+    roles = {m["metadata"]["name"]: m["rules"] for m in overlay if m["kind"] == "Role"}
+    bound = [
+        m["roleRef"]["name"]
+        for m in overlay
+        if m["kind"] == "RoleBinding"
+        for s in m["subjects"]
+        if s["name"] == "console"
+    ]
+    rules = [rule for name in bound for rule in roles[name] if rule["apiGroups"] != ["pipelines.kubeflow.org"]]
+    may = {(r["apiGroups"][0], what, verb) for r in rules for what in r["resources"] for verb in r["verbs"]}
+    verbs = ("get", "list", "patch", "delete")
+    assert may == {
+        (g, what, v) for g, what in (("trainer.kubeflow.org", "trainjobs"), ("batch", "jobs")) for v in verbs
+    }
+
+
+def test_the_console_finds_a_short_lived_token_where_clients_look_and_reaches_the_api_server(overlay):
+    (pod,) = [pod for name, _, pod in pod_templates(overlay) if name == "Deployment/console"]
+    volumes = {
+        v["name"]: [next(iter(s.items())) for s in v["projected"]["sources"]]
+        for v in pod["volumes"]
+        if "projected" in v
+    }
+    at = {m["mountPath"]: volumes[m["name"]] for m in pod["containers"][0]["volumeMounts"] if m["name"] in volumes}
+    told = {kind: source for kind, source in at[str(SERVICE_ACCOUNT)]}
+    assert told["serviceAccountToken"] == {"path": "token", "expirationSeconds": 3600}, (
+        "for the API server, no other audience"
+    )
+    assert told["configMap"] == {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}
+    assert told["downwardAPI"]["items"] == [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]
+    ((kind, token),) = at["/var/run/secrets/kubeflow/pipelines"]
+    assert kind == "serviceAccountToken" and token["audience"] == "pipelines.kubeflow.org"
+    console = {"app.kubernetes.io/component": "console"}
+    assert {443, 6443} <= reach(overlay, console) and not reach(overlay, console) & {22, 80}
 
 
 def test_everything_lies_in_the_namespace_which_is_restricted(overlay):
