@@ -96,7 +96,8 @@ class Site:
         api.tokens["step"] = (STEP, float("inf"))
         api.grants[STEP] = {NS: role()}
         api.runtimes_must_exist = True
-        api.store.create(RUNTIMES, "", {"metadata": {"name": "svdflow-torch"}})
+        for name in ("svdflow-torch", "svdflow-mpi"):
+            api.store.create(RUNTIMES, "", {"metadata": {"name": name}})
         (work / "samples.parquet").write_bytes(b"samples")
 
     def settings(self, **values: Any) -> TrainJobSettings:

@@ -308,6 +308,50 @@ def test_roles_hold_no_wildcard_and_bind_only_accounts_of_the_namespace(overlay)
     assert not bound & {"fan-out", "training", "serving", "gateway", "storage"}
 
 
+def test_the_mpi_runtime_is_of_the_shape_that_trainer_fills_in(overlay):
+    spec = next(m for m in overlay if label(m) == "ClusterTrainingRuntime/svdflow-mpi")["spec"]
+    node, launcher = spec["template"]["spec"]["replicatedJobs"]
+    assert (node["name"], launcher["name"]) == ("node", "launcher")
+    step = "trainer.kubeflow.org/trainjob-ancestor-step"
+    assert launcher["template"]["metadata"]["labels"][step] == "trainer", "it gets command and variables"
+    assert "metadata" not in node["template"], "sshd stays its command"
+    assert launcher["dependsOn"] == [{"name": "node", "status": "Ready"}]
+    assert spec["template"]["spec"]["successPolicy"] == {"operator": "All", "targetReplicatedJobs": ["launcher"]}
+    pods = [job["template"]["spec"]["template"]["spec"] for job in (node, launcher)]
+    ours = [
+        {**container, "command": 0, "readinessProbe": 0, "lifecycle": 0, "ports": 0}
+        for pod in pods
+        for container in pod["containers"]
+    ]
+    assert ours[0] == ours[1] and pods[0]["volumes"] == pods[1]["volumes"], "processes find the same on each"
+
+
+def test_ssh_of_the_mpi_runtime_finds_its_key_and_its_port_where_they_are(rendered):
+    manifests = {label(m): m for m in rendered["production"]}
+    files = manifests["ConfigMap/svdflow-mpi-ssh"]["data"]
+    spec = manifests["ClusterTrainingRuntime/svdflow-mpi"]["spec"]
+    keys = spec["mlPolicy"]["mpi"]["sshAuthMountPath"]
+    names = {path for text in files.values() for path in re.findall(rf"{keys}/([\w.]+)", text)}
+    assert names == {"id_rsa", "id_rsa.pub", "authorized_keys"}, "as Trainer mounts them"
+    node, launcher = (j["template"]["spec"]["template"]["spec"] for j in spec["template"]["spec"]["replicatedJobs"])
+    mounted = {m["name"]: m["mountPath"] for m in node["containers"][0]["volumeMounts"]}
+    assert node["containers"][0]["command"][-1] == f"{mounted['ssh']}/sshd_config"
+    agent = next(v["value"] for v in launcher["containers"][0]["env"] if v["name"] == "OMPI_MCA_plm_rsh_agent")
+    assert agent == f"ssh -F {mounted['ssh']}/ssh_config"
+    said = {
+        name: dict(line.split(None, 1) for line in text.splitlines() if line and line[0] != "#")
+        for name, text in files.items()
+    }
+    port = said["sshd_config"]["Port"]
+    assert int(port) == node["containers"][0]["ports"][0]["containerPort"] > 1023
+    assert re.search(rf"^  Port {port}$", files["ssh_config"], re.M)
+    assert (
+        said["sshd_config"]["AuthenticationMethods"] == "publickey"
+        and said["sshd_config"]["DisableForwarding"] == "yes"
+    )
+    assert re.search(r"^  StrictHostKeyChecking yes$", files["ssh_config"], re.M)
+
+
 def test_queues_flavors_and_the_machines_behind_them_agree(overlay):
     def kind(name: str) -> dict[str, Manifest]:
         return {m["metadata"]["name"]: m for m in overlay if m["kind"] == name}

@@ -19,7 +19,7 @@ from svdflow.training.train.endings import TrainingFailed, error_line
 from svdflow.training.train.settings import stage_settings
 from svdflow.training.train.trainjob.budget import Budget
 from svdflow.training.train.trainjob.log import LogFollower
-from svdflow.training.train.trainjob.manifest import Shape, shape_of, train_job
+from svdflow.training.train.trainjob.manifest import Shape, leader, shape_of, train_job
 from svdflow.training.train.trainjob.settings import VARIABLE, TrainJobSettings
 from svdflow.training.train.trainjob.state import Known
 from tests.fakes import kube_rules
@@ -113,6 +113,8 @@ def test_the_queues_and_priorities_that_are_the_defaults_are_in_infra():
     assert f"name: {defaults.queue}\n" in text and f"name: {defaults.priority}\n" in text
     assert f"name: {defaults.runtime}\n" in runtime and f"mountPath: {defaults.work}}}" in runtime
     assert "command: [torchrun, -m, svdflow.training.train.worker]" in runtime
+    mpi = (COMPONENTS.parent / "infra" / "components" / "training-runtime" / "mpi-runtime.yaml").read_text()
+    assert f"name: {defaults.mpi_runtime}\n" in mpi and f"mountPath: {defaults.work}}}" in mpi
 
 
 def test_on_processors_no_gpu_is_asked_for_and_deepspeed_is_told():
@@ -121,12 +123,34 @@ def test_on_processors_no_gpu_is_asked_for_and_deepspeed_is_told():
 
 
 def test_under_mpirun_every_process_learns_where_rank_0_is():
-    spec = manifest(starter="mpirun", runtime="my-mpi", environment={"NCCL_IB_HCA": "mlx5"})["spec"]
+    spec = manifest(starter="mpirun", image="pinned", environment={"NCCL_IB_HCA": "mlx5"})["spec"]
     command, name = spec["trainer"]["command"], f"train-image-to-video-{KEY[:16]}-3"
-    assert command[:3] == ["mpirun", "-n", "16"] and command[-3:] == ["python", "-m", "svdflow.training.train.worker"]
-    assert {"name": "MASTER_ADDR", "value": f"{name}-node-0-0.{name}"} in spec["trainer"]["env"]
+    assert command[:4] == ["python", "-m", "svdflow.training.train.mpi", "launch"]
+    assert command[4:7] == ["mpirun", "-n", "16"] and command[-3:] == ["python", "-m", "svdflow.training.train.worker"]
+    assert {"name": "MASTER_ADDR", "value": f"{name}-launcher-0-0.{name}"} in spec["trainer"]["env"]
     exported = {command[at + 1] for at, word in enumerate(command) if word == "-x"}
     assert exported == {"MASTER_ADDR", "MASTER_PORT", "NCCL_IB_HCA"}
+    assert spec["runtimeRef"]["name"] == "svdflow-mpi"
+    assert "image" not in spec["trainer"], "the nodes would keep another one"
+
+
+def test_under_mpirun_launcher_and_nodes_get_the_labels_and_node_0_s_log_is_the_launcher_s():
+    job = manifest(starter="mpirun", node_selector={"svdflow/gpu": "h100"})
+    (patch,) = job["spec"]["runtimePatches"]
+    jobs = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pods = {job["name"]: job["template"]["spec"]["template"] for job in jobs}
+    assert set(pods) == {"node", "launcher"} and pods["node"] == pods["launcher"]
+    assert pods["node"]["spec"]["nodeSelector"] == {"svdflow/gpu": "h100"}
+    assert leader(job) == "launcher" and leader(manifest()) == "node"
+
+
+def test_on_one_node_mpirun_would_take_a_second_one_so_it_is_torchrun():
+    settings = stage_settings("image", {"processes": 8, "batch": 1536})
+    cluster = TrainJobSettings(starter="mpirun", image="pinned")
+    shape = shape_of("image", settings, cluster)
+    spec = train_job("image", KEY, 1, shape, Path("/work/job.json"), 9.0, cluster, None)["spec"]
+    assert spec["runtimeRef"]["name"] == "svdflow-torch" and spec["trainer"]["image"] == "pinned"
+    assert "command" not in spec["trainer"] and "MASTER_ADDR" not in {v["name"] for v in spec["trainer"]["env"]}
 
 
 def test_a_worker_takes_its_ranks_from_open_mpi_and_from_torchrun_first(monkeypatch):

@@ -24,6 +24,7 @@ class Asked:
         self._told_at = math.inf
         self._grace_s = 30.0
         signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGUSR2, self._stop)  # from mpi.py: mpirun hands this one on, to all at once
         signal.signal(signal.SIGUSR1, self._checkpoint)
 
     def within(self, grace_s: float) -> None:

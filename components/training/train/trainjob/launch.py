@@ -24,7 +24,7 @@ from .attempts import JOBSET_LABEL, Run, finished, take
 from .budget import Budget
 from .inputs import shared
 from .log import LogFollower
-from .manifest import Shape, shape_of
+from .manifest import Shape, leader, shape_of
 from .settings import TrainJobSettings
 from .state import GO_ON, JOB_LABEL, Cause, Ending, Known, Phase
 
@@ -120,7 +120,7 @@ def _see_through(run: Run, found: Object, tick_s: float) -> dict[str, Any]:
 def _watch(run: Run, found: Object, known: Known, log: LogFollower, tick_s: float) -> Ending | None:
     """Take in what happens to a job until it has ended; an ending where it is this step that gives it up."""
     shape, place = _shape(found, run), run.place(known.name)
-    teller = _Teller(known.name, run.tell)
+    teller, leading = _Teller(known.name, run.tell), leader(found)
     since: tuple[Phase, float] = (known.phase, time.monotonic())
     hang: Watch | None = None
     looked_at = 0.0
@@ -138,7 +138,7 @@ def _watch(run: Run, found: Object, known: Known, log: LogFollower, tick_s: floa
             if phase != since[0]:
                 since = (phase, now)
             teller.look(known)
-            _follow_log(log, known, run.settings)
+            _follow_log(log, known, leading)
             if phase == "running":
                 run.budget.count(known.name, shape.all_gpus)
                 hang = hang or Watch(place, shape.nodes * shape.processes, run.job.settings.hang_timeout_s)
@@ -152,7 +152,7 @@ def _watch(run: Run, found: Object, known: Known, log: LogFollower, tick_s: floa
                 if ending := _overdue(run, known, since[0], now - since[1], shape, hang):
                     return ending
         if known.phase == "failed":
-            _hear_out(watches, known, log, run.settings)
+            _hear_out(watches, known, log, leading)
     return None
 
 
@@ -180,22 +180,21 @@ def _warning(cluster: Cluster, name: str) -> str:
     return f" ({newest.get('reason', '')}: {newest.get('message', '')[:500]})" if newest else ""
 
 
-def _hear_out(watches: Watches, known: Known, log: LogFollower, settings: TrainJobSettings) -> None:
+def _hear_out(watches: Watches, known: Known, log: LogFollower, leading: str) -> None:
     """A failure may be told before its cause, which only the pods know: what is on its way is waited for."""
     deadline = time.monotonic() + _CAUSE_S
     while time.monotonic() < deadline:
         event = watches.next(_QUIET_S)
         if event is not None:
             known.apply(event)
-            _follow_log(log, known, settings)
+            _follow_log(log, known, leading)
         elif "Pod" in known.listed:
             return
 
 
-def _follow_log(log: LogFollower, known: Known, settings: TrainJobSettings) -> None:
-    job = "launcher" if settings.starter == "mpirun" else "node"
+def _follow_log(log: LogFollower, known: Known, leading: str) -> None:
     for pod in known.pods.values():
-        if pod.index or pod.labels.get(JOB_LABEL, "node") != job:
+        if pod.index or pod.labels.get(JOB_LABEL, "node") != leading:
             continue
         if pod.phase in ("Running", "Succeeded", "Failed"):
             log.follow(pod.name)

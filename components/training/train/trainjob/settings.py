@@ -25,8 +25,9 @@ class TrainJobSettings(Settings):
     queue: str = "research"  # Kueue's LocalQueue
     priority: str = "svdflow-normal"  # Kueue's WorkloadPriorityClass
     runtime: str = "svdflow-torch"  # ClusterTrainingRuntime
-    starter: Literal["torchrun", "mpirun"] = "torchrun"  # mpirun: the runtime has Trainer's MPI policy
-    image: str | None = None  # the runtime's; pin it by digest
+    starter: Literal["torchrun", "mpirun"] = "torchrun"  # of processes on several nodes; on one it is torchrun
+    mpi_runtime: str = "svdflow-mpi"  # ClusterTrainingRuntime for mpirun, with Trainer's MPI policy
+    image: str | None = None  # the runtime's; pin it by digest. Under mpirun always the runtime's
 
     processes_per_node: int = Field(8, ge=1)  # as many as a node has GPUs
     gpu_resource: str = "nvidia.com/gpu"  # what the device plugin calls a GPU; empty: training runs on processors
