@@ -6,7 +6,7 @@ It reads, and asks for reviews of access; it creates nothing. Of secrets it asks
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from svdflow.common.cluster.api import Cluster, connect
 from svdflow.common.errors import ConfigError
 
 from .cluster_facts import Access, Facts, Unreachable, kfp_answers
-from .cluster_needs import APIS, CONFIG_MAPS, PRIORITIES, QUEUES, RUNTIME, SECRETS, SERVICE_ACCOUNTS, VERBS
+from .cluster_needs import APIS, CONFIG_MAPS, PRIORITIES, QUEUES, RUNTIME, SECRETS, SERVICE_ACCOUNTS, STOPPING, VERBS
 
 State = Literal["there", "missing", "absent", "unknown"]  # missing: needed; absent: only wanted by some
 _SIGNS = {"there": "[green]✓", "missing": "[red]✗", "absent": "[yellow]-", "unknown": "[yellow]?"}
@@ -276,8 +276,11 @@ def _accounts(facts: Facts) -> Iterator[Row]:
 
 
 def _permissions(facts: Facts) -> Iterator[Row]:
-    who = facts.reviewed()
-    for (group, resource), verbs in VERBS.items():
+    who, role = facts.reviewed(), "pipeline-runner"
+    asked: Mapping[tuple[str, str], tuple[str, ...]] = VERBS
+    if who == "you" and facts.user() == f"system:serviceaccount:{facts.namespace}:console":
+        who, asked, role = "the console", STOPPING, "run-stopper"
+    for (group, resource), verbs in asked.items():
         what = f"{who} may {', '.join(verbs)} {resource}"
         answers = {verb: facts.may(group, resource, verb) for verb in verbs}
         refused = [verb for verb, may in answers.items() if may is False]
@@ -285,7 +288,7 @@ def _permissions(facts: Facts) -> Iterator[Row]:
             yield Row(what, "unknown", "not told", "")
         else:
             told = f"not {', '.join(refused)}" if refused else ""
-            yield Row(what, "missing" if refused else "there", told, "Role pipeline-runner, infra/base/roles.yaml")
+            yield Row(what, "missing" if refused else "there", told, f"Role {role}, infra/base/roles.yaml")
 
 
 def _images(facts: Facts) -> Row:

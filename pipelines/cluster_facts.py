@@ -74,6 +74,13 @@ class Facts:
         self._reviewed = None
         return "you"
 
+    def user(self) -> str:
+        """Who asks, in the server's words; empty where it does not tell."""
+        path, kind = "/apis/authentication.k8s.io/v1/selfsubjectreviews", "SelfSubjectReview"
+        body = {"apiVersion": "authentication.k8s.io/v1", "kind": kind, "metadata": {}}
+        answer = self._ask("POST", path, {}, body)
+        return "" if isinstance(answer, Access) else answer.get("status", {}).get("userInfo", {}).get("username", "")
+
     def may(self, group: str, resource: str, verb: str) -> bool | Access:
         """Whether something is allowed in the namespace; Access when the cluster does not tell."""
         plural, _, part = resource.partition("/")

@@ -77,3 +77,8 @@ VERBS = {
     ("kueue.x-k8s.io", "localqueues"): ("get", "list", "watch"),
     ("argoproj.io", "workflows"): ("get",),
 }
+# what `svdflow runs stop` does at the console: the Role run-stopper
+STOPPING = {
+    ("trainer.kubeflow.org", "trainjobs"): ("get", "list", "patch", "delete"),
+    ("batch", "jobs"): ("get", "list", "patch", "delete"),
+}

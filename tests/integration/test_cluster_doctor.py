@@ -17,10 +17,20 @@ import yaml
 from svdflow.common.cluster.api import Cluster
 from svdflow.pipelines.cluster_doctor import Row, checks, examine
 from svdflow.pipelines.cluster_facts import Facts, kfp_answers
-from svdflow.pipelines.cluster_needs import APIS, CONFIG_MAPS, PRIORITIES, QUEUES, SECRETS, SERVICE_ACCOUNTS, VERBS
+from svdflow.pipelines.cluster_needs import (
+    APIS,
+    CONFIG_MAPS,
+    PRIORITIES,
+    QUEUES,
+    SECRETS,
+    SERVICE_ACCOUNTS,
+    STOPPING,
+    VERBS,
+)
 from tests.fakes.kube_api import KubeAPI
 from tests.fakes.kube_rules import PODS, RESOURCES
 from tests.fakes.kube_store import Object, Resource
+from tests.train_job_site import role
 
 INFRA = Path(__file__).resolve().parents[2] / "infra"
 NAMESPACE = "svdflow"
@@ -35,6 +45,7 @@ MORE = (
     Resource("keda.sh", "v1alpha1", "scaledobjects", "ScaledObject", custom=True),
     Resource(REVIEW, "v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview", namespaced=False),
     Resource(REVIEW, "v1", "subjectaccessreviews", "SubjectAccessReview", namespaced=False),
+    Resource("authentication.k8s.io", "v1", "selfsubjectreviews", "SelfSubjectReview", namespaced=False),
 )
 
 
@@ -43,13 +54,15 @@ class Site(KubeAPI):
 
     def __init__(self, without: tuple[str, ...] = ()) -> None:
         super().__init__(resources=tuple(r for r in (*RESOURCES, *MORE) if r.group not in without))
-        self.rules = next(m for m in documents("base/roles.yaml") if m["metadata"]["name"] == "pipeline-runner")[
-            "rules"
-        ]
+        self.rules = role("pipeline-runner")
+        self.whoami = "system:admin"
         self.reviews: list[Object] = []
         self.others_may_be_asked_about = True
 
     def _admit(self, resource: Resource, new: Object, old: Object | None) -> None:
+        if resource.kind == "SelfSubjectReview":
+            new["metadata"]["name"], new["status"] = uuid.uuid4().hex, {"userInfo": {"username": self.whoami}}
+            return
         if resource.group != REVIEW:
             if old is None or resource.kind not in ("Node", "Namespace"):
                 super()._admit(resource, new, old)
@@ -193,6 +206,16 @@ def test_in_a_pod_one_s_own_access_is_reviewed_and_outside_the_runner_s(site, mo
     assert asked == {(group, resource.partition("/")[0]) for group, resource in VERBS}
 
 
+def test_at_the_console_it_is_what_stopping_takes_that_is_reviewed(site, monkeypatch):
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    site.whoami, site.rules = "system:serviceaccount:svdflow:console", role("run-stopper")
+    states = {what: row.state for what, row in site.rows().items() if what.startswith("the console may")}
+    assert states == {f"the console may get, list, patch, delete {what}": "there" for what in ("trainjobs", "jobs")}
+    site.rules = role("pipeline-submitter")
+    row = site.rows()["the console may get, list, patch, delete jobs"]
+    assert row.state == "missing" and "run-stopper" in row.remedy
+
+
 def test_what_may_not_be_read_is_unknown_and_not_missing(site, capsys):
     reviews = {"apiGroups": [REVIEW], "resources": ["selfsubjectaccessreviews"], "verbs": ["create"]}
     site.grants["system:admin"] = {"": [reviews]}
@@ -273,11 +296,10 @@ def test_what_is_looked_for_is_what_infra_makes_and_what_the_launchers_do():
         m["metadata"]["name"]: m["automountServiceAccountToken"] for m in documents("base/service-accounts.yaml")
     }
     assert accounts.items() >= SERVICE_ACCOUNTS.items()
-    granted = next(m for m in documents("base/roles.yaml") if m["metadata"]["name"] == "pipeline-runner")["rules"]
-    for (group, resource), verbs in VERBS.items():
-        assert any(
-            group in r["apiGroups"] and resource in r["resources"] and set(verbs) <= set(r["verbs"]) for r in granted
-        )
+    for name, needed in (("pipeline-runner", VERBS), ("run-stopper", STOPPING)):
+        for (group, resource), verbs in needed.items():
+            rules = [r for r in role(name) if group in r["apiGroups"] and resource in r["resources"]]
+            assert any(set(verbs) <= set(rule["verbs"]) for rule in rules), f"{name}: {resource}"
     told = (INFRA / "README.md").read_text()
     assert all(f"`{name}`" in told for name in [*SECRETS, *CONFIG_MAPS])
     assert len({api.path for api in APIS}) == len(APIS)

@@ -5,7 +5,8 @@
     python -m svdflow.training.train.mpi session               what sshd runs for who comes in, whatever they ask for
 
 Told to end, mpirun tells the processes of one node after another, and kills those of the first before the last have
-been told: no checkpoint, which takes all of them, can come of it. SIGUSR2 it hands on to all at once, so that is sent.
+been told: no checkpoint, which takes all of them, can come of it. SIGUSR2 it hands on to all at once, so that is sent,
+and what has not ended then is left to mpirun.
 
 sshd gives a session an environment of its own, without what the container was given: where the object store is and its
 credentials, where scratch is, variables of NCCL. They are handed on through a file in shared memory, which only this
@@ -20,30 +21,34 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...common.errors import ConfigError, SvdflowError
 
 HANDED_ON = Path("/dev/shm/svdflow-environment.json")
+_GRACE_S = 35.0  # processes end within 30 s of being told, unless they hang; mpirun takes 20 s more with those
 _SYSTEM = "/usr/local/sbin:/usr/sbin:/sbin"
 
 
-def launch(command: Sequence[str]) -> int:
-    """Run mpirun to its end, SIGTERM as SIGUSR2; returns its exit status."""
+def launch(command: Sequence[str], grace_s: float = _GRACE_S) -> int:
+    """Run mpirun to its end, SIGTERM first as SIGUSR2; returns its exit status."""
     running: list[subprocess.Popen[bytes]] = []
     told: list[int] = []
 
-    def tell(number: int, _: object) -> None:
-        told.append(number)
+    def tell(*_: object) -> None:
+        told.append(signal.SIGUSR2)
         for process in running:
             process.send_signal(signal.SIGUSR2)
+            later = threading.Timer(grace_s, process.send_signal, [signal.SIGTERM])
+            later.daemon = True
+            later.start()
 
     signal.signal(signal.SIGTERM, tell)
-    process = subprocess.Popen(command)
-    running.append(process)
+    running.append(process := subprocess.Popen(command))
     if told:
-        process.send_signal(signal.SIGUSR2)
+        tell()
     status = process.wait()
     return status if status >= 0 else 128 - status
 
