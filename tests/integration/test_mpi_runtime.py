@@ -35,7 +35,8 @@ def test_sigterm_to_the_launcher_is_sigusr2_to_what_it_runs_and_its_exit_status_
 def test_what_hangs_is_left_to_mpirun_after_the_grace(tmp_path):
     child = "import signal, pathlib, time\nsignal.signal(signal.SIGUSR2, signal.SIG_IGN)\n"
     child += f"pathlib.Path({str(tmp_path / 'up')!r}).touch()\ntime.sleep(60)\n"
-    code = f"import sys\nfrom svdflow.training.train.mpi import launch\nsys.exit(launch({[sys.executable, '-c', child]}, 0.3))"
+    code = f"import sys\nfrom svdflow.training.train.mpi import launch\ncommand = {[sys.executable, '-c', child]}\n"
+    code += "sys.exit(launch(command, 0.3))"
     launcher = subprocess.Popen([sys.executable, "-c", code])
     wait_for((tmp_path / "up").exists, 30)
     launcher.send_signal(signal.SIGTERM)
