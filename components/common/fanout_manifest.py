@@ -46,7 +46,7 @@ class FanoutSettings(Settings):
     labels: dict[str, str] = Field(default_factory=dict)  # of the Job and its pods, as a cost centre
     image_pull_secrets: tuple[str, ...] = ()
     secrets: tuple[str, ...] = ()  # whose keys become variables, beside the store's: as svdflow-captioning
-    claim: str = ""  # a volume with the data root (a directory then) or with models; the store alone when empty
+    claim: str = ""  # a volume with the data root (a directory then), or with models, for reading; none when empty
     claim_path: str = Field("/work", pattern=r"^/[^.]*$")
 
     parallelism: int = Field(64, ge=1, le=10_000)  # pods at once, at most; Kueue starts with fewer if it must
@@ -148,13 +148,17 @@ def _pod(settings: FanoutSettings, plan: Plan, data_root: str) -> dict[str, Any]
     resources: dict[str, Any] = {"cpu": str(settings.cpu), "memory": settings.memory}
     if settings.gpus:
         resources["nvidia.com/gpu"] = str(settings.gpus)
-    mounts = [{"name": "scratch", "mountPath": "/scratch"}, {"name": "temporary", "mountPath": "/tmp"}]
+    mounts: list[dict[str, Any]] = [
+        {"name": "scratch", "mountPath": "/scratch"},
+        {"name": "temporary", "mountPath": "/tmp"},
+    ]
     volumes: list[dict[str, Any]] = [
         {"name": "scratch", "emptyDir": {"sizeLimit": settings.scratch}},
         {"name": "temporary", "emptyDir": {"sizeLimit": settings.scratch}},
     ]
     if settings.claim:
-        mounts.append({"name": "claim", "mountPath": settings.claim_path})
+        for_reading = {"readOnly": True} if data_root.startswith("s3://") else {}  # models: nothing is written there
+        mounts.append({"name": "claim", "mountPath": settings.claim_path, **for_reading})
         volumes.append({"name": "claim", "persistentVolumeClaim": {"claimName": settings.claim}})
     environment = {
         ROOT_VARIABLE: data_root,

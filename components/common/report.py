@@ -21,8 +21,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     import numpy as np
 
+    from .storage import DataRoot
+
 NumberT = TypeVar("NumberT", int, float)
 _LEADING, _ROWS = 12, 200
+_MAX_JPEG_BYTES = 1 << 20  # of a picture that a page takes up as it is
 
 
 @dataclass
@@ -118,10 +121,15 @@ def curves(
                        for name, (xs, ys) in series.items()}}  # fmt: skip
 
 
-def images(title: str, items: list[tuple[np.ndarray, str]], note: str = "", height_px: int = 96) -> dict[str, Any]:
-    """Pictures with captions: uint8 [H, W, 3] arrays, shown ``height_px`` high."""
-    return {"kind": "images", "title": title, "note": note, "height": height_px,
-            "items": [{"src": jpeg_data_uri(image), "caption": caption} for image, caption in items]}  # fmt: skip
+def images(
+    title: str, items: Iterable[tuple[np.ndarray | bytes, str]], note: str = "", height_px: int = 96
+) -> dict[str, Any]:
+    """Pictures with captions, shown ``height_px`` high: uint8 [H, W, 3] arrays, or small JPEGs, embedded unopened."""
+    drawn = [
+        {"src": _embedded(image) if isinstance(image, bytes) else jpeg_data_uri(image), "caption": caption}
+        for image, caption in items
+    ]
+    return {"kind": "images", "title": title, "note": note, "height": height_px, "items": drawn}
 
 
 def videos(title: str, items: list[tuple[Path | bytes, str]], note: str = "", height_px: int = 128) -> dict[str, Any]:
@@ -142,7 +150,21 @@ def jpeg_data_uri(image: np.ndarray, max_side: int = 320, quality: int = 82) -> 
     picture.thumbnail((max_side, max_side))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=quality)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return _embedded(buffer.getvalue())
+
+
+def stored_jpeg(root: DataRoot, uri: str) -> bytes | None:
+    """A small JPEG out of the data root, unopened; None when what lies there is none, or not small."""
+    return small_jpeg(root.read_range(uri, 0, _MAX_JPEG_BYTES + 1))
+
+
+def small_jpeg(data: bytes) -> bytes | None:
+    """The bytes, if by their beginning and their number they may be a page's JPEG."""
+    return data if data.startswith(b"\xff\xd8\xff") and len(data) <= _MAX_JPEG_BYTES else None
+
+
+def _embedded(jpeg: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
 
 
 def _finite(value: Any) -> Any:

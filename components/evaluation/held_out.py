@@ -5,20 +5,28 @@ Latents are not the truth: decoding them would forgive what the autoencoder lose
 
 from __future__ import annotations
 
+import tempfile
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..common.decoding import decode_each, in_cluster
 from ..common.errors import BadInputError, SvdflowError
+from ..common.fanout import in_pods
 from ..common.frames import fit_frame
+from ..common.identity import identity
 from ..common.manifests import read_rows
 from ..common.sample_tensors import first_picture
+from ..common.shards import ShardReader, write_shard
 from ..common.storage import DataRoot
 from ..common.video import VideoFrame, decode
 from .metric import Clip
+
+_TRUTH, _VERSION = "evaluation_truth", "1"
 
 
 def choose_samples(samples: Path, count: int) -> list[dict[str, Any]]:
@@ -69,15 +77,52 @@ def load_clips(rows: list[dict[str, Any]], clips: Path, root: DataRoot) -> tuple
     wanted = {row["clip_id"] for row in rows}
     places = {row["clip_id"]: row for row in read_rows("clips", clips) if row["clip_id"] in wanted}
     loaded, refused = [], {}
-    for row in rows:
-        try:
-            loaded.append(_load(row, places.get(row["clip_id"]), root))
-        except SvdflowError as error:
-            refused[row["sample_id"]] = str(error)
+    works = [TruthWork(root.location, row, _place(places.get(row["clip_id"]))) for row in rows]
+    truth = _truth_from_pods(works, root) if in_cluster() else _truth_here(works, root)
+    for work, frames in zip(works, truth, strict=True):
+        row = work.row
+        if isinstance(frames, str):
+            refused[row["sample_id"]] = frames
+            continue
+        captions = tuple(text for text in row["captions"] if text)
+        loaded.append(Clip(row["sample_id"], frames, row["fps"], row["motion_score"], captions))
     return loaded, refused
 
 
-def _load(row: dict[str, Any], place: dict[str, Any] | None, root: DataRoot) -> Clip:
+@dataclass(frozen=True)
+class TruthWork:
+    """A sample whose true frames are wanted: its row, and that of its clip, if there is one."""
+
+    root: str
+    row: dict[str, Any]
+    place: dict[str, Any] | None
+
+    def key(self) -> str:
+        """Names the frames: which of what bytes, and how they are brought to size."""
+        return identity(version=_VERSION, row=self.row, place=self.place)
+
+
+@in_pods
+def keep_true_frames(work: TruthWork) -> str:
+    """Put a sample's true frames into the data root as they are, one tensor; returns the URI.
+
+    Raises:
+        BadInputError: see ``true_frames``.
+    """
+    root = DataRoot.open(work.root)
+    with tempfile.TemporaryDirectory(dir=root.scratch("evaluate")) as folder:
+        path = Path(folder) / "truth.safetensors"
+        write_shard(path, {_TRUTH: {"frames": true_frames(work, root)}})
+        return root.put_file(path)
+
+
+def true_frames(work: TruthWork, root: DataRoot) -> np.ndarray:
+    """A sample's true frames, decoded from its clip, uint8 [F, H, W, 3].
+
+    Raises:
+        BadInputError: the clip is not known or does not decode, or its frames are not those that were encoded.
+    """
+    row, place = work.row, work.place
     if place is None:
         raise BadInputError(f"sample {row['sample_id']}: its clip {row['clip_id']} is not in the clips manifest")
     given = first_picture(root, row)
@@ -87,8 +132,40 @@ def _load(row: dict[str, Any], place: dict[str, Any] | None, root: DataRoot) -> 
         raise BadInputError(
             f"sample {row['sample_id']}: its frames are not found in clip {row['clip_id']}; encode the clip again"
         )
-    captions = tuple(text for text in row["captions"] if text)
-    return Clip(row["sample_id"], frames, row["fps"], row["motion_score"], captions)
+    return frames
+
+
+def _place(row: dict[str, Any] | None) -> dict[str, Any] | None:
+    return {name: row[name] for name in ("shard_uri", "offset", "bytes")} if row else None
+
+
+def _truth_here(works: list[TruthWork], root: DataRoot) -> Iterator[np.ndarray | str]:
+    for work in works:
+        try:
+            yield true_frames(work, root)
+        except SvdflowError as error:
+            yield str(error)
+
+
+def _truth_from_pods(works: list[TruthWork], root: DataRoot) -> Iterator[np.ndarray | str]:
+    """The frames of each sample, or why there are none; those that an earlier run had decoded are found."""
+    kept = [root.find(_TRUTH, work.key()) for work in works]
+    missing = [work for work, found in zip(works, kept, strict=True) if found is None]
+    outcomes = iter(decode_each(keep_true_frames, missing, root, "truth"))
+    for work, found in zip(works, kept, strict=True):
+        if found is None:
+            outcome = next(outcomes)
+            if outcome.value is None:
+                yield outcome.error or ""
+                continue
+            found = {"uri": outcome.value, "clip_id": work.row["clip_id"]}  # by its id it is found when it is to go
+            root.record(_TRUTH, work.key(), found)
+        frames = ShardReader.open(root, found["uri"]).read(_TRUTH, "frames")
+        expected = tuple(work.row[name] for name in ("frames", "height", "width")) + (3,)
+        if frames.dtype != np.uint8 or frames.shape != expected:
+            yield f"sample {work.row['sample_id']}: pods gave frames of {frames.shape}, not {expected}"
+            continue
+        yield frames
 
 
 def frames_from(decoded: Iterable[VideoFrame], given_HWC: np.ndarray, frames: int, fps: float) -> np.ndarray | None:

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from ..common.decoding import ClipFrame, ClipPlace, clip_frame, decode_each, in_cluster, pictures
 from ..common.errors import BadInputError
-from ..common.frames import fit_frame
 from ..common.manifests import read_manifest
 from ..common.storage import DataRoot
-from ..common.video import read_frames
 
 _ORIGINS = ("held out", "train", "dropped")
 _ALIKE_LEVELS = 2.0  # mean absolute difference, of 255, below which two images are one (two black first frames)
@@ -35,16 +34,16 @@ def choose_images(clips: Path, selection: Path, root: DataRoot, count: int, size
         BadInputError: there are not two different images.
     """
     chosen: list[InputImage] = []
-    for origin, row in _ordered(
-        read_manifest("clips", clips).to_pylist(), read_manifest("selection", selection).to_pylist()
-    ):
-        try:
-            frame = read_frames(root.read_range(row["shard_uri"], row["offset"], row["bytes"]), [0])[0]
-        except BadInputError:
-            continue  # a clip that does not decode is the curation's matter
-        rgb = fit_frame(frame, *size)
-        if all(np.abs(rgb.astype(int) - other.rgb.astype(int)).mean() >= _ALIKE_LEVELS for other in chosen):
-            chosen.append(InputImage(row["clip_id"], origin, rgb))
+    ordered = _ordered(read_manifest("clips", clips).to_pylist(), read_manifest("selection", selection).to_pylist())
+    at_once = 2 * count if in_cluster() else 1  # a round of pods takes its time
+    for start in range(0, len(ordered), at_once):
+        tried = ordered[start : start + at_once]
+        wanted = [ClipFrame(ClipPlace.of(row, root), 0, size) for _, row in tried]
+        # a clip that does not decode is the curation's matter
+        for place, rgb in pictures(decode_each(clip_frame, wanted, root, "serve")):
+            origin, row = tried[place]
+            if len(chosen) < count and all(_differ(rgb, other.rgb) for other in chosen):
+                chosen.append(InputImage(row["clip_id"], origin, rgb))
         if len(chosen) == count:
             break
     if len(chosen) < 2:
@@ -52,6 +51,10 @@ def choose_images(clips: Path, selection: Path, root: DataRoot, count: int, size
             f"{clips}: holds {len(chosen)} different first frames; the serving check needs two at least"
         )
     return chosen
+
+
+def _differ(one: np.ndarray, other: np.ndarray) -> bool:
+    return bool(np.abs(one.astype(int) - other.astype(int)).mean() >= _ALIKE_LEVELS)
 
 
 def _ordered(clips: list[dict[str, Any]], selection: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:

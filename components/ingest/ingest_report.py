@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import numpy as np
-
-from ..common.report import StepReport, first_rows, images, leading, table
+from ..common.report import StepReport, first_rows, images, leading, stored_jpeg, table
 from ..common.storage import DataRoot
 from ..common.tallies import Least, Seconds
 from .examine import HDR_TRANSFERS
@@ -129,7 +126,8 @@ class Tally:
     def _pictures(self, root: DataRoot) -> dict[str, Any]:
         footage = list(self._shown["footage"])[: _SHOWN // 2]
         shown = sorted(footage) + sorted(list(self._shown["generated"])[: _SHOWN - len(footage)])
-        pictures = [(_picture(root.read(uri)), f"{name} ({source})") for name, source, uri in shown]
+        stored = [(stored_jpeg(root, uri), f"{name} ({source})") for name, source, uri in shown]
+        pictures = [(jpeg, caption) for jpeg, caption in stored if jpeg is not None]
         total = self._counts["videos"]
         note = "" if len(shown) == total else f"{len(shown)} of {total} videos are shown"
         return images("First and middle frames", pictures, note=note)
@@ -194,9 +192,3 @@ def _cells(row: dict[str, Any]) -> list[Any]:
     ]
     values = [row["name"], row["source"], container, row["codec"], size, round(row["fps"], 3), row["frames"]]
     return [*values, round(row["duration_s"], 3), ", ".join(traits), row["licence"], row["description"]]
-
-
-def _picture(jpeg: bytes) -> np.ndarray:
-    from PIL import Image
-
-    return np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))

@@ -83,3 +83,12 @@ def test_a_data_root_that_pods_do_not_see_is_refused_before_anything_is_created(
     assert job(data_root="/work/data", claim="svdflow-work")
     with pytest.raises(ConfigError):
         job(data_root="/workshop/data", claim="svdflow-work")
+
+
+def test_a_volume_is_for_reading_alone_where_the_data_root_is_a_store():
+    def mount(data_root: str) -> dict[str, Any]:
+        (container,) = job(data_root=data_root, claim="svdflow-work")["spec"]["template"]["spec"]["containers"]
+        return next(mount for mount in container["volumeMounts"] if mount["name"] == "claim")
+
+    assert mount("s3://svdflow/data")["readOnly"] is True
+    assert "readOnly" not in mount("/work/data")

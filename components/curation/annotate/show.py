@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ...common.errors import SvdflowError
+from ...common.decoding import ClipPlace, decode_each, pictures
+from ...common.fanout import in_pods
+from ...common.picture import shrink
+from ...common.pixels import Pixels
 from ...common.report import StepReport, first_rows, histogram, images, leading, table, text
 from ...common.storage import DataRoot
 from .annotator import Annotator
@@ -166,14 +169,22 @@ def _shown(clips: int, shown: Callable[[int], tuple[dict[str, Any], dict[str, An
     """Pictures of clips spread over the manifest, with their captions."""
     if not clips:
         return text("Captions", "no clips")
-    items = []
+    places, captions = list[ClipPlace](), list[str]()
     for index in sorted(set(np.linspace(0, clips - 1, min(_SHOWN, clips)).round().astype(int).tolist())):
         row, columns = shown(index)
-        try:
-            picture = glance(root.read_range(row["shard_uri"], row["offset"], row["bytes"]))
-        except SvdflowError:
-            continue
         score = columns.get("motion_score")
         figures = "" if score is None else f" · motion {score:.2f}"
-        items.append((picture, f"{columns.get('caption_summary') or 'no caption'}{figures}"))
-    return images("Clips and their captions", items)
+        places.append(ClipPlace.of(row, root))
+        captions.append(f"{columns.get('caption_summary') or 'no caption'}{figures}")
+    seen = pictures(decode_each(small_glance, places, root, "pictures", needed=False))
+    return images("Clips and their captions", [(picture, captions[place]) for place, picture in seen])
+
+
+@in_pods
+def small_glance(clip: ClipPlace) -> Pixels:
+    """A picture of a clip, made small for a page.
+
+    Raises:
+        BadInputError: no frame decodes.
+    """
+    return Pixels.of(shrink(glance(clip.read())))

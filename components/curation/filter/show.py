@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ...common.errors import SvdflowError
+from ...common.decoding import ClipFrame, ClipPlace, clip_frame, decode_each, pictures
 from ...common.manifests import AXES
 from ...common.report import StepReport, images, table
 from ...common.storage import DataRoot
-from ...common.video import read_frames
 from .duplicates import Duplicates
 from .settings import FilterSettings
 from .sides import SMALL, Sides
@@ -218,12 +217,13 @@ def _pictures(connection: Any, root: DataRoot, tally: Tally, most: int) -> list[
         f"""SELECT d.clip, c.shard_uri, c."offset", c.bytes, c.frames, d.mask, {values}
             FROM clips c JOIN decided d USING (clip_id) WHERE d.clip IN ({listed})"""
     ).fetchall()
-    shown: dict[int, tuple[np.ndarray, str]] = {}
-    for clip, uri, offset, size, frames, mask, *found in rows:
-        try:
-            picture = read_frames(root.read_range(uri, offset, size), [(frames - 1) // 2])[0]
-        except SvdflowError:
-            continue  # a picture less; the clip is decided on by what was annotated
+    wanted = [
+        ClipFrame(ClipPlace(root.location, uri, offset, size), (frames - 1) // 2)
+        for _, uri, offset, size, frames, *_ in rows
+    ]
+    shown: dict[int, tuple[np.ndarray, str]] = {}  # a clip that does not decode is decided on by what was annotated
+    for place, picture in pictures(decode_each(clip_frame, wanted, root, "pictures", needed=False)):
+        clip, _, _, _, _, mask, *found = rows[place]
         shown[clip] = picture, _caption(mask, dict(zip(AXES, found, strict=True)))
     return [images(name, [shown[clip] for clip in clips if clip in shown]) for name, clips in strips.items()]
 

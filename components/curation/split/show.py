@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from ...common.report import StepReport, first_rows, histogram, images, leading, table
+from ...common.report import StepReport, first_rows, histogram, images, leading, stored_jpeg, table
 from ...common.storage import DataRoot
 from ...common.tallies import Least, Seconds
 
@@ -120,7 +119,8 @@ class Tally:
                 },
             }
         }
-        pictures = [(_picture(root.read(uri)), caption) for _, _, uri, caption in sorted(self._shown)]
+        stored = [(stored_jpeg(root, uri), caption) for _, _, uri, caption in sorted(self._shown)]
+        pictures = [(jpeg, caption) for jpeg, caption in stored if jpeg is not None]
         report.sections = [
             images(
                 "First frame of every clip",
@@ -200,9 +200,3 @@ def _find_words(find: dict[str, Any]) -> str:
         return str(find["detector"])
     rate = "every frame" if find["fps"] is None else f"{find['fps']:g} fps"
     return f"{find['detector']}, {rate}: {find['score']:.3g} / {find['threshold']:g}"
-
-
-def _picture(jpeg: bytes) -> np.ndarray:
-    from PIL import Image
-
-    return np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))

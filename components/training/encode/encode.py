@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ...common.manifests import read_rows
 from ...common.report import StepReport, text
 from ...common.storage import DataRoot, write_atomic
-from ...common.video import decode
-from ...common.windows import nearest_in_time, stride_for
+from ...common.windows import stride_for
 from .samples import encode_units
 from .settings import EncodeSettings
-from .units import Sequence, Unit
+from .sources import ClipSource, Sequence
+from .units import Unit
 from .variants import nearest_size, variants
 
 
@@ -40,7 +36,7 @@ def encode_clips(
     kept = {row["clip_id"]: row for row in read_rows("selection", selection) if row["keep"]}
     notes = {row["clip_id"]: row for row in read_rows("annotations", annotations) if row["clip_id"] in kept}
     units = [
-        _unit(clip, kept[clip["clip_id"]]["split"], notes.get(clip["clip_id"], {}), root, settings)
+        _unit(clip, kept[clip["clip_id"]]["split"], notes.get(clip["clip_id"], {}), settings)
         for clip in read_rows("clips", clips)
         if clip["clip_id"] in kept
     ]
@@ -83,22 +79,7 @@ def plan_sequence(frames: int, fps: float, settings: EncodeSettings) -> Sequence
     return Sequence(count, fps / stride, (available - count) // 2 * stride / fps, available)
 
 
-def read_sequence(clip: dict[str, Any], sequence: Sequence, root: DataRoot) -> Iterator[np.ndarray]:
-    """The frames of a clip's sequence as decoded, one at a time; fewer when the clip ends early.
-
-    Args:
-        clip: its place: ``shard_uri``, ``offset`` and ``bytes``.
-        sequence: which frames.
-        root: where the clip lies.
-
-    Raises:
-        BadInputError: its bytes do not decode.
-    """
-    data = root.read_range(clip["shard_uri"], clip["offset"], clip["bytes"])
-    return nearest_in_time(decode(data), sequence.times_s)
-
-
-def _unit(clip: dict[str, Any], split: str, note: dict[str, Any], root: DataRoot, settings: EncodeSettings) -> Unit:
+def _unit(clip: dict[str, Any], split: str, note: dict[str, Any], settings: EncodeSettings) -> Unit:
     # Three captions always: where an annotator gave none, the next best stands in for it.
     given = [note.get("caption_image"), note.get("caption_video"), note.get("caption_summary")]
     stand_in = next((text for text in given if text), "")
@@ -115,5 +96,5 @@ def _unit(clip: dict[str, Any], split: str, note: dict[str, Any], root: DataRoot
         captions=[text or stand_in for text in given],
         row={"split": split, "motion_score": note.get("motion_score"), "elevation_deg": None},
         clip={"clip_shard": clip["shard_uri"], "clip_offset": clip["offset"], "clip_bytes": clip["bytes"]},
-        load=partial(read_sequence, clip, sequence, root),
+        source=ClipSource(clip["shard_uri"], clip["offset"], clip["bytes"], sequence),
     )

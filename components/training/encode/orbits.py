@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ...common.errors import BadInputError
 from ...common.manifests import read_rows
-from ...common.orbit_views import read_views
 from ...common.report import StepReport
 from ...common.storage import DataRoot
 from .samples import encode_units
 from .settings import EncodeSettings
-from .units import Sequence, Unit
+from .sources import OrbitSource, Sequence
+from .units import Unit
 from .variants import PLAIN, nearest_size
 
 ORBIT_FPS = 7.0  # an orbit has no frame rate; the model is told the one it knows best (the released models' default)
@@ -34,11 +29,11 @@ def encode_orbits(orbits: Path, out: Path, root: DataRoot, settings: EncodeSetti
     Raises:
         BadInputError: the manifest cannot be read. An orbit that cannot be used is set aside and counted.
     """
-    units = [_unit(row, root, settings) for row in read_rows("orbits", orbits)]
+    units = [_unit(row, settings) for row in read_rows("orbits", orbits)]
     return encode_units(units, out, root, settings, "Encode orbits", "encode_orbits")
 
 
-def _unit(row: dict[str, Any], root: DataRoot, settings: EncodeSettings) -> Unit:
+def _unit(row: dict[str, Any], settings: EncodeSettings) -> Unit:
     stride = row["frames"] // settings.frames if row["frames"] % settings.frames == 0 else 1
     views = row["frames"] // stride
     return Unit(
@@ -51,12 +46,5 @@ def _unit(row: dict[str, Any], root: DataRoot, settings: EncodeSettings) -> Unit
         window=(views, 1),  # an orbit is one window: all the way around
         captions=[],
         row={"split": row["split"], "motion_score": None, "elevation_deg": row["elevation_deg"]},
-        load=partial(_views, row, stride, root),
+        source=OrbitSource(row["shard_uri"], row["orbit_id"], row["frames"], stride),
     )
-
-
-def _views(row: dict[str, Any], stride: int, root: DataRoot) -> Iterator[np.ndarray]:
-    views = read_views(root, row["shard_uri"])
-    if len(views) != row["frames"]:
-        raise BadInputError(f"{row['shard_uri']}: orbit {row['orbit_id']} has {len(views)} views, not {row['frames']}")
-    return iter(views[::stride])

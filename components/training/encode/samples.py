@@ -10,31 +10,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ...common.errors import BadInputError, StorageError, SvdflowError
+from ...common.errors import BadInputError
 from ...common.identity import identity
 from ...common.manifests import write_manifest
-from ...common.progress import track
-from ...common.report import StepReport
+from ...common.report import StepReport, first_rows
 from ...common.sample_tensors import CLIP, FRAMES
 from ...common.storage import DataRoot
 from ...common.windows import choose_window
 from .encode_report import WHAT, encode_report
 from .encoders import Encoders
-from .sequence_tensors import SequenceTensors, precision
+from .encoding import KIND, TEXT_KIND, EncodeWork, encode_missing
 from .settings import EncodeSettings
-from .shard_writer import ShardWriter
 from .units import Unit
 from .variants import Variant
 
 VERSION = "2"
-KIND, TEXT_KIND = "encode", "encode_text"
-_CHUNK = 8  # frames that are decoded, and go through the encoders, at once
 _SHOWN = 8
 
 
@@ -43,7 +36,8 @@ def encode_units(
 ) -> StepReport:
     """Encode what is not encoded yet, write shards and the samples manifest, and report.
 
-    Shards hold whole units, in the order given, so that a run that was cut off goes on at the same borders.
+    Shards hold whole units, in the order given, so that a run that was cut off goes on at the same borders; in pods, a
+    shard holds units of one pod.
     """
     units, encoders, what = list(units), Encoders(settings), WHAT[step]
     if not settings.cache and any(unit.clip is None for unit in units):
@@ -53,43 +47,43 @@ def encode_units(
         (unit, {v: _frames_key(unit, v, names, settings) for v in unit.variants}, _text_key(unit, names, settings))
         for unit in units
     ]
-    shard = ShardWriter(root, settings.samples_per_shard, settings.shard_mib << 20)
     found: dict[str, dict[str, Any]] = {}
-    work = Counter[bool]()
-    shown: list[tuple[np.ndarray, str]] = []
-    for unit, keys, text_key in track(keyed, what):
+    works: list[EncodeWork] = []
+    usable = 0
+    for unit, keys, text_key in keyed:
         if not unit.fits(unit.sequence.frames):
             continue
+        usable += 1
         there = {key: result for key in keys.values() if (result := root.find(KIND, key)) is not None}
-        missing = {variant: key for variant, key in keys.items() if key not in there}
-        if missing:
-            made, first = _encode_frames(unit, missing, encoders, shard, settings)
-            there |= made
-            if first is not None and len(shown) < _SHOWN:
-                shown.append((first, unit.captions[0][:60] if unit.captions else unit.unit_id[:8]))
-        fresh = bool(missing)
-        if settings.cache and unit.captions and not all(result["skipped"] for result in there.values()):
-            if (text := root.find(TEXT_KIND, text_key)) is not None:
-                there[text_key] = text
-            else:
-                fresh = True
-                states = encoders.texts(unit.captions).astype(precision(settings))
-                shard.add(TEXT_KIND, text_key, {"text": states}, {})
+        missing = [(variant, key) for variant, key in keys.items() if key not in there]
+        some = any(not result["skipped"] for result in there.values())
+        text_missing = False
+        if settings.cache and unit.captions and (missing or some):
+            text = root.find(TEXT_KIND, text_key)
+            there |= {} if text is None else {text_key: text}
+            text_missing = text is None
+        if missing or text_missing:
+            show = len(works) < _SHOWN
+            works.append(
+                EncodeWork(
+                    root.location, settings, names, unit, missing, text_key if text_missing else None, some, show
+                )
+            )
         found |= there
-        work[fresh] += 1
-        shard.close_if_full()
-    shard.close()
-    found |= shard.stored  # now with their shard
+    inputs = identity(keys=[[*keys.values(), text_key] for _, keys, text_key in keyed])
+    made = encode_missing(works, root, encoders, inputs, what)
+    found |= made.results
     rows, reasons = [], Counter[str]()
     for unit, keys, text_key in keyed:
-        if reason := _reason(unit, found.get(keys[unit.variants[0]])):
+        if reason := "not_encoded" if unit.unit_id in made.lost else _reason(unit, found.get(keys[unit.variants[0]])):
             reasons[reason] += 1
             continue
-        usable = {variant: key for variant, key in keys.items() if not found[key]["skipped"]}
-        rows += [_row(unit, variant, key, found[key], found.get(text_key), text_key) for variant, key in usable.items()]
+        ways = {variant: key for variant, key in keys.items() if not found[key]["skipped"]}
+        rows += [_row(unit, variant, key, found[key], found.get(text_key), text_key) for variant, key in ways.items()]
     write_manifest("samples", rows, out)
-    report = encode_report(step, title, settings, units, rows, reasons, shown, root)
-    report.done, report.reused, report.versions = work[True], work[False], names
+    report = encode_report(step, title, settings, units, rows, reasons, made.shown, root)
+    report.done, report.reused, report.versions = len(works) - len(made.lost), usable - len(works), names
+    report.set_aside = first_rows(made.lost.items())
     return report
 
 
@@ -110,53 +104,6 @@ def _text_key(unit: Unit, names: dict[str, str], settings: EncodeSettings) -> st
     return identity(
         version=VERSION, unit=unit.unit_id, captions=unit.captions, encoder=names["text"], half=settings.half
     )
-
-
-def _encode_frames(
-    unit: Unit, keys: dict[Variant, str], encoders: Encoders, shard: ShardWriter, settings: EncodeSettings
-) -> tuple[dict[str, dict[str, Any]], np.ndarray | None]:
-    """Put variants of a unit's frames into the shard, in one pass over the unit; what is unusable is recorded.
-
-    Without the cache the unit is only decoded, to see that it can be and how many frames it holds.
-
-    Returns:
-        The results by key, those in the shard without its URI yet, and the first frame.
-    """
-    parts = {variant: SequenceTensors(variant, unit, settings) for variant in keys}
-    count = 0
-    try:
-        decoded = unit.load()
-        while chunk := list(islice(decoded, _CHUNK)):
-            for part in parts.values():
-                part.take(chunk, count, encoders if settings.cache else None)
-            count += len(chunk)
-    except StorageError:
-        raise  # says nothing of the clip
-    except SvdflowError as error:
-        return _unreadable(str(error), keys, shard), None
-    if not count:
-        return _unreadable("it holds no frame", keys, shard), None
-    results = {}
-    for variant, key in keys.items():
-        part = parts[variant]
-        results[key] = {
-            "skipped": None,
-            "sequence_frames": count,
-            "starts": sorted(start for start in part.starts if start < count),
-            "crop": part.crop,
-        }
-        if settings.cache:
-            shard.add(KIND, key, part.tensors(), results[key])
-        else:
-            shard.root.record(KIND, key, results[key])
-    return results, parts[next(iter(keys))].first
-
-
-def _unreadable(error: str, keys: dict[Variant, str], shard: ShardWriter) -> dict[str, dict[str, Any]]:
-    result = {"skipped": "unreadable", "error": error}
-    for key in keys.values():
-        shard.root.record(KIND, key, result)
-    return dict.fromkeys(keys.values(), result)
 
 
 def _reason(unit: Unit, result: dict[str, Any] | None) -> str | None:

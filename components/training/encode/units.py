@@ -2,36 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from ...common.windows import Window
+from .sources import Sequence, Source
 from .variants import Variant
-
-
-@dataclass(frozen=True)
-class Sequence:
-    """The frames of a clip that are encoded: so many, at a rate, from a time in the clip on.
-
-    Attributes:
-        frames: how many, if the clip holds what it claims.
-        fps: their rate.
-        start_s: time of the first one from the clip's first frame.
-        available: how many there would be without a limit.
-    """
-
-    frames: int
-    fps: float
-    start_s: float
-    available: int
-
-    @property
-    def times_s(self) -> list[float]:
-        """The time of each frame in the clip."""
-        return [self.start_s + i / self.fps for i in range(self.frames)]
 
 
 @dataclass(frozen=True)
@@ -48,7 +24,7 @@ class Unit:
         window: frames and stride of the reference window.
         captions: three, or none.
         row: manifest values that the sample takes over: split, motion_score, elevation_deg.
-        load: the frames as decoded, uint8 [H, W, 3] one at a time.
+        source: where its frames come from.
         clip: manifest values that say where the clip lies, for training without the cache; None: that cannot be.
     """
 
@@ -61,7 +37,7 @@ class Unit:
     window: tuple[int, int]
     captions: list[str]
     row: dict[str, Any]
-    load: Callable[[], Iterator[np.ndarray]]
+    source: Source
     clip: dict[str, Any] | None = None
 
     def fits(self, frames: int) -> bool:

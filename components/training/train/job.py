@@ -11,6 +11,7 @@ from ...common.storage import write_atomic
 from .settings import StageSettings
 
 GRID = "grid.jpg"  # in a folder of samples: all of them in one picture
+SMALL_GRID = "grid-small.jpg"  # the same for the report's page
 
 
 @dataclass(frozen=True)

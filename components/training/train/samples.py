@@ -16,11 +16,12 @@ from ...diffusion.motion import MotionCalibration
 from ...diffusion.sampling import generate, generate_from_text
 from .data import SampleSource
 from .draws import middle_draw
-from .job import GRID
+from .job import GRID, SMALL_GRID
 from .objective import UNKNOWN_MOTION
 from .settings import StageSettings
 
 _COLUMNS = 8
+_PAGE_PX = 480
 
 
 class _Network:
@@ -81,7 +82,10 @@ def write_grid(folder: Path) -> np.ndarray | None:
         rows.append(np.concatenate(list(frames_FHWC[chosen]), axis=1))
         path.unlink()
     grid = np.concatenate(rows)
-    Image.fromarray(grid).save(folder / GRID, quality=90)
+    picture = Image.fromarray(grid)
+    picture.save(folder / GRID, quality=90)
+    picture.thumbnail((_PAGE_PX, _PAGE_PX))
+    picture.save(folder / SMALL_GRID, quality=82)
     return grid
 
 

@@ -10,12 +10,12 @@ import numpy as np
 
 from ...common.errors import BadInputError, SvdflowError
 from ...common.identity import file_sha256, identity, tree_sha256
-from ...common.report import StepReport, curves, images, table, text, videos
+from ...common.report import StepReport, curves, images, small_jpeg, table, text, videos
 from ...common.storage import DataRoot, link_tree
 from ...diffusion.hub import resolve_model
 from .checkpoint_store import CheckpointStore
 from .datasets import Datasets, manifests_of, read_datasets, resolve_mix
-from .job import GRID, Job
+from .job import SMALL_GRID, Job
 from .launcher import launch, workspace
 from .settings import KINDS, OPERATIONAL, StageSettings
 from .start import check_start
@@ -281,11 +281,9 @@ def _validation(result: dict[str, Any]) -> dict[str, tuple[list[float], list[flo
 
 def _samples(tree: Path) -> list[dict[str, Any]]:
     """The grids over the steps, and the last step's videos."""
-    import numpy as np
-    from PIL import Image
-
     folders = sorted(tree.iterdir())
-    grids = [(np.asarray(Image.open(folder / GRID)), folder.name) for folder in folders if (folder / GRID).is_file()]
+    small = [(folder / SMALL_GRID, folder.name) for folder in folders if (folder / SMALL_GRID).is_file()]
+    grids = [(jpeg, name) for path, name in small if (jpeg := small_jpeg(path.read_bytes())) is not None]
     last: list[tuple[Path | bytes, str]] = (
         [(path, path.stem) for path in sorted(folders[-1].glob("*.mp4"))] if folders else []
     )
