@@ -226,6 +226,25 @@ def generate(
     print(generate_file(image, out, url="" if model else url, model=model, token_file=token_file, **asked))
 
 
+@app.command()
+def convert(
+    source: Annotated[
+        Path,
+        typer.Argument(help="Model directory, svdflow's or diffusers', ORG/NAME\\[@REV] of a hub, or a single file."),
+    ],
+    out: Annotated[Path, typer.Argument(help="Directory to write; or a .safetensors file, in the authors' layout.")],
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Of a single file's model: 14 of svd (the default), 25 of svd_xt.")
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Write a single file in 16 bits.")] = False,
+) -> None:
+    """Bring a model into another form: a model directory (diffusers' format), or the authors' single file."""
+    from svdflow.diffusion.convert import convert_model
+
+    convert_model(source, out, frames=frames, half=half)
+    print(f"model: {out}")
+
+
 def main() -> None:
     """Entry point: expected errors are one line."""
     try:

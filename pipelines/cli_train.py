@@ -38,7 +38,7 @@ def stages(
 @train.command("calibrate")
 def calibrate(
     model: Annotated[
-        Path, typer.Argument(help="A released model (directory or ORG/NAME[@REV]), or svdflow's own without a map.")
+        Path, typer.Argument(help="A released model (directory or ORG/NAME\\[@REV]), or svdflow's own without a map.")
     ],
     images: Annotated[Path, typer.Option(help="Folder of pictures to start videos from; ten or more.")],
     out: Annotated[
@@ -70,7 +70,7 @@ def _add(preset: Preset) -> None:
         profile: Annotated[str, typer.Option(help="paper, local, test, or a YAML file of your own.")] = "local",
         init: Annotated[
             Path | None,
-            typer.Option(help="Model to start from: svdflow's or diffusers' directory, or ORG/NAME[@REV] of a hub."),
+            typer.Option(help="Model to start from: svdflow's or diffusers' directory, or ORG/NAME\\[@REV] of a hub."),
         ] = None,
         dataset: Annotated[
             str,

@@ -20,6 +20,7 @@ from svdflow.training.train.start import check_start
 
 from .datasets import last_settings
 from .local.run import RunResult, run_pipeline
+from .registry import resolve_settings
 
 if TYPE_CHECKING:
     from svdflow.training.train.forecast import Forecast
@@ -53,8 +54,9 @@ def train_stage(
             f"the stage {stage} trains on rendered orbits, not on a dataset of clips: `svdflow run svd` renders and "
             "trains them"
         )
+    asked = _checked_settings(preset, profile, sets)
     start = _checked_init(preset, init)
-    settings, overrides = resolve_stage(preset, profile, [parse_override(text) for text in sets], start)
+    settings, overrides = resolve_stage(preset, profile, asked, start)
     check_start(preset.kind, start, settings)
     tag, overrides = dataset_to_train_on(workdir, dataset, profile, overrides, (preset.kind,))
     arguments = {"stage": stage, "dataset": tag, "init": str(start or "")}
@@ -174,6 +176,22 @@ def _pictures(kinds: Sequence[str], sections: Mapping[str, Any]) -> Path | None:
     return Path(source).absolute()
 
 
+def _checked_settings(preset: Preset, profile: str, sets: Sequence[str]) -> list[tuple[str, Any]]:
+    """What is asked for on top of a profile, all of it known; before a model is fetched for it.
+
+    Raises:
+        ConfigError: names the field.
+    """
+    asked = [parse_override(text) for text in sets]
+    resolve_settings(profile, stage_overrides(preset.name, dict(asked)))
+    for dotted, _ in asked:
+        section, _, field = dotted.partition(".")
+        own = f"train_{preset.kind}"
+        if section.startswith("train_") and section != own and not field.startswith("unet"):
+            raise ConfigError(f"{dotted}: is of another stage; the settings of {preset.name} are {own}")
+    return asked
+
+
 def _checked_init(preset: Preset, init: Path | None, weights: bool = True) -> Path | None:
     """The model directory to start from, absolute; fetched when it is a repository of a hub.
 
@@ -189,6 +207,10 @@ def _checked_init(preset: Preset, init: Path | None, weights: bool = True) -> Pa
             "its own kind; name its directory"
         )
     init = resolve_model(init, weights)
+    if init.is_file():
+        raise BadInputError(
+            f"--init {init}: is a single file; `svdflow convert {init} DIRECTORY` makes a model directory of it"
+        )
     card = init / "svdflow.json"
     if not card.is_file():
         if not (init / "unet" / "config.json").is_file():
@@ -228,8 +250,8 @@ def forecast(
     from svdflow.training.train.forecast import TEXT_TOKENS, forecast_stage, unet_settings_of
 
     preset = load_preset(stage)
+    asked = _checked_settings(preset, profile, sets)
     start = _checked_init(preset, init, weights=False) if init else None
-    asked = [parse_override(text) for text in sets]
     settings, overrides = resolve_stage(preset, profile, asked, start, weights=False)
     sections = load_profile(profile, overrides)
     section = "encode_orbits" if preset.kind == "multi_view" else "encode"

@@ -1,8 +1,8 @@
 """Bytes that DeepSpeed holds for a small network at every ZeRO stage, as the first of four processes.
 
-``python -m tests.zero_sizes`` prints one JSON object: "stage precision accumulation" to bytes of parameters, gradients
-and optimiser. The other three processes are not there: torch's fake process group moves nothing and answers at once, so
-values are wrong and sizes are right.
+``python -m tests.zero_sizes`` prints one JSON object: "stage precision accumulation" to bytes of parameters, gradients,
+optimiser and running average. The other three processes are not there: torch's fake process group moves nothing and
+answers at once, so values are wrong and sizes are right.
 """
 
 import json
@@ -43,6 +43,8 @@ def storages(tensors) -> int:
 def measure(stage: int, precision: str, accumulation: int) -> dict[str, int]:
     import deepspeed
 
+    from svdflow.training.train.masters import AVERAGE, Masters
+
     net = network()
     config = {
         "train_batch_size": 4 * PROCESSES * accumulation,
@@ -58,6 +60,7 @@ def measure(stage: int, precision: str, accumulation: int) -> dict[str, int]:
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad])
     engine, *_ = deepspeed.initialize(model=net, optimizer=optimizer, config=config, dist_init_required=False)
     wrapper = engine.optimizer
+    held_average = Masters(engine, ("exp_avg", "exp_avg_sq", AVERAGE), 0)
     x = torch.randn(4, 96, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
     sizes = {}
     for _ in range(accumulation):
@@ -82,8 +85,10 @@ def measure(stage: int, precision: str, accumulation: int) -> dict[str, int]:
         masters += list(wrapper.fp32_partitioned_groups_flat)
     weights = {p.untyped_storage().data_ptr() for p in engine.module.parameters()}
     kept = [p for p in masters if p.untyped_storage().data_ptr() not in weights]
-    state = [value for values in base.state.values() for value in values.values() if torch.is_tensor(value)]
+    state = [{name: value for name, value in values.items() if name != AVERAGE} for values in base.state.values()]
+    state = [value for values in state for value in values.values() if torch.is_tensor(value)]
     sizes["optimizer"] = storages([kept, [value for value in state if value.numel() > 1]])
+    sizes["average"] = storages(held_average.state(AVERAGE))
     return sizes
 
 

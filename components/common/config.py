@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticCustomError
 
 from .errors import ConfigError
 
@@ -84,8 +85,17 @@ def validate_settings(model: type[SettingsT], section: str, values: Mapping[str,
     except (ValidationError, TypeError) as error:
         if not isinstance(error, ValidationError):
             raise ConfigError(f"{section}: {error}") from None
-        faults = [f"{'.'.join([section, *map(str, e['loc'])])}: {e['msg']}" for e in error.errors()]
-        raise ConfigError("; ".join(faults)) from None
+        raise ConfigError("; ".join(_fault(section, details) for details in error.errors())) from None
+
+
+def _fault(section: str, details: Mapping[str, Any]) -> str:
+    named = details.get("ctx", {}).get("field", ())
+    return f"{'.'.join([section, *map(str, details['loc']), *named])}: {details['msg'].removeprefix('Value error, ')}"
+
+
+def fault_of(field: str, message: str) -> PydanticCustomError:
+    """What a validator of several fields raises, so that the error names the one to change."""
+    return PydanticCustomError("fields", "{message}", {"message": message, "field": (field,)})
 
 
 def settings_of_variable(model: type[SettingsT], variable: str, example: str) -> SettingsT | None:

@@ -108,6 +108,8 @@ def import_single_file(
         _check(files, originals, shapes)
         readers = {name: _readers(files, originals[name], shapes[name]) for name in ("unet", "image_encoder")}
         readers["vae"] = _vae_readers(files, originals, shapes["vae"])
+        if _METADATA not in files.metadata:  # what its motion buckets stand for is not known, as of any release
+            card["imported"] = {"name": path.name, "prediction_type": EDM.prediction, "weights": "single file"}
         if framed:
             difference = _encoders_differ(files, originals)
             card.setdefault("single_file", {})["encoders_differ_by"] = difference

@@ -99,6 +99,19 @@ def test_equal_seeds_give_equal_videos_and_conditions_matter(directory, image):
     assert not np.array_equal(first, generate(model, image[::-1], seed=1, **settings))
 
 
+def test_a_motion_score_is_asked_for_through_the_models_own_map(directory, image):
+    model = load_model(directory)
+    settings = {"frames": 2, "steps": 1, "seed": 1, "guidance": (1.0, 1.0)}
+    for score in (0.5, 2.5):
+        by_score = generate(model, image, motion_score=score, **settings)
+        bucket = CALIBRATION.apply(score)
+        assert np.array_equal(by_score, generate(model, image, motion_bucket=bucket, **settings))
+        assert not np.array_equal(by_score, generate(model, image, motion_bucket=127, **settings))
+    model.card = {}
+    with pytest.raises(BadInputError, match="no motion calibration, so it takes a motion bucket"):
+        generate(model, image, motion_score=1.0, **settings)
+
+
 def test_an_orbit_depends_on_the_elevation_and_needs_it(image, tmp_path):
     save_model(_model("multi_view"), tmp_path)
     model = load_model(tmp_path)

@@ -1,8 +1,9 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import model_validator
 
-from svdflow.common.config import Settings, load_profile, load_settings, merge, parse_override, profile_names
+from svdflow.common.config import Settings, fault_of, load_profile, load_settings, merge, parse_override, profile_names
 from svdflow.common.errors import ConfigError
 
 
@@ -41,6 +42,23 @@ def test_a_wrong_setting_is_refused_and_named(tmp_path, overrides, field):
     profile = write(tmp_path / "p.yaml", "example: {}")
     with pytest.raises(ConfigError, match=field):
         load_settings(Example, "example", profile, overrides)
+
+
+def test_a_fault_between_settings_names_the_one_to_change(tmp_path):
+    class Halves(Settings):
+        whole: int = 4
+        parts: int = 2
+
+        @model_validator(mode="after")
+        def _even(self):
+            if self.whole % self.parts:
+                raise fault_of("whole", f"{self.whole} does not split into {self.parts}")
+            return self
+
+    profile = write(tmp_path / "p.yaml", "halves: {whole: 5}")
+    with pytest.raises(ConfigError) as refused:
+        load_settings(Halves, "halves", profile)
+    assert str(refused.value) == "halves.whole: 5 does not split into 2"
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def test_bytes_by_zero_stage_are_what_deepspeed_holds_within_a_tenth():
     trainable = sum(p.numel() for p in net.parameters() if p.requires_grad)
     assert trainable < total
     for stage, precision, accumulation in zero_sizes.CASES:
-        predicted = state_bytes(total, trainable, stage, zero_sizes.PROCESSES, precision, accumulation)
+        predicted = state_bytes(total, trainable, stage, zero_sizes.PROCESSES, precision, accumulation, ema=True)
         for part, size in found[f"{stage} {precision} {accumulation}"].items():
             if (stage, accumulation, part) == (2, 1, "gradients"):
                 continue  # not accumulated: they are handed to the optimiser as they come

@@ -76,6 +76,7 @@ def test_a_release_without_our_metadata_is_read_by_its_shapes_alone(model, path,
 
     again = import_single_file(_rewritten(path, tmp_path, as_released), num_frames=4, **HEADS)
     _same(model, again)
+    assert again.card["imported"]["name"] == "changed.safetensors" and "motion_calibration" not in again.card
     assert again.unet.config.num_frames == 4
     assert np.array_equal(_frames(model), _frames(again))
 

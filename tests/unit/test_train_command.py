@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from svdflow.common.errors import BadInputError, ConfigError
 from svdflow.curation.version import checkout
 from svdflow.curation.version.registry import VersionTag
+from svdflow.pipelines import stage_runs
 from svdflow.pipelines.cli import app
 from svdflow.pipelines.stage_runs import resolve_stage
 from svdflow.training.train.presets import all_presets, load_preset
@@ -123,12 +124,27 @@ def test_a_start_that_does_not_fit_is_refused(tmp_path):
 def test_settings_that_are_wrong_are_refused_with_the_field(tmp_path):
     workdir = ["-w", str(tmp_path / "w"), "--profile", "paper"]
     assert "train_image.stpes" in refused("image", *workdir, "--set", "train_image.stpes=3")
-    assert "a batch of 1001 does not split over 8 processes" in refused(
+    assert "train_image.batch: a batch of 1001 does not split over 8 processes" in refused(
         "image", *workdir, "--set", "train_image.batch=1001"
     )
     assert "no such profile" in refused("image", "--profile", "nope") or "neither a shipped one" in refused(
         "image", "--profile", "nope"
     )
+
+
+def test_settings_are_looked_at_before_a_start_is_fetched(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(stage_runs, "resolve_model", lambda name, *_: asked.append(name) or tmp_path)
+    for more in ([], ["--dry-run"]):
+        for setting, says in (
+            ("train_image_to_video.stpes=3", "train_image_to_video.stpes"),
+            ("train_img.steps=3", "train_img: no such step"),
+            ("train_video.steps=3", "train_video.steps: is of another stage; the settings of image_to_video are"),
+            ("encode.hieght=64", "encode.hieght"),
+        ):
+            command = ["image_to_video", "-w", str(tmp_path / "w"), "--init", "org/model", "--set", setting]
+            assert says in refused(*command, *more)
+    assert asked == [] and not (tmp_path / "w").exists()
 
 
 class Statistics:

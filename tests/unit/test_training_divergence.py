@@ -41,3 +41,11 @@ def test_no_checkpoint_is_due_while_it_looks_bad():
     assert watch.suspicious
     watch.look(1.0, 1.0)
     assert not watch.suspicious
+
+
+def test_a_run_that_goes_on_is_judged_by_what_was_usual_before():
+    fresh, resumed = Divergence(100, 3), Divergence(100, 3)
+    resumed.remember([1e4] + [1.0] * 300 + [500.0] + [1.0] * 20, [1.0] * 322)
+    assert not resumed.suspicious
+    for watch, ends in ((fresh, None), (resumed, "the loss is 700, its median was 1, for 3 steps in a row")):
+        assert [watch.look(value, 1.0) for value in (500.0, 600.0, 700.0)] == [None, None, ends]

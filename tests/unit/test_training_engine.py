@@ -58,13 +58,39 @@ def test_every_zero_stage_computes_what_plain_torch_does(setting, plain, values)
     run.close()
 
 
+@pytest.mark.parametrize("zero_stage", range(4))
+def test_a_gradient_is_clipped_to_the_norm_asked_for(setting, zero_stage):
+    """By plain SGD: Adam's update hides how long a gradient is."""
+    recipe = {"optimizer": "sgd", "lr": 1.0, "weight_decay": 0}
+    gradient = plain_torch(setting, engine_settings(**recipe, clip=0), 1)["gradient"]
+    clip = float(gradient.norm()) / 5
+    run = Run(setting, engine_settings(**recipe, clip=clip, zero_stage=zero_stage, accumulation=2))
+    start = run.whole()
+    figures = run.steps(1)[0]
+    assert figures.gradient_norm == pytest.approx(5 * clip, rel=1e-4), "told before it is clipped"
+    assert distance(start - run.whole(), gradient / 5) < 1e-4
+    run.close()
+
+
 @pytest.mark.parametrize("zero_stage", [0, 2])
 def test_in_bf16_the_average_and_the_optimiser_keep_fp32(setting, plain, zero_stage):
     settings = engine_settings(**RECIPE, zero_stage=zero_stage, precision="bf16", accumulation=2)
     run = Run(setting, settings)
     start = run.whole()
-    run.steps(STEPS)
+    seen: list[dict[str, torch.dtype]] = []
+
+    def look(_, args, kwargs):
+        given = dict(zip(("sample", "timestep"), args, strict=False)) | kwargs
+        seen.append({name: value.dtype for name, value in given.items() if torch.is_tensor(value)})
+
+    run.engine.deepspeed.module.register_forward_pre_hook(look, with_kwargs=True)
+    first, last = run.steps(1)[0], run.steps(STEPS - 1)[-1]
+    half = {"sample": torch.bfloat16, "encoder_hidden_states": torch.bfloat16}
+    # 999 is no number of bf16: what tells the noise level, the rate and the motion keeps its digits
+    assert all(given == half | {"timestep": torch.float32, "added_time_ids": torch.float32} for given in seen) and seen
     weights, average = run.whole(), run.whole("ema")
+    assert first.gradient_norm == pytest.approx(float(plain["gradient"].norm()), rel=0.05)
+    assert math.sqrt(last.square_sum) == pytest.approx(float(weights.norm()), rel=1e-5)
     assert not torch.equal(average, average.bfloat16().float())  # bf16 has no room for a step of a slow average
     # rounding the start to bf16 costs digits, the update that is learned does not depend on them much
     assert 0.5 < float((weights - start).norm() / (plain["model"] - start.bfloat16().float()).norm()) < 2

@@ -2,6 +2,7 @@
 
 import signal
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -10,6 +11,7 @@ from svdflow.common.errors import ConfigError
 from svdflow.diffusion.discrete import DiscreteSchedule
 from svdflow.diffusion.edm import EDM, Parameterisation
 from svdflow.diffusion.model_directory import load_model, read_card, save_model
+from svdflow.training.train import trainer as trainer_module
 from svdflow.training.train.checkpoint import newest_sound
 from svdflow.training.train.heartbeat import Heartbeat
 from svdflow.training.train.job import Job
@@ -132,3 +134,50 @@ def test_the_weights_that_are_handed_on_are_the_last_or_the_best_ones_as_asked(d
     if not same:
         average = load_file(tmp_path / "best" / "checkpoints" / "step_00000004" / "ema.safetensors")
         assert all(torch.equal(best[name], average[name]) for name in best)
+
+
+def test_what_is_looked_at_on_the_way_is_the_running_average_and_lies_in_the_log(data, tmp_path, asked, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = trainer(data, tmp_path, asked, steps=4, validate_every=2, sample_every=2)
+    step, judged = run.engine.train_step, run.judge.losses
+    kept, seen = {}, []
+
+    def whole(part: str) -> torch.Tensor:
+        return torch.cat([tensor.flatten() for of, _, tensor in run.engine.tensors() if of == part])
+
+    def stepped(losses):
+        figures = step(losses)
+        kept[run.engine.step] = whole("model"), whole("ema")
+        return figures
+
+    def look(what: str) -> None:
+        weights = torch.cat([p.detach().flatten() for p in run.engine.deepspeed.module.parameters()])
+        seen.append((what, run.engine.step, weights.clone()))
+
+    def write(folder, *_):
+        look("samples")
+        np.save(folder / "sample_0.npy", np.full((1, 16, 16, 3), 40, np.uint8))
+
+    run.engine.train_step = stepped
+    run.judge.losses = lambda draws: look("held-out loss") or judged(draws)
+    monkeypatch.setattr(trainer_module, "write_samples", write)
+    result = run.run()
+    looked = {(what, at) for what, at, _ in seen if at}
+    assert looked == {(what, at) for what in ("samples", "held-out loss") for at in (2, 4)}
+    for what, at, weights in seen:
+        if at:
+            model, average = kept[at]
+            assert torch.equal(weights, average) and not torch.equal(weights, model), (what, at)
+
+    log = EventAccumulator(str(tmp_path / "logs"))
+    log.Reload()
+    for name in ("loss", "gradient_norm", "parameter_norm"):
+        points = log.Scalars(f"train/{name}")
+        assert [point.step for point in points] == [1, 2, 3, 4]
+        assert [point.value for point in points] == pytest.approx(result[name], rel=1e-6)
+    held_out = {point.step: point.value for point in log.Scalars("held_out/mean")}
+    expected = {2: result["validation"][0]["mean"], 4: result["after"]["mean"]}
+    assert held_out == pytest.approx(expected, rel=1e-6)
+    levels = [name for name in log.Tags()["scalars"] if name.startswith("held_out/sigma_")]
+    assert len(levels) == 2 and [image.step for image in log.Images("samples")] == [2, 4]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from statistics import median
 
 _WINDOW, _LEAST = 50, 10  # steps that the median is over, and how many it takes
@@ -20,6 +21,12 @@ class Divergence:
         self.ratio, self.steps = ratio, steps
         self._good: dict[str, deque[float]] = {name: deque(maxlen=_WINDOW) for name in ("loss", "gradient norm")}
         self._bad = 0
+
+    def remember(self, losses: Sequence[float], gradient_norms: Sequence[float]) -> None:
+        """Take in the curves of a run that goes on, so that it is judged by what was usual before."""
+        for loss, norm in zip(losses[-2 * _WINDOW :], gradient_norms[-2 * _WINDOW :], strict=True):
+            self.look(loss, norm)
+        self._bad = 0  # the checkpoint was written at a good step
 
     @property
     def suspicious(self) -> bool:

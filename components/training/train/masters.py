@@ -46,6 +46,8 @@ class Masters:
         else:
             self.tensors = list(trained)
         self._master_of = {} if flat else dict(zip(trained, self.tensors, strict=True))
+        if self.zero_stage == 3:
+            self._clear_padding(trained)
         for master in self.tensors:
             # The optimiser makes its state at the first step; a checkpoint's has to lie there before.
             self.optimizer.state[master] = {"step": torch.tensor(float(step))} | {
@@ -124,6 +126,19 @@ class Masters:
                 for p, master in self._master_of.items():
                     if master is not p:
                         p.copy_(master)
+
+    def _clear_padding(self, trained: Sequence[Any]) -> None:
+        """Set to zero what fills up last shares: DeepSpeed leaves the memory as it was, and norms would count it."""
+        from deepspeed.utils import safe_get_local_fp32_param, safe_set_local_fp32_param
+
+        rank = torch.distributed.get_rank()
+        for p in trained:
+            size = p.ds_tensor.numel()
+            mine = min(max(p.ds_numel - rank * size, 0), size)
+            if mine < size:
+                share = safe_get_local_fp32_param(p).detach().clone()
+                share[mine:] = 0
+                safe_set_local_fp32_param(p, share)
 
     def _put_share(self, p: Any, value: torch.Tensor, part: str | None) -> None:
         from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state

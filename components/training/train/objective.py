@@ -5,6 +5,7 @@ Legend: B batch, F frames, N tokens, D context width, K scalars, C channels, H W
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +22,13 @@ from .data import Reading, SampleSource
 from .draws import Draw, frame_noise, noise, noise_offset
 
 UNKNOWN_MOTION = 127  # the released models' default, for samples without a motion score (orbits)
+
+
+def bucket_of(calibration: MotionCalibration | None, score: float | None) -> int:
+    """The motion bucket that a sample is told with, by its motion score as annotated."""
+    if calibration is None or score is None or not math.isfinite(score):
+        return UNKNOWN_MOTION
+    return calibration.apply(score)
 
 
 class _Network:
@@ -184,7 +192,7 @@ class Objective:
         vector_BK = vector_conditioning(
             self.kind,
             fps=[self.source.fps(draw) for draw in draws],
-            motion_bucket=[self._bucket(row["motion_score"]) for row in rows],
+            motion_bucket=[bucket_of(self.calibration, row["motion_score"]) for row in rows],
             noise_aug=[draw.augment_sigma for draw in draws],
             elevation_deg=[row["elevation_deg"] for row in rows] if self.kind == "multi_view" else None,
         )
@@ -202,9 +210,6 @@ class Objective:
         )
         kept_B = torch.tensor([not draw.drop_frame for draw in draws], device=self.device)
         return (latent_Bchw * kept_B.view(-1, 1, 1, 1)).to(self.dtype)[:, None].expand(-1, frames, -1, -1, -1)
-
-    def _bucket(self, score: float | None) -> int:
-        return UNKNOWN_MOTION if score is None or self.calibration is None else self.calibration.apply(score)
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(self.device)

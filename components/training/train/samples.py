@@ -17,7 +17,7 @@ from ...diffusion.sampling import generate, generate_from_text
 from .data import SampleSource
 from .draws import middle_draw
 from .job import GRID, SMALL_GRID
-from .objective import UNKNOWN_MOTION
+from .objective import bucket_of
 from .settings import StageSettings
 
 _COLUMNS = 8
@@ -92,11 +92,8 @@ def write_grid(folder: Path) -> np.ndarray | None:
 def _generate(model: VideoModel, source: SampleSource, index: int, settings: StageSettings) -> np.ndarray:
     row, draw = source.rows[index], middle_draw(index)
     window = source.window(draw, single_frame=model.kind == "image")
-    calibration = model.card.get("motion_calibration")
-    score = row["motion_score"]
-    bucket = UNKNOWN_MOTION
-    if calibration and score is not None:
-        bucket = MotionCalibration.from_dict(calibration).apply(score)
+    told = model.card.get("motion_calibration")
+    bucket = bucket_of(MotionCalibration.from_dict(told) if told else None, row["motion_score"])
     common: dict[str, Any] = {"fps": source.fps(draw), "motion_bucket": bucket}
     common |= {"steps": settings.sample_steps, "seed": index}
     if model.kind in ("image", "text_to_video"):

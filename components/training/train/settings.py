@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from ...common.config import Settings, load_profile, merge, validate_settings
+from ...common.config import Settings, fault_of, load_profile, merge, validate_settings
 from ...common.errors import ConfigError
 from ...diffusion.settings import LoraSettings
 from .presets import KINDS, load_preset
@@ -184,20 +184,21 @@ class StageSettings(Settings):
     def _splits_evenly(self) -> StageSettings:
         share = self.processes * self.accumulation
         if self.batch % share:
-            raise ValueError(
+            raise fault_of(
+                "batch",
                 f"a batch of {self.batch} does not split over {self.processes} processes x {self.accumulation} "
-                f"accumulated micro-batches; take a multiple of {share}"
+                f"accumulated micro-batches; take a multiple of {share}",
             )
         if abs(sum(self.caption_weights) - 1) > 1e-6 or min(self.caption_weights) < 0:
-            raise ValueError(f"caption_weights {self.caption_weights} must not be negative and must add up to 1")
+            raise fault_of("caption_weights", f"{self.caption_weights} must not be negative and must add up to 1")
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas {self.betas} must lie in [0, 1)")
+            raise fault_of("betas", f"{self.betas} must lie in [0, 1)")
         if self.short_frames and (
             self.frames is None or not 1 <= min(self.short_frames) <= max(self.short_frames) < self.frames
         ):
-            raise ValueError(f"short_frames {self.short_frames} must be fewer than frames, which is {self.frames}")
+            raise fault_of("short_frames", f"{self.short_frames} must be fewer than frames, which is {self.frames}")
         if self.fps is not None and not (self.fps and min(self.fps) > 0):
-            raise ValueError(f"fps {self.fps} must be one or more positive rates, or null for the samples' own")
+            raise fault_of("fps", f"{self.fps} must be one or more positive rates, or null for the samples' own")
         return self
 
     def learns(self, name: str) -> bool:

@@ -29,12 +29,19 @@ def check_start(stage: str, init: Path | None, settings: StageSettings) -> None:
         if stage == "image" and not settings.base:
             _check_channels(stage, settings)
         return
-    released = not (init / CARD).is_file() and read_json(init / "unet" / "config.json").get("num_frames")
-    if released and not settings.refit_motion:
+    if not settings.refit_motion and _motion_is_unknown(init):
         raise unknown_motion(stage, init)
     if settings.noise_schedule == "discrete":
         config = read_json(init / "scheduler" / "scheduler_config.json")
         parameterisation_to_train(stage, parameterisation_of(config), settings, str(init))
+
+
+def _motion_is_unknown(init: Path) -> bool:
+    """Whether a start is a video model of others, as it was released or imported, that nobody has calibrated."""
+    if not (init / CARD).is_file():
+        return bool(read_json(init / "unet" / "config.json").get("num_frames"))
+    card = read_json(init / CARD)
+    return card.get("kind") != "image" and "imported" in card and not card.get("motion_calibration")
 
 
 def unknown_motion(stage: str, init: Path) -> BadInputError:

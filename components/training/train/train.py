@@ -61,7 +61,8 @@ def train_stage(
     if init is None and stage == "image" and settings.base:
         init = resolve_model(settings.base)
     if init is not None and not init.is_dir():
-        raise BadInputError(f"{init}: there is no model directory here to start from")
+        how = f"; `svdflow convert {init} DIRECTORY` makes one of this file" if init.is_file() else ""
+        raise BadInputError(f"{init}: there is no model directory here to start from{how}")
     if stage != "image" and init is None:
         raise BadInputError(f"stage {stage} needs a model to start from (init)")
     check_start(stage, init, settings)

@@ -65,6 +65,7 @@ class Trainer:
         self.judge = Objective(self.model, self.held_out, self.engine.net, self.device)
         self.reading = ReadAhead(self._upcoming(), self.objective.read, self.settings.readers)
         self.divergence = Divergence(self.settings.diverged_ratio, self.settings.diverged_steps)
+        self.divergence.remember(self.state["loss"], self.state["gradient_norm"])
         self.log = TensorBoardLog(job.logs, self.engine.step) if self.rank == 0 and job.logs else None
         self.saved_at, self.saved_time = self.engine.step, time.monotonic()
 
