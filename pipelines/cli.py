@@ -203,13 +203,21 @@ def generate(
     image: Annotated[Path, typer.Argument(help="The picture that the video starts from.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The MP4 to write.")] = Path("generated.mp4"),
     url: Annotated[
-        str, typer.Option(help="host:port of Triton's gRPC; grpcs://host:port with TLS.")
-    ] = "127.0.0.1:8001",
+        str | None,
+        typer.Option(help="host:port of Triton's gRPC; grpcs://host:port with TLS.", show_default="127.0.0.1:8001"),
+    ] = None,
     token_file: Annotated[
         Path | None, typer.Option(help="A file with the bearer token that a gateway asks for; sent over TLS alone.")
     ] = None,
     model: Annotated[
         Path | None, typer.Option(help="A model directory: generate in this process, without a server.")
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DIR[=WEIGHT]",
+            help="With --model: an adapter, as the stage camera_motion leaves it. Repeat it for several.",
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Another seed, another video.")] = None,
     fps: Annotated[int | None, typer.Option(help="Frames a second that the motion is made for.")] = None,
@@ -223,7 +231,8 @@ def generate(
     from svdflow.export.generate import generate_file
 
     asked = {"seed": seed, "fps": fps, "motion_bucket": motion_bucket, "steps": steps}
-    print(generate_file(image, out, url="" if model else url, model=model, token_file=token_file, **asked))
+    url = url or ("" if model else "127.0.0.1:8001")
+    print(generate_file(image, out, url=url, model=model, token_file=token_file, lora=lora or (), **asked))
 
 
 @app.command()

@@ -19,6 +19,7 @@ from .weights_files import TensorFiles, TensorToWrite, write_safetensors
 
 ADAPTER = "lora.safetensors"  # in a model directory whose weights it is merged into
 _WITHIN = {"temporal": ".temporal_transformer_blocks.", "spatial": ".transformer_blocks."}
+_SHOWN = 3  # layers that a refusal names
 _A, _B, _BASE = ".lora_A.default.weight", ".lora_B.default.weight", ".base_layer."
 
 
@@ -88,7 +89,8 @@ def apply_lora(unet: Any, path: Path, scale: float = 1.0) -> None:
         scale: how much of it; a negative one takes it out again.
 
     Raises:
-        BadInputError: the file is damaged, tells no rank, or the UNet lacks a layer or has another width there.
+        BadInputError: the file is damaged, tells no rank, or the UNet lacks layers or has another width there: the
+            message names them. The UNet is then as it was.
     """
     layers = dict(unet.named_modules())
     with TensorFiles([path]) as file, torch.no_grad():
@@ -96,16 +98,41 @@ def apply_lora(unet: Any, path: Path, scale: float = 1.0) -> None:
             factor = scale * float(file.metadata["alpha"]) / int(file.metadata["rank"])
         except (KeyError, ValueError, ZeroDivisionError):
             raise BadInputError(f"{path}: is no adapter of svdflow's; its metadata tell no rank and alpha") from None
-        changes = {}
-        for name in file.names():
-            key, is_a, _ = name.removeprefix("unet.").partition(".lora_A.weight")
-            if not is_a:
-                continue
+        adapted = _adapted_shapes(file, path)
+        wrong = {}
+        for key, shape in adapted.items():
             weight = getattr(layers.get(key), "weight", None)
-            change = file.read(f"unet.{key}.lora_B.weight") @ file.read(name)
-            if weight is None or weight.shape != change.shape:
+            if weight is None or tuple(weight.shape) != shape:
                 there = "no such layer" if weight is None else f"one of {tuple(weight.shape)}"
-                raise BadInputError(f"{path}: adapts {key} of {tuple(change.shape)}, and the model has {there}")
-            changes[key] = factor * change
-        for key, change in changes.items():  # not before all are known to fit
-            layers[key].weight += change.to(layers[key].weight)
+                wrong[key] = f"{key} of {shape}, and the model has {there}"
+        if wrong:
+            shown = "; ".join(list(wrong.values())[:_SHOWN])
+            more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+            raise BadInputError(
+                f"{path}: is of another model: {len(wrong)} of its {len(adapted)} layers do not fit. It adapts "
+                f"{shown}{more}"
+            )
+        for key in adapted:  # not before all are known to fit
+            change = file.read(f"unet.{key}.lora_B.weight") @ file.read(f"unet.{key}.lora_A.weight")
+            layers[key].weight += (factor * change).to(layers[key].weight)
+
+
+def _adapted_shapes(file: TensorFiles, path: Path) -> dict[str, tuple[int, ...]]:
+    """Layer to the shape of the weight that an adapter's file changes.
+
+    Raises:
+        BadInputError: it changes none, or one of a layer's two matrices is missing or does not belong to the other.
+    """
+    names = set(file.names())
+    adapted = {}
+    for key in sorted({name.removeprefix("unet.").partition(".lora_")[0] for name in names if ".lora_" in name}):
+        a, b = (f"unet.{key}.lora_{side}.weight" for side in "AB")
+        if not {a, b} <= names:
+            raise BadInputError(f"{path}: damaged; of {key} it lacks {a if a not in names else b}")
+        of_a, of_b = file.shape(a), file.shape(b)
+        if len(of_a) != 2 or len(of_b) != 2 or of_a[0] != of_b[1]:
+            raise BadInputError(f"{path}: damaged; {key} has no two matrices of one rank, but {of_a} and {of_b}")
+        adapted[key] = (of_b[0], of_a[1])
+    if not adapted:
+        raise BadInputError(f"{path}: adapts no layer (unet.<layer>.lora_A.weight); it is no adapter, or damaged")
+    return adapted

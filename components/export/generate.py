@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..common.errors import BadInputError
+from ..common.identity import file_sha256
 from ..common.storage import write_atomic
 from ..common.video import encode_mp4
 from .client import VideoClient
@@ -20,7 +23,13 @@ _MAX_PIXELS = 8192 * 8192
 
 
 def generate_file(
-    image: Path, out: Path, url: str = "", model: Path | None = None, token_file: Path | None = None, **asked: Any
+    image: Path,
+    out: Path,
+    url: str = "",
+    model: Path | None = None,
+    token_file: Path | None = None,
+    lora: Sequence[str] = (),
+    **asked: Any,
 ) -> str:
     """Write the video that begins with an image, and say so in one line.
 
@@ -30,21 +39,29 @@ def generate_file(
         url: gRPC address of a server, as ``svdflow serve`` prints it.
         model: a model directory, to do it in this process instead.
         token_file: holds the bearer token that the server's gateway asks for: a file, so that no command line shows it.
+        lora: adapters to put on the model first, each as ``parse_lora`` reads it; several add up.
         asked: seed, fps, motion_bucket, noise_aug, steps, guidance; None or absent takes the default.
 
     Raises:
         BadInputError: no such image, neither or both of ``url`` and ``model``, a value out of its bounds, no token in
-        the file, or one that would travel in the clear.
+        the file, or one that would travel in the clear; no such adapter, one that does not fit the model, or one for a
+        server's model.
         ServiceError: the server does not answer.
     """
+    if lora and model is None:
+        raise BadInputError(
+            f"--lora {lora[0]}: a server puts no adapter on its model. Name a model directory by --model in place of "
+            "--url; to serve it, export a model that has the adapter merged in, as the stage camera_motion hands it on"
+        )
     if bool(url) == (model is not None):
         raise BadInputError("say where to generate: either --url of a server or --model, a model directory")
     if out.suffix.lower() != ".mp4":
         raise BadInputError(f"{out}: the video is an MP4 file; let its name end in .mp4")
+    adapters = [parse_lora(text) for text in lora]
     rgb = read_image(image)
     started = time.monotonic()
     if model is not None:
-        frames, parameters = _in_process(model, rgb, asked)
+        frames, parameters = _in_process(model, adapters, rgb, asked)
     else:
         with VideoClient(url, token=_token(token_file)) as client:
             frames, parameters = client.generate(rgb, **asked), client.parameters()
@@ -78,6 +95,34 @@ def read_image(path: Path) -> np.ndarray:
         ) from None
 
 
+def parse_lora(text: str) -> tuple[Path, float]:
+    """An adapter's file, and how much of it: ``DIR`` or ``DIR=WEIGHT``, 1 where no weight is told.
+
+    Args:
+        text: names a directory with ``lora.safetensors``, as the stage camera_motion leaves it, or such a file.
+
+    Raises:
+        BadInputError: there is no adapter, or the weight is no finite number.
+    """
+    from ..diffusion.lora import ADAPTER
+
+    place, told, number = text.rpartition("=")
+    if not told or Path(text).exists():  # a path may have an equals sign too
+        place, number = text, "1"
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = math.nan
+    if not math.isfinite(weight):
+        raise BadInputError(f"--lora {text}: {number!r} is no weight; write DIR=0.8, or DIR for a weight of 1")
+    path = Path(place) / ADAPTER if Path(place).is_dir() else Path(place)
+    if not path.is_file():
+        raise BadInputError(
+            f"--lora {text}: there is no adapter {path}; the stage camera_motion leaves a {ADAPTER} beside its model"
+        )
+    return path, weight
+
+
 def _token(path: Path | None) -> str | None:
     if path is None:
         return None
@@ -90,11 +135,23 @@ def _token(path: Path | None) -> str | None:
     return token
 
 
-def _in_process(model: Path, rgb: np.ndarray, asked: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+def _in_process(
+    model: Path, adapters: Sequence[tuple[Path, float]], rgb: np.ndarray, asked: dict[str, Any]
+) -> tuple[np.ndarray, dict[str, Any]]:
+    from ..diffusion.lora import ADAPTER, apply_lora
     from .repository import read_card, video_size
     from .service import VideoService
 
     settings = ExportSettings()
     size = dict(zip(("frames", "height", "width"), video_size(model, read_card(model), settings), strict=True))
     parameters = request_parameters(settings) | size
-    return VideoService(model, parameters).generate(rgb, asked), parameters
+    merged = file_sha256(model / ADAPTER) if adapters and (model / ADAPTER).is_file() else None
+    for path, weight in adapters:
+        if weight > 0 and merged == file_sha256(path):
+            raise BadInputError(
+                f"--lora {path}: {model} has this adapter merged in already; name the model that it was trained on"
+            )
+    service = VideoService(model, parameters)
+    for path, weight in adapters:
+        apply_lora(service.model.unet, path, weight)
+    return service.generate(rgb, asked), parameters

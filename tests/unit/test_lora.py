@@ -102,6 +102,17 @@ def test_a_file_that_does_not_fit_changes_nothing_and_is_told_why(base, trained,
     wide = build_video_unet(UNetSettings(**{**UNET, "block_out_channels": [64, 64]}), "text_to_video")
     with pytest.raises(BadInputError, match="and the model has"):
         apply_lora(wide, tmp_path / ADAPTER)
+    whole = load_file(tmp_path / ADAPTER)
+    told = {"rank": "4", "alpha": "8"}
+    key = next(name for name in whole if ".lora_A." in name)
+    for content, says in (
+        ({name: tensor for name, tensor in whole.items() if name != key}, "damaged; of .* it lacks unet"),
+        (whole | {key: whole[key][:3]}, "damaged; .* has no two matrices of one rank"),
+        ({"a": torch.zeros(1)}, "adapts no layer"),
+    ):
+        save_file(content, tmp_path / "damaged.safetensors", told)
+        with pytest.raises(BadInputError, match=says):
+            apply_lora(image, tmp_path / "damaged.safetensors")
     assert all(torch.equal(before[name], tensor) for name, tensor in image.state_dict().items())
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(BadInputError, match="its metadata tell no rank and alpha"):
