@@ -182,10 +182,11 @@ CURATED = {"clips": "split/clips", "annotations": "annotate/annotations", "selec
 
 @pytest.fixture(scope="module")
 def steps(builder: str, built: list[str], media: Path, tmp_path_factory: pytest.TempPathFactory) -> Steps:
-    """A real video to begin with; nothing has run."""
-    place = tmp_path_factory.mktemp("images")
+    """A real video to begin with; nothing has run, unless SVDFLOW_BENCH_RUNS names a folder where it has."""
+    kept = os.environ.get("SVDFLOW_BENCH_RUNS")
+    place = Path(kept).resolve() / "images" if kept else tmp_path_factory.mktemp("images")
     for folder in ("footage", "work", "s3"):
-        (place / folder).mkdir()
+        (place / folder).mkdir(parents=True, exist_ok=True)
         (place / folder).chmod(0o777)
     place.chmod(0o755)
     for file in media.glob("bikes.*"):
