@@ -50,7 +50,7 @@ def _unit(row: dict[str, Any], root: DataRoot, settings: EncodeSettings) -> Unit
         starts=1,
         window=(views, 1),  # an orbit is one window: all the way around
         captions=[],
-        row={"split": row["split"], "motion_score": None, "elevation_deg": row["elevation_deg"]},
+        row={"split": row["split"], "source_id": row["object_id"], "elevation_deg": row["elevation_deg"]},
         load=partial(_views, row, stride, root),
     )
 

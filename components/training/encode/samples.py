@@ -87,7 +87,7 @@ def encode_units(
             continue
         usable = {variant: key for variant, key in keys.items() if not found[key]["skipped"]}
         rows += [_row(unit, variant, key, found[key], found.get(text_key), text_key) for variant, key in usable.items()]
-    write_manifest("samples", rows, out)
+    write_manifest("samples", _groups_told_once(rows), out)
     report = encode_report(step, title, settings, units, rows, reasons, shown, root)
     report.done, report.reused, report.versions = work[True], work[False], names
     return report
@@ -157,6 +157,17 @@ def _unreadable(error: str, keys: dict[Variant, str], shard: ShardWriter) -> dic
     for key in keys.values():
         shard.root.record(KIND, key, result)
     return dict.fromkeys(keys.values(), result)
+
+
+def _groups_told_once(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same, the sources of each group on its first sample alone: a group of n sources does not take n² places."""
+    told: set[str] = set()
+    for row in rows:
+        if row.get("group_sources"):
+            if row["group"] in told:
+                row["group_sources"] = None
+            told.add(row["group"])
+    return rows
 
 
 def _reason(unit: Unit, result: dict[str, Any] | None) -> str | None:

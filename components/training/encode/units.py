@@ -47,7 +47,8 @@ class Unit:
         starts: at most so many frames keep their pixels; None for all.
         window: frames and stride of the reference window.
         captions: three, or none.
-        row: manifest values that the sample takes over: split, motion_score, elevation_deg.
+        row: manifest values that the sample takes over: split, source_id, group, group_sources, motion_score,
+            elevation_deg.
         load: the frames as decoded, uint8 [H, W, 3] one at a time.
         clip: manifest values that say where the clip lies, for training without the cache; None: that cannot be.
     """
