@@ -77,6 +77,16 @@ def _from_2(kind: str, table: pa.Table) -> pa.Table:
     return _with(table, added, after="fps")
 
 
+def _from_3(kind: str, table: pa.Table) -> pa.Table:
+    """Schema 4, of samples alone: what each was made of, so that sets can be held apart by source."""
+    if kind != "samples":
+        return table
+    added: dict[str, pa.DataType | bool] = {
+        "source_id": pa.string(), "group": pa.string(), "group_sources": pa.list_(pa.string())
+    }  # fmt: skip
+    return _with(table, added, after="split")
+
+
 def _one_row_a_video(table: pa.Table) -> pa.Table:
     """Rows of one content become one; schema 1 set the later ones aside as duplicates."""
     rows = sorted(table.to_pylist(), key=lambda row: (row["video_id"], row["name"]))
@@ -114,4 +124,4 @@ def _lacks(column: str) -> int:
     raise KeyError(f"there is no column {column}")
 
 
-_STEPS: dict[str, Callable[[str, pa.Table], pa.Table]] = {"1": _from_1, "2": _from_2}
+_STEPS: dict[str, Callable[[str, pa.Table], pa.Table]] = {"1": _from_1, "2": _from_2, "3": _from_3}

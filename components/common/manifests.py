@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from .errors import BadInputError
 from .manifest_migrations import migrate
 
-SCHEMA_VERSION = "3"
+SCHEMA_VERSION = "3"  # of the manifests that make a dataset version; the other kinds' are in SCHEMA_VERSIONS
 ROW_GROUP = 1 << 20  # rows; part of the canonical form
 BLOCK = 1 << 13  # rows that are plain dictionaries at a time
 
@@ -139,6 +139,10 @@ SAMPLES = pa.schema(
         ),  # identity of clip, encoders and settings, and the variant's number
         pa.field("clip_id", pa.string(), nullable=False),
         pa.field("split", pa.string(), nullable=False),  # "train" or "held_out"
+        pa.field("source_id", pa.string()),  # what splits go by: the source video, or an orbit's object; null: unknown
+        pa.field("group", pa.string()),  # of near-duplicates, as in the selection that the clip comes from
+        # every source with a clip in the group, kept or not: on one sample of a group, and where there are several
+        pa.field("group_sources", pa.list_(pa.string())),
         pa.field("shard_uri", pa.string()),  # data-root URI of a safetensors shard; null for the layout "clip"
         pa.field("tensor_prefix", pa.string(), nullable=False),  # tensors are "<prefix>.<name>"
         pa.field("frames", pa.int32(), nullable=False),  # of the reference window, which evaluation looks at
@@ -189,6 +193,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     "samples": SAMPLES,
     "orbits": ORBITS,
 }
+SCHEMA_VERSIONS = dict.fromkeys(SCHEMAS, SCHEMA_VERSION) | {"samples": "4"}  # none of a dataset version's own
 # Parquet columns worth a dictionary, of the kind with the most rows: elsewhere it would be tried for nothing.
 _REPEATING = {
     "selection": ["split", "group", "reasons.list.element", "thresholds", *(f"{axis}_cut" for axis in AXES)],
@@ -266,7 +271,7 @@ def write_in_order(kind: str, tables: Iterable[pa.Table], path: str | Path) -> N
 
 
 def _metadata(kind: str) -> dict[str, str]:
-    return {"svdflow.kind": kind, "svdflow.schema_version": SCHEMA_VERSION}
+    return {"svdflow.kind": kind, "svdflow.schema_version": SCHEMA_VERSIONS[kind]}
 
 
 def read_manifest(kind: str, path: str | Path) -> pa.Table:
@@ -282,12 +287,13 @@ def read_manifest(kind: str, path: str | Path) -> pa.Table:
         raise BadInputError(f"{path}: there is no {kind} manifest here; run the step that writes it") from None
     except (pa.ArrowInvalid, OSError) as error:
         raise BadInputError(f"{path}: cannot be read as a {kind} manifest: {error}") from error
-    if (version := _schema_version(table.schema)) != SCHEMA_VERSION:
-        table = migrate(kind, table, version, SCHEMA_VERSION, str(path))
+    current = SCHEMA_VERSIONS[kind]
+    if (version := _schema_version(kind, table.schema)) != current:
+        table = migrate(kind, table, version, current, str(path))
     schema = SCHEMAS[kind]
     if table.schema.names != schema.names:
         odd = sorted(set(table.schema.names) ^ set(schema.names)) or "the same names in another order"
-        raise BadInputError(f"{path}: not a {kind} manifest of schema {SCHEMA_VERSION}: columns differ: {odd}")
+        raise BadInputError(f"{path}: not a {kind} manifest of schema {current}: columns differ: {odd}")
     try:
         return table.cast(schema)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
@@ -331,16 +337,17 @@ def current_file(kind: str, path: Path, folder: Path) -> Path:
         BadInputError: as ``read_manifest``.
     """
     try:
-        current = _schema_version(pq.read_schema(path)) == SCHEMA_VERSION
+        current = _schema_version(kind, pq.read_schema(path)) == SCHEMA_VERSIONS[kind]
     except (OSError, pa.ArrowInvalid):
         current = False  # read_manifest says what is wrong
     if current:
         return path
-    copy = folder / f"{kind}-of-schema-{SCHEMA_VERSION}.parquet"
+    copy = folder / f"{kind}-of-schema-{SCHEMA_VERSIONS[kind]}.parquet"
     write_manifest(kind, read_manifest(kind, path), copy)
     return copy
 
 
-def _schema_version(schema: pa.Schema) -> str:
+def _schema_version(kind: str, schema: pa.Schema) -> str:
     """Of a Parquet file; one that does not say is taken to be of the present schema."""
-    return (schema.metadata or {}).get(b"svdflow.schema_version", SCHEMA_VERSION.encode()).decode(errors="replace")
+    present = SCHEMA_VERSIONS[kind].encode()
+    return (schema.metadata or {}).get(b"svdflow.schema_version", present).decode(errors="replace")

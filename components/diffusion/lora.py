@@ -124,7 +124,7 @@ def _adapted_shapes(file: TensorFiles, path: Path) -> dict[str, tuple[int, ...]]
         BadInputError: it changes none, or one of a layer's two matrices is missing or does not belong to the other.
     """
     names = set(file.names())
-    adapted = {}
+    adapted: dict[str, tuple[int, ...]] = {}
     for key in sorted({name.removeprefix("unet.").partition(".lora_")[0] for name in names if ".lora_" in name}):
         a, b = (f"unet.{key}.lora_{side}.weight" for side in "AB")
         if not {a, b} <= names:

@@ -211,9 +211,16 @@ def test_the_work_directory_is_gone_through(shared, tmp_path):
     (work / "artifacts" / "run").mkdir(parents=True)
     (work / "artifacts" / "run" / "annotations").write_bytes(manifests["annotations"].read_bytes())
     (work / "report.html").write_text("clip010")
+    for name, alike in (("samples", [GONE, STAYS]), ("others", ["video0", STAYS])):  # named as a near-duplicate's video
+        row = {
+            "sample_id": f"{identity(sample=1)}-00", "clip_id": "clip020", "split": "train", "source_id": STAYS,
+            "group": "clip020", "group_sources": alike, "tensor_prefix": "a", "frames": 8, "height": 64, "width": 64,
+            "fps": 8.0, "captions": [],
+        }  # fmt: skip
+        write_manifest("samples", [row], work / "artifacts" / "run" / name)
     receipt = _forget(bench, workdir=work)
     assert {p.relative_to(work).as_posix() for p in work.rglob("*") if p.is_file()} == {
-        "steps/run/train.json", *(f"manifests/{kind}.parquet" for kind in manifests),
+        "steps/run/train.json", "artifacts/run/others", *(f"manifests/{kind}.parquet" for kind in manifests),
     }  # fmt: skip
     assert len(read_rows("clips", work / "manifests/clips.parquet")) == 4
     assert "report.html" in receipt.workdir_files and "steps/run/train.json" not in receipt.workdir_files

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from svdflow.common.errors import BadInputError, ConfigError
-from svdflow.common.manifests import read_rows
+from svdflow.common.manifests import read_rows, write_manifest
 from svdflow.common.video import encode_mp4
 from svdflow.curation.version.component import checkout
 from svdflow.curation.version.settings import VersionSettings
@@ -17,6 +17,9 @@ from svdflow.training.encode.component import encode, encode_images, encode_mix
 from svdflow.training.train import train as train_module
 from svdflow.training.train.component import train
 from svdflow.training.train.datasets import read_datasets
+from svdflow.training.train.held_apart import ALIKE, SAME
+from svdflow.training.train.settings import load_stage_settings
+from tests.dataset_bench import Bench
 from tests.dataset_manifests import make_manifests
 
 
@@ -111,3 +114,47 @@ def test_a_mix_that_cannot_be_is_refused_before_anything_starts(registered):
         with pytest.raises(error, match=says):
             dataset_to_train_on(workdir, "demo", "test", asked | change, [kind])
     assert not workdir.exists()
+
+
+def test_datasets_of_two_registries_that_share_videos_are_held_apart_by_video(bench, tmp_path, monkeypatch):
+    """Each was split by itself: what one holds out, the other was to train on."""
+    other = Bench(tmp_path / "other")
+    other.settings = VersionSettings(name="more", remote=other.settings.remote)
+    bench.register_these(make_manifests(bench.root, bench.directory / "manifests", 3, 6, movie=movie(1)))
+    theirs = make_manifests(other.root, other.directory / "manifests", 4, 7, movie=movie(2), prefix="m")
+    # theirs hold out video1; they train on a clip of video0, and another of it, dropped, is like a clip of mvideo2
+    same = {"mvideo0": "video1", "mvideo3": "video0"}
+    for kind in ("videos", "clips", "selection"):
+        rows = [row | {"video_id": same.get(row["video_id"], row["video_id"])} for row in read_rows(kind, theirs[kind])]
+        alike = {"group": "mclip020"}
+        if kind == "selection":
+            rows = [row | (alike if row["clip_id"] in ("mclip020", "mclip031") else {}) for row in rows]
+        write_manifest(kind, rows, theirs[kind])
+    other.register_these(theirs)
+
+    monkeypatch.setenv("SVDFLOW_DATA_ROOT", str(tmp_path / "data"))
+    samples = []
+    for each, name in ((bench, "demo"), (other, "more")):
+        workdir = tmp_path / name
+        overrides = {"version.registry": str(each.registry)}
+        common = {"workdir": str(workdir), "run_id": "run", "profile": "test", "overrides": overrides}
+        names = ("videos", "clips", "annotations", "selection", "dataset", "mixed", "samples")
+        artifacts = {kind: SimpleNamespace(path=str(workdir / kind)) for kind in names}
+        checkout.python_func(version=name, **{kind: artifacts[kind] for kind in names[:6]}, **common)
+        given = {kind: artifacts[kind] for kind in ("clips", "annotations", "selection", "samples")}
+        encode.python_func(**given, **common)
+        samples.append(workdir / "samples")
+    assert {row["source_id"] for row in read_rows("samples", samples[1])} == {"mvideo1", "mvideo2", *same.values()}
+
+    for own, mixed, held_out in ((*samples, "video0"), (*samples[::-1], "video1")):
+        settings = load_stage_settings("image", "test", {"train_image.mix": [{"samples": str(mixed)}]})
+        found = read_datasets(own, "image", settings)
+        assert {row["source_id"] for row in found.held_out} == {held_out}
+        assert sorted(row["clip_id"] for row in found.train) == [
+            "clip020",
+            "clip021",
+            "mclip010",
+            "mclip011",
+            "mclip021",
+        ]
+        assert found.left_out == {SAME: 3, ALIKE: 1}

@@ -12,6 +12,7 @@ from svdflow.common.identity import identity
 from svdflow.common.manifest_spool import ManifestSpool
 from svdflow.common.manifests import (
     SCHEMA_VERSION,
+    SCHEMA_VERSIONS,
     SCHEMAS,
     current_file,
     read_blocks,
@@ -19,6 +20,7 @@ from svdflow.common.manifests import (
     read_rows,
     write_manifest,
 )
+from svdflow.curation.version.card import MANIFESTS
 
 
 def clip(number: int, **changes):
@@ -112,11 +114,25 @@ def test_a_manifest_of_schema_2_is_read_with_the_values_it_has(kind):
         assert set(new[name].to_pylist()) == {None}, name
 
 
+def test_samples_of_schema_3_are_read_with_the_values_they_have_and_no_source():
+    path = OLD.with_name("schema-3") / "samples.parquet"
+    table, new = pq.read_table(path), read_manifest("samples", path)
+    assert new.schema == SCHEMAS["samples"] and len(new) == len(table) > 0
+    assert {name: new[name].to_pylist() for name in table.schema.names} == table.to_pydict()
+    added = set(new.schema.names) - set(table.schema.names)
+    assert added == {"source_id", "group", "group_sources"}
+    assert all(new[name].null_count == len(new) for name in added)
+
+
+def test_samples_are_of_no_dataset_version_so_that_their_schema_moves_alone():
+    assert {SCHEMA_VERSIONS[kind] for kind in MANIFESTS} == {SCHEMA_VERSION} and "samples" not in MANIFESTS
+
+
 @pytest.mark.parametrize("kind", SCHEMAS)
 def test_a_migrated_file_is_written_once_and_a_present_one_is_read_as_it_is(tmp_path, kind):
     copy = current_file(kind, OLD / f"{kind}.parquet", tmp_path)
     assert copy.parent == tmp_path and current_file(kind, copy, tmp_path / "elsewhere") == copy
-    assert pq.read_schema(copy).metadata[b"svdflow.schema_version"] == SCHEMA_VERSION.encode()
+    assert pq.read_schema(copy).metadata[b"svdflow.schema_version"] == SCHEMA_VERSIONS[kind].encode()
     assert sorted(map(str, read_rows(kind, copy))) == sorted(map(str, read_rows(kind, OLD / f"{kind}.parquet")))
 
 

@@ -7,6 +7,7 @@ from svdflow.common.identity import identity
 from svdflow.common.manifests import write_manifest
 from svdflow.training.train.datasets import manifests_of, read_datasets, resolve_mix
 from svdflow.training.train.draws import Plan
+from svdflow.training.train.held_apart import ALIKE, SAME
 from svdflow.training.train.settings import stage_settings
 
 
@@ -62,11 +63,65 @@ def test_samples_that_are_too_short_are_left_out_and_counted_over_all_manifests(
     assert read_datasets(manifests["own"], "video", settings).left_out == {"fewer than 8 frames": 1}
 
 
-def test_what_one_manifest_holds_out_no_other_may_train_on(manifests, tmp_path):
-    write_manifest("samples", [sample("h"), sample("z")], tmp_path / "leak.parquet")
-    settings = settings_for(manifests, mix=[{"samples": str(tmp_path / "leak.parquet")}])
-    with pytest.raises(BadInputError, match=r"leak.parquet: clip h is train here and held_out in .*own.parquet"):
-        read_datasets(manifests["own"], "video", settings)
+def reads(tmp_path, *sets):
+    """The clips trained on, the clips held out, and what was left out, of a stage's own rows and those mixed in."""
+    paths = [tmp_path / f"set {number}.parquet" for number in range(len(sets))]
+    for path, rows in zip(paths, sets, strict=True):
+        write_manifest("samples", rows, path)
+    mix = [{"samples": str(path)} for path in paths[1:]]
+    found = read_datasets(paths[0], "video", settings_for({"more": "", "images": ""}, mix=mix))
+    assert len(found.dataset) == len(found.train)
+    train, held_out = ([row["clip_id"] for row in rows] for rows in (found.train, found.held_out))
+    return sorted(train), sorted(held_out), dict(found.left_out)
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["own holds out", "mixed holds out"])
+def test_what_one_dataset_holds_out_no_other_is_trained_on_by_clip_or_by_source_video(tmp_path, turned):
+    holds = [sample("a", source_id="A"), sample("h", "held_out", source_id="H"), sample("old", "held_out")]
+    trains = [
+        sample("h"),  # of before schema 4: the clip is all that is known
+        sample("h2", source_id="H"), sample("h3", source_id="H"), sample("old", source_id="O"),
+        sample("b", source_id="B"), sample("c"),
+    ]  # fmt: skip
+    train, held_out, left_out = reads(tmp_path, *((trains, holds) if turned else (holds, trains)))
+    assert train == ["a", "b", "c"]
+    assert held_out == ([] if turned else ["h", "old"])
+    assert left_out == {SAME: 4}
+
+
+def test_near_duplicates_that_either_dataset_knows_of_hold_apart_what_they_tie_to_a_held_out_video(tmp_path):
+    holds = [
+        sample("h", "held_out", source_id="H", group="g", group_sources=["H", "P"]),  # a clip of P is like it
+        sample("i", "held_out", source_id="I"),
+        sample("a", source_id="A"),
+    ]
+    trains = [
+        sample("p", source_id="P"),
+        sample("b1", source_id="B", group="k", group_sources=["B", "I"]),  # like a clip of I that was dropped here
+        sample("b2", source_id="B", group="k"),  # the group's sources stand on one of its samples
+        sample("b3", source_id="B"),
+        sample("c", source_id="C", group="m", group_sources=["C", "D"]),
+    ]
+    assert reads(tmp_path, holds, trains) == (["a", "b3", "c"], ["h", "i"], {ALIKE: 3})
+    assert reads(tmp_path, trains, holds) == (["a", "b3", "c"], [], {ALIKE: 3})
+
+
+def test_within_one_dataset_the_filter_has_the_last_word_on_near_duplicates(tmp_path):
+    """It bars clips that are like a kept held-out one, and lets the others of a video be."""
+    own = [
+        sample("t", source_id="T", group="g", group_sources=["H", "T"]),
+        sample("h", "held_out", source_id="H"),
+        sample("both", source_id="H"),  # no selection of ours has this
+    ]
+    assert reads(tmp_path, own) == (["t"], ["h"], {SAME: 1})
+
+
+def test_a_dataset_of_which_nothing_is_left_is_refused_with_the_reason(tmp_path):
+    held = [sample("a", source_id="A"), sample("h", "held_out", source_id="H")]
+    with pytest.raises(BadInputError, match=r"set 1.parquet: holds no training sample .*; 2 show what a dataset"):
+        reads(tmp_path, held, [sample("x", source_id="H"), sample("y", source_id="H")])
+    with pytest.raises(BadInputError, match=r"set 0.parquet: holds no training sample .*; 1 show what a dataset"):
+        reads(tmp_path, [sample("x", source_id="H")], held)
 
 
 def test_a_manifest_that_gives_nothing_is_refused_by_name(manifests):

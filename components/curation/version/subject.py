@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...common.manifest_views import open_views, row_groups
-from ...common.manifests import SCHEMA_VERSION, SCHEMAS, write_in_order
+from ...common.manifests import SCHEMA_VERSIONS, SCHEMAS, write_in_order
 from ...common.storage import write_atomic
 
 _SAYS = ("caption_image", "caption_video", "caption_summary")
@@ -86,6 +86,14 @@ class Subject:
                 table = table.filter(pc.invert(pc.is_in(table[column], pa.array(values, pa.string()))))
         return table
 
+    def is_named_by(self, table: pa.Table) -> bool:
+        """Whether a manifest has rows of it, or names it among the near-duplicates of another video."""
+        if "group_sources" in table.schema.names:
+            named = pc.list_flatten(table["group_sources"])
+            if pc.any(pc.equal(named, pa.scalar(self.video_id, named.type))).as_py():
+                return True
+        return len(self.without(table)) < len(table)
+
     def write_without(
         self, kind: str, path: Path, out: Path, change: Callable[[pa.Table], pa.Table] | None = None
     ) -> None:
@@ -98,7 +106,7 @@ class Subject:
             change: made to the table besides.
         """
         about = pq.read_schema(path)
-        if (about.metadata or {}).get(b"svdflow.schema_version") == SCHEMA_VERSION.encode():
+        if (about.metadata or {}).get(b"svdflow.schema_version") == SCHEMA_VERSIONS[kind].encode():
             self._stream_without(kind, path, out, change or (lambda table: table))
             return
         table = self.without(pq.read_table(path))

@@ -162,8 +162,7 @@ def _left_by_runs(workdir: Path) -> Iterator[Path]:
 
 def _tells_of(path: Path, subject: Subject, tokens: Iterable[bytes]) -> bool:
     if manifest_kind(path):
-        table = pq.read_table(path)
-        return len(subject.without(table)) < len(table)
+        return subject.is_named_by(pq.read_table(path))
     if path.suffix not in _TEXTS or path.stat().st_size > _MAX_TEXT_BYTES:
         return False
     content = path.read_bytes()

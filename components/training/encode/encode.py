@@ -33,10 +33,15 @@ def encode_clips(
     Raises:
         BadInputError: a manifest cannot be read. A clip that cannot be used is set aside and counted.
     """
-    kept = {row["clip_id"]: row for row in read_rows("selection", selection) if row["keep"]}
+    chosen = read_rows("selection", selection)
+    kept = {row["clip_id"]: row for row in chosen if row["keep"]}
+    alike: dict[str, set[str]] = {}
+    for row in chosen:  # dropped ones too: they tie videos together as well
+        if row["group"] is not None:
+            alike.setdefault(row["group"], set()).add(row["video_id"])
     notes = {row["clip_id"]: row for row in read_rows("annotations", annotations) if row["clip_id"] in kept}
     units = [
-        _unit(clip, kept[clip["clip_id"]]["split"], notes.get(clip["clip_id"], {}), settings)
+        _unit(clip, _side(kept[clip["clip_id"]], alike), notes.get(clip["clip_id"], {}), settings)
         for clip in read_rows("clips", clips)
         if clip["clip_id"] in kept
     ]
@@ -79,7 +84,16 @@ def plan_sequence(frames: int, fps: float, settings: EncodeSettings) -> Sequence
     return Sequence(count, fps / stride, (available - count) // 2 * stride / fps, available)
 
 
-def _unit(clip: dict[str, Any], split: str, note: dict[str, Any], settings: EncodeSettings) -> Unit:
+def _side(chosen: dict[str, Any], alike: dict[str, set[str]]) -> dict[str, Any]:
+    """The side of a clip, and what other datasets can be held apart from it by."""
+    sources = alike.get(chosen["group"], set())
+    told = sorted(sources) if len(sources) > 1 else None
+    return {
+        "split": chosen["split"], "source_id": chosen["video_id"], "group": chosen["group"], "group_sources": told
+    }  # fmt: skip
+
+
+def _unit(clip: dict[str, Any], side: dict[str, Any], note: dict[str, Any], settings: EncodeSettings) -> Unit:
     # Three captions always: where an annotator gave none, the next best stands in for it.
     given = [note.get("caption_image"), note.get("caption_video"), note.get("caption_summary")]
     stand_in = next((text for text in given if text), "")
@@ -89,12 +103,12 @@ def _unit(clip: dict[str, Any], split: str, note: dict[str, Any], settings: Enco
         unit_id=clip["clip_id"],
         sequence=sequence,
         size=size,
-        variants=variants(clip["height"], clip["width"], size, split, settings),
+        variants=variants(clip["height"], clip["width"], size, side["split"], settings),
         key_parts={"max_fps": settings.max_fps, "max_frames": settings.max_frames},
         starts=settings.starts_per_clip,
         window=(settings.frames, stride_for(sequence.fps, settings.fps)),
         captions=[text or stand_in for text in given],
-        row={"split": split, "motion_score": note.get("motion_score"), "elevation_deg": None},
+        row={**side, "motion_score": note.get("motion_score"), "elevation_deg": None},
         clip={"clip_shard": clip["shard_uri"], "clip_offset": clip["offset"], "clip_bytes": clip["bytes"]},
         source=ClipSource(clip["shard_uri"], clip["offset"], clip["bytes"], sequence),
     )

@@ -45,6 +45,6 @@ def _unit(row: dict[str, Any], settings: EncodeSettings) -> Unit:
         starts=1,
         window=(views, 1),  # an orbit is one window: all the way around
         captions=[],
-        row={"split": row["split"], "motion_score": None, "elevation_deg": row["elevation_deg"]},
+        row={"split": row["split"], "source_id": row["object_id"], "elevation_deg": row["elevation_deg"]},
         source=OrbitSource(row["shard_uri"], row["orbit_id"], row["frames"], stride),
     )

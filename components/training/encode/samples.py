@@ -80,7 +80,7 @@ def encode_units(
             continue
         ways = {variant: key for variant, key in keys.items() if not found[key]["skipped"]}
         rows += [_row(unit, variant, key, found[key], found.get(text_key), text_key) for variant, key in ways.items()]
-    write_manifest("samples", rows, out)
+    write_manifest("samples", _groups_told_once(rows), out)
     report = encode_report(step, title, settings, units, rows, reasons, made.shown, root)
     report.done, report.reused, report.versions = len(works) - len(made.lost), usable - len(works), names
     report.set_aside = first_rows(made.lost.items())
@@ -104,6 +104,17 @@ def _text_key(unit: Unit, names: dict[str, str], settings: EncodeSettings) -> st
     return identity(
         version=VERSION, unit=unit.unit_id, captions=unit.captions, encoder=names["text"], half=settings.half
     )
+
+
+def _groups_told_once(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same, the sources of each group on its first sample alone: a group of n sources does not take n² places."""
+    told: set[str] = set()
+    for row in rows:
+        if row.get("group_sources"):
+            if row["group"] in told:
+                row["group_sources"] = None
+            told.add(row["group"])
+    return rows
 
 
 def _reason(unit: Unit, result: dict[str, Any] | None) -> str | None:

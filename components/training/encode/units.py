@@ -23,7 +23,8 @@ class Unit:
         starts: at most so many frames keep their pixels; None for all.
         window: frames and stride of the reference window.
         captions: three, or none.
-        row: manifest values that the sample takes over: split, motion_score, elevation_deg.
+        row: manifest values that the sample takes over: split, source_id, group, group_sources, motion_score,
+            elevation_deg.
         source: where its frames come from.
         clip: manifest values that say where the clip lies, for training without the cache; None: that cannot be.
     """

@@ -10,6 +10,7 @@ from typing import Any
 from ...common.errors import BadInputError
 from ...common.manifests import read_rows
 from .buckets import check_samples, usable_rows
+from .held_apart import why_left_out
 from .settings import MixedSamples, StageSettings
 
 
@@ -70,30 +71,30 @@ def resolve_mix(
 def read_datasets(samples: Path, stage: str, settings: StageSettings) -> Datasets:
     """Read the manifests of a stage and keep what it can use.
 
+    What a dataset holds out no other is trained on (``held_apart.py``): such samples are left out and counted.
+
     Raises:
-        BadInputError: a manifest cannot be read, its samples are of another size, none is long enough, or one would
-            train on what another holds out.
+        BadInputError: a manifest cannot be read, its samples are of another size, none is long enough, or none is left
+            to train on.
     """
     train: list[dict[str, Any]] = []
     dataset: list[int] = []
     held_out: list[dict[str, Any]] = []
     left_out = Counter[str]()
-    sides: dict[str, tuple[str, Path]] = {}
-    for number, path in enumerate(manifests_of(samples, settings)):
-        rows = read_rows("samples", path)
-        for row in rows:
-            side, where = sides.setdefault(row["clip_id"], (row["split"], path))
-            if side != row["split"]:
-                raise BadInputError(
-                    f"{path}: clip {row['clip_id']} is {row['split']} here and {side} in {where}; "
-                    "mix datasets that were split together"
-                )
-        check_samples(rows, stage, settings, path)
-        usable, dropped = usable_rows(rows, stage, settings)
+    paths = manifests_of(samples, settings)
+    manifests = [read_rows("samples", path) for path in paths]
+    for number, (path, rows, barred) in enumerate(zip(paths, manifests, why_left_out(manifests), strict=True)):
+        left_out.update(reason for reason in barred if reason)
+        may = [row for row, reason in zip(rows, barred, strict=True) if not reason]
+        check_samples(may, stage, settings, path)
+        usable, dropped = usable_rows(may, stage, settings)
         left_out.update(dropped)
         mine = [row for row in usable if row["split"] == "train"]
-        if number and not mine:
-            raise BadInputError(f"{path}: holds no training sample that stage {stage} can use; leave it out of mix")
+        apart = len(rows) - len(may)
+        if not mine and (number or apart):
+            why = f"; {apart} show what a dataset of the mix holds out" if apart else ""
+            remedy = "leave it out of mix" if number else "leave the other out of mix"
+            raise BadInputError(f"{path}: holds no training sample that stage {stage} can use{why}; {remedy}")
         train += mine
         dataset += [number] * len(mine)
         if not number:

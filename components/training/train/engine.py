@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ...diffusion.checkpointing import checkpoint_activations
+from ...diffusion.compiled_blocks import compile_blocks
 from .checkpoint import Checkpoint
 from .masters import AVERAGE, Masters
 from .settings import StageSettings
@@ -74,7 +75,7 @@ class Engine:
         if resume:
             self._restore(resume)
         if settings.compile:
-            self.deepspeed.compile()
+            compile_blocks(unet)
 
     def _optimizer(self, unet: torch.nn.Module) -> torch.optim.Optimizer:
         s, trained = self.settings, [p for p in unet.parameters() if p.requires_grad]
@@ -104,9 +105,13 @@ class Engine:
     def net(self, sample: torch.Tensor, timestep: Any, encoder_hidden_states: torch.Tensor, **others: Any) -> Any:
         """The model, in training and without gradients alike. Times and scalars keep their digits in bf16 too."""
         dtype = torch.bfloat16 if self.settings.precision == "bf16" else torch.float32
-        return self.deepspeed(
-            sample.to(dtype), timestep, encoder_hidden_states=encoder_hidden_states.to(dtype), **others
-        )
+        # Only steps are compiled: held-out losses and samples have sizes of their own, and would make the steps' graphs
+        # ones of sizes that vary, which are slower.
+        eager = self.settings.compile and not torch.is_grad_enabled()
+        with torch.compiler.set_stance("force_eager") if eager else nullcontext():
+            return self.deepspeed(
+                sample.to(dtype), timestep, encoder_hidden_states=encoder_hidden_states.to(dtype), **others
+            )
 
     def train_step(self, losses: Sequence[Callable[[], torch.Tensor]]) -> StepFigures:
         """One optimiser step over the micro-batches' losses."""

@@ -111,7 +111,7 @@ class StageSettings(Settings):
     zero_stage: Literal[0, 1, 2, 3] = 2  # ours
     offload_optimizer: bool = False  # fp32 weights, moments and running average in main memory; at stages 1 to 3
     gradient_checkpointing: bool = False  # activations are computed again in the backward pass, not kept
-    compile: bool = False  # torch.compile around the U-Net
+    compile: bool = False  # torch.compile of the U-Net's blocks, each kind and size of block once
     attention: Literal["auto", "memory_efficient"] = "auto"  # the latter refuses kernels that hold all scores at once
     seed: int = Field(0, ge=0)
     timeout_s: float = Field(7 * 86400.0, gt=0)
