@@ -14,7 +14,18 @@ from svdflow.common.cluster.api import Cluster, connect
 from svdflow.common.errors import ConfigError
 
 from .cluster_facts import Access, Facts, Unreachable, kfp_answers
-from .cluster_needs import APIS, CONFIG_MAPS, PRIORITIES, QUEUES, RUNTIME, SECRETS, SERVICE_ACCOUNTS, STOPPING, VERBS
+from .cluster_needs import (
+    APIS,
+    CONFIG_MAPS,
+    PRIORITIES,
+    QUEUES,
+    RUNTIME,
+    RUNTIMES,
+    SECRETS,
+    SERVICE_ACCOUNTS,
+    STOPPING,
+    VERBS,
+)
 
 State = Literal["there", "missing", "absent", "unknown"]  # missing: needed; absent: only wanted by some
 _SIGNS = {"there": "[green]✓", "missing": "[red]✗", "absent": "[yellow]-", "unknown": "[yellow]?"}
@@ -73,7 +84,7 @@ def checks(facts: Facts, endpoint: str | None = None) -> Iterator[Row]:
     yield _version(facts)
     yield from _apis(facts)
     yield _pod_security(facts)
-    yield _runtime(facts)
+    yield from _runtimes(facts)
     yield from _queues(facts)
     yield from _flavors(facts)
     yield from _priorities(facts)
@@ -126,17 +137,16 @@ def _pod_security(facts: Facts) -> Row:
     return Row(what, "there" if level == "restricted" else "missing", level, remedy)
 
 
-def _runtime(facts: Facts) -> Row:
-    what, remedy = (
-        f"ClusterTrainingRuntime {RUNTIME}",
-        "kubectl apply -k infra/overlays/… (components/training-runtime)",
-    )
-    found = facts.get(f"/apis/trainer.kubeflow.org/v1alpha1/clustertrainingruntimes/{RUNTIME}")
-    if isinstance(found, Access):
-        return _not_read(what, found, remedy)
-    containers = _dig(found, "spec", "template", "spec", "replicatedJobs", 0, "template", "spec", "template", "spec",
-                      "containers") or [{}]  # fmt: skip
-    return Row(what, "there", containers[0].get("image", ""))
+def _runtimes(facts: Facts) -> Iterator[Row]:
+    for name, use in RUNTIMES.items():
+        what = f"ClusterTrainingRuntime {name}"
+        remedy = f"kubectl apply -k infra/overlays/… (components/training-runtime): {use}"
+        found = facts.get(f"/apis/trainer.kubeflow.org/v1alpha1/clustertrainingruntimes/{name}")
+        if isinstance(found, Access):
+            yield _not_read(what, found, remedy, needed=name == RUNTIME)
+            continue
+        job = _dig(found, "spec", "template", "spec", "replicatedJobs", 0, "template", "spec", "template", "spec")
+        yield Row(what, "there", (_dig(job, "containers", 0) or {}).get("image", ""))
 
 
 def _queues(facts: Facts) -> Iterator[Row]:

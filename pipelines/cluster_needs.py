@@ -45,6 +45,7 @@ APIS = (
 )  # fmt: skip
 
 RUNTIME = "svdflow-torch"
+RUNTIMES = {RUNTIME: "training", "svdflow-mpi": "training with starter: mpirun"}
 QUEUES = {"research": "training", "fan-out": "per-clip work"}
 PRIORITIES = ("svdflow-backfill", "svdflow-normal", "svdflow-release")
 

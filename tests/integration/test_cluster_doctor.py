@@ -110,6 +110,7 @@ def furnish(site: Site) -> None:
         "base/namespace.yaml", "base/service-accounts.yaml", "base/object-store.yaml", "base/work-volume.yaml",
         "components/queues/queues.yaml", "components/gpu-quotas/cluster-queues.yaml",
         "components/gpu-quotas/flavors.yaml", "components/training-runtime/runtime.yaml",
+        "components/training-runtime/mpi-runtime.yaml",
     ):  # fmt: skip
         for obj in documents(place):
             if obj["kind"] in ("LocalQueue", "ClusterQueue"):
@@ -204,6 +205,13 @@ def test_in_a_pod_one_s_own_access_is_reviewed_and_outside_the_runner_s(site, mo
     assert {review.get("user") for review in site.reviews} == {None}
     asked = {(r["resourceAttributes"]["group"], r["resourceAttributes"]["resource"]) for r in site.reviews}
     assert asked == {(group, resource.partition("/")[0]) for group, resource in VERBS}
+
+
+def test_what_only_an_option_uses_is_told_and_not_missing(site):
+    site.drop("ClusterTrainingRuntime", "svdflow-mpi")
+    row = site.rows()["ClusterTrainingRuntime svdflow-mpi"]
+    assert row.state == "absent" and "starter: mpirun" in row.remedy
+    assert examine(cluster=site.cluster()) == 0
 
 
 def test_at_the_console_it_is_what_stopping_takes_that_is_reviewed(site, monkeypatch):
