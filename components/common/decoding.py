@@ -11,9 +11,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .errors import StorageError, SvdflowError
+from .errors import ConfigError, StorageError, SvdflowError
 from .fanout import Outcome, in_pods, map_units
 from .pixels import Pixels
 from .storage import DataRoot
@@ -34,7 +35,12 @@ def in_cluster() -> bool:
 
 
 def decode_each(
-    function: Callable[[UnitT], ValueT], units: Sequence[UnitT], root: DataRoot, what: str, needed: bool = True
+    function: Callable[[UnitT], ValueT],
+    units: Sequence[UnitT],
+    root: DataRoot,
+    what: str,
+    needed: bool = True,
+    foreign: bool = True,
 ) -> list[Outcome[UnitT, ValueT]]:
     """Apply a function that decodes to each unit; the outcomes come in the order of the units.
 
@@ -44,12 +50,13 @@ def decode_each(
         root: through it pods get units and give outcomes.
         what: kind of work, for names: "truth".
         needed: whether the step fails where pods cannot be had; else every unit fails, with that reason.
+        foreign: whether anything in the files comes from others; else they are opened here.
 
     Raises:
         ConfigError, ServiceError: see ``IndexedJobs.run``; only when it is needed.
         StorageError: the data root cannot be read or written; also only then.
     """
-    if not in_cluster():
+    if not (foreign and in_cluster()):
         return [_here(function, unit, needed) for unit in units]
     try:
         found = {id(outcome.unit): outcome for outcome in _in_pods(function, units, root, what, needed)}
@@ -154,3 +161,19 @@ def pods_that_decode(needed: bool = True) -> FanoutSettings:
         waits = {name: getattr(settings, name) for name in ("deadline_s", "quota_wait_s", "image_wait_s", "patience_s")}
         changed |= {name: min(type(wait)(_REPORT_WAIT_S), wait) for name, wait in waits.items()}
     return settings.model_copy(update=changed)
+
+
+def require_on_volume(folder: Path) -> None:
+    """See that pods find a folder of files under its own path.
+
+    Raises:
+        ConfigError: ``SVDFLOW_FANOUT`` names no volume that holds it.
+    """
+    from .fanout_manifest import FanoutSettings
+
+    settings = FanoutSettings.from_environment()
+    if settings is None or not (settings.claim and folder.is_relative_to(settings.claim_path)):
+        raise ConfigError(
+            f"{folder}: pods of a fan-out, which open its files, do not see this folder; put it on a volume and name "
+            "that in SVDFLOW_FANOUT (claim, claim_path)"
+        )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import tarfile
+from dataclasses import dataclass
 
 import numpy as np
 
 from .errors import BadInputError
+from .fanout import in_pods
+from .pixels import keep_frames
 from .storage import DataRoot
 
 
@@ -51,3 +54,25 @@ def read_views(root: DataRoot, shard_uri: str) -> np.ndarray:
         return np.stack([views[name] for name in sorted(views)])
     except (tarfile.TarError, UnidentifiedImageError, OSError, ValueError) as error:
         raise BadInputError(f"{shard_uri}: not a shard of orbit views ({error}); render the orbit again") from error
+
+
+@dataclass(frozen=True)
+class OrbitPlace:
+    """Where an orbit's views lie: the data root's location, and the shard's URI."""
+
+    root: str
+    uri: str
+
+    def read(self) -> np.ndarray:
+        """See ``read_views``."""
+        return read_views(DataRoot.open(self.root), self.uri)
+
+
+@in_pods
+def keep_views(orbit: OrbitPlace) -> str:
+    """Put an orbit's views into the data root as plain frames; returns the URI.
+
+    Raises:
+        BadInputError: see ``read_views``.
+    """
+    return keep_frames(orbit.read(), DataRoot.open(orbit.root))

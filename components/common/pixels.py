@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from .errors import BadInputError
+from .shards import ShardReader, write_shard
+from .storage import DataRoot
+
+_FRAMES = "frames"
 
 
 @dataclass(frozen=True)
@@ -31,3 +37,23 @@ class Pixels:
         if min(self.height, self.width) < 1 or len(self.rgb) != self.height * self.width * 3:
             raise BadInputError(f"a picture of {self.width}x{self.height} px came with {len(self.rgb)} bytes")
         return np.frombuffer(self.rgb, np.uint8).reshape(self.height, self.width, 3).copy()
+
+
+def keep_frames(frames_FHWC: np.ndarray, root: DataRoot) -> str:
+    """Put frames into the data root as they are, uint8 [F, H, W, 3], as one tensor; returns the URI."""
+    with tempfile.TemporaryDirectory(dir=root.scratch("frames")) as folder:
+        path = Path(folder) / "frames.safetensors"
+        write_shard(path, {_FRAMES: {_FRAMES: frames_FHWC}})
+        return root.put_file(path)
+
+
+def kept_frames(root: DataRoot, uri: str, frames: int, height: int, width: int) -> np.ndarray:
+    """What ``keep_frames`` put there.
+
+    Raises:
+        BadInputError: it is not of that size.
+    """
+    found = ShardReader.open(root, uri).read(_FRAMES, _FRAMES)
+    if found.dtype != np.uint8 or found.shape != (frames, height, width, 3):
+        raise BadInputError(f"{uri}: holds {found.dtype} of {found.shape}, not {frames} frames of {width}x{height} px")
+    return found

@@ -5,7 +5,6 @@ Latents are not the truth: decoding them would forgive what the autoencoder lose
 
 from __future__ import annotations
 
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ from ..common.fanout import in_pods
 from ..common.frames import fit_frame
 from ..common.identity import identity
 from ..common.manifests import read_rows
+from ..common.pixels import keep_frames, kept_frames
 from ..common.sample_tensors import first_picture
-from ..common.shards import ShardReader, write_shard
 from ..common.storage import DataRoot
 from ..common.video import VideoFrame, decode
 from .metric import Clip
@@ -110,10 +109,7 @@ def keep_true_frames(work: TruthWork) -> str:
         BadInputError: see ``true_frames``.
     """
     root = DataRoot.open(work.root)
-    with tempfile.TemporaryDirectory(dir=root.scratch("evaluate")) as folder:
-        path = Path(folder) / "truth.safetensors"
-        write_shard(path, {_TRUTH: {"frames": true_frames(work, root)}})
-        return root.put_file(path)
+    return keep_frames(true_frames(work, root), root)
 
 
 def true_frames(work: TruthWork, root: DataRoot) -> np.ndarray:
@@ -160,12 +156,10 @@ def _truth_from_pods(works: list[TruthWork], root: DataRoot) -> Iterator[np.ndar
                 continue
             found = {"uri": outcome.value, "clip_id": work.row["clip_id"]}  # by its id it is found when it is to go
             root.record(_TRUTH, work.key(), found)
-        frames = ShardReader.open(root, found["uri"]).read(_TRUTH, "frames")
-        expected = tuple(work.row[name] for name in ("frames", "height", "width")) + (3,)
-        if frames.dtype != np.uint8 or frames.shape != expected:
-            yield f"sample {work.row['sample_id']}: pods gave frames of {frames.shape}, not {expected}"
-            continue
-        yield frames
+        try:
+            yield kept_frames(root, found["uri"], *(work.row[name] for name in ("frames", "height", "width")))
+        except BadInputError as error:
+            yield str(error)
 
 
 def frames_from(decoded: Iterable[VideoFrame], given_HWC: np.ndarray, frames: int, fps: float) -> np.ndarray | None:

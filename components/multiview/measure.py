@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..common.decoding import decode_each, in_cluster
 from ..common.errors import BadInputError
 from ..common.finished import find_finished, record_finished
 from ..common.identity import file_sha256, identity, tree_sha256
 from ..common.manifests import read_rows
-from ..common.orbit_views import pack_views, read_views
+from ..common.orbit_views import OrbitPlace, keep_views, pack_views, read_views
+from ..common.pixels import kept_frames
 from ..common.progress import track
 from ..common.psnr import psnr_db
 from ..common.report import StepReport, images, table
 from ..common.storage import DataRoot
-from .render import strip
+from .render import GENERATED, strip
 from .settings import MeasureSettings
 
 VERSION = "1"
@@ -29,6 +32,29 @@ TITLES = {
     SHUFFLED: "the multi-view model, told another orbit's elevation",
     COPY: "the input view copied",
 }
+
+
+def rendered_views(rows: list[dict[str, Any]], root: DataRoot) -> Iterator[np.ndarray]:
+    """The views of orbits; of objects that others made they are unpacked where those were rendered: in pods.
+
+    Args:
+        rows: of the orbits manifest.
+        root: where the views lie.
+
+    Raises:
+        BadInputError: a shard holds no views, or others.
+    """
+    foreign = {row["orbit_id"] for row in rows if row["source"] != GENERATED} if in_cluster() else set()
+    places = [OrbitPlace(root.location, row["shard_uri"]) for row in rows if row["orbit_id"] in foreign]
+    outcomes = iter(decode_each(keep_views, places, root, "views"))
+    for row in rows:
+        if row["orbit_id"] not in foreign:
+            yield read_views(root, row["shard_uri"])
+            continue
+        outcome = next(outcomes)
+        if outcome.value is None:
+            raise BadInputError(outcome.error or row["shard_uri"])
+        yield kept_frames(root, outcome.value, row["frames"], row["height"], row["width"])
 
 
 def measure_orbits(model: Path, before: Path, orbits: Path, root: DataRoot, settings: MeasureSettings) -> StepReport:
@@ -65,7 +91,7 @@ def measure_orbits(model: Path, before: Path, orbits: Path, root: DataRoot, sett
         return finished
     rows = choose_orbits(orbits, settings.orbits)
     told = wrong_elevations([row["elevation_deg"] for row in rows])
-    truth = [read_views(root, row["shard_uri"]) for row in rows]
+    truth = list(rendered_views(rows, root))
     true_elevations = [row["elevation_deg"] for row in rows]
     columns: dict[str, list[np.ndarray]] = {}
     done = 0

@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from ..common.decoding import decode_each, in_cluster, pictures, require_on_volume
 from ..common.errors import BadInputError, ServiceError, SvdflowError
-from ..common.fanout import Outcome, map_units
+from ..common.fanout import Outcome, chosen_executor, in_pods, map_units
 from ..common.identity import identity
 from ..common.manifests import write_manifest
-from ..common.orbit_views import pack_views, read_views
+from ..common.orbit_views import OrbitPlace, pack_views
+from ..common.picture import shrink
+from ..common.pixels import Pixels
 from ..common.report import StepReport, histogram, images, table
 from ..common.storage import DataRoot
 from .mesh_files import FileObject, object_files, open_object
@@ -22,8 +25,9 @@ from .objects import GeneratedObject, generate_object
 from .settings import RenderSettings
 
 VERSION = "1"
+GENERATED = "generated"  # the source of an orbit that comes from no file
 REMEDY = "install a software renderer: apt-get install libegl1 libgl1-mesa-dri libosmesa6 libgl1"
-_SHEET_ROWS = 16
+_SHEET_ROWS, _SHEET_PX = 16, 72
 
 
 @dataclass(frozen=True)
@@ -52,24 +56,28 @@ def render_orbits(objects: str, out: Path, root: DataRoot, settings: RenderSetti
         BadInputError: the folder holds no usable object.
         ServiceError: no object can be rendered on this machine.
     """
+    apart = bool(objects) and in_cluster()  # files of others: opened in pods, as are pictures that come of them
     things, refused = _open_folder(Path(objects), settings) if objects else (_generated(settings), {})
     jobs = [job for thing, split in things for job in _plan(thing, split, settings)]
     found = {job.orbit_id: value for job in jobs if (value := root.find("orbit", job.orbit_id)) is not None}
     todo = [job for job in jobs if job.orbit_id not in found]
     failed: dict[str, str] = {}
-    for outcome in _render_all(todo):
+    for outcome in _render_in_pods(todo, jobs, Path(objects), root) if apart else _render_all(todo):
         job = outcome.unit
         if outcome.value is None:
             failed[f"{job.thing.name} at {job.elevation_deg:.1f}°"] = outcome.error or "failed"
             continue
-        found[job.orbit_id] = {"shard_uri": root.put_bytes(outcome.value)}
+        uri = outcome.value if isinstance(outcome.value, str) else root.put_bytes(outcome.value)
+        found[job.orbit_id] = {"shard_uri": uri}
         root.record("orbit", job.orbit_id, found[job.orbit_id])
     kept = [job for job in jobs if job.orbit_id in found]
     if not kept:
         reasons = "; ".join((refused | failed).values())
         raise BadInputError(f"{objects or 'generated objects'}: no object could be rendered: {reasons[:400]}")
     write_manifest("orbits", [_row(job, found[job.orbit_id]["shard_uri"]) for job in kept], out)
-    shown = {job.orbit_id: read_views(root, found[job.orbit_id]["shard_uri"]) for job in _spread(kept)}
+    places = [OrbitPlace(root.location, found[job.orbit_id]["shard_uri"]) for job in _spread(kept)]
+    drawn = pictures(decode_each(orbit_strip, places, root, "pictures", needed=False, foreign=apart))
+    shown = {_spread(kept)[place].orbit_id: picture for place, picture in drawn}
     return _report(kept, shown, refused, failed, done=len(todo) - len(failed), looked_at=len(things) + len(refused))
 
 
@@ -139,6 +147,45 @@ def _render_all(jobs: list[OrbitJob]) -> Iterator[Outcome[OrbitJob, bytes]]:
         held_back.clear()
 
 
+@dataclass(frozen=True)
+class OrbitWork:
+    """An orbit to be rendered in a pod: the data root's location, and the orbit."""
+
+    root: str
+    job: OrbitJob
+
+
+@in_pods
+def render_into_root(work: OrbitWork) -> str:
+    """Render an orbit and put its views into the data root; returns the URI.
+
+    Raises:
+        BadInputError: the object cannot be used.
+    """
+    return DataRoot.open(work.root).put_bytes(_render_job(work.job))
+
+
+@in_pods
+def orbit_strip(orbit: OrbitPlace) -> Pixels:
+    """Some views of an orbit side by side, small.
+
+    Raises:
+        BadInputError: see ``read_views``.
+    """
+    return Pixels.of(shrink(strip(orbit.read()), _SHEET_PX))
+
+
+def _render_in_pods(
+    todo: list[OrbitJob], jobs: list[OrbitJob], folder: Path, root: DataRoot
+) -> Iterator[Outcome[OrbitJob, str]]:
+    require_on_volume(folder.resolve())
+    executor = chosen_executor(root, "render", identity(orbits=[job.orbit_id for job in jobs]))
+    works = [OrbitWork(root.location, job) for job in todo]
+    timeout_s = todo[0].settings.timeout_s if todo else 0
+    for outcome in map_units(render_into_root, works, "orbits", timeout_s=timeout_s, executor=executor):
+        yield Outcome(outcome.unit.job, outcome.value, outcome.error, outcome.seconds)
+
+
 def _require_renderer(symptom: str) -> None:
     """Draw a small generated object in a process of its own.
 
@@ -174,7 +221,7 @@ def _row(job: OrbitJob, shard_uri: str) -> dict[str, Any]:
     return {
         "orbit_id": job.orbit_id,
         "object_id": job.thing.object_id,
-        "source": "generated" if isinstance(job.thing, GeneratedObject) else job.thing.name,
+        "source": GENERATED if isinstance(job.thing, GeneratedObject) else job.thing.name,
         "split": job.split,
         "elevation_deg": job.elevation_deg,
         "frames": job.settings.views,
@@ -218,7 +265,7 @@ def _report(
         }
     }
     by_id = {job.orbit_id: job for job in kept}
-    sheets = [(strip(views), _caption(by_id[key])) for key, views in shown.items()]
+    sheets = [(sheet, _caption(by_id[key])) for key, sheet in shown.items()]
     report.sections.append(
         images("Orbits", sheets, note="One row an orbit; the first view is the input view.", height_px=72)
     )

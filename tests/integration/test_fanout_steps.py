@@ -18,6 +18,7 @@ from PIL import Image
 
 from svdflow.common import fanout
 from svdflow.common.cluster.api import Cluster
+from svdflow.common.errors import ConfigError
 from svdflow.common.manifests import AXES, read_rows, write_manifest
 from svdflow.common.report import StepReport
 from svdflow.common.storage import DataRoot
@@ -30,6 +31,9 @@ from svdflow.curation.split.split import split_videos
 from svdflow.evaluation.held_out import load_clips
 from svdflow.export.input_images import choose_images
 from svdflow.ingest.ingest import IngestSettings, ingest_videos
+from svdflow.multiview.measure import rendered_views
+from svdflow.multiview.render import render_orbits
+from svdflow.multiview.settings import RenderSettings
 from svdflow.training.encode.encode import encode_clips
 from svdflow.training.encode.images import encode_images
 from svdflow.training.encode.settings import EncodeSettings
@@ -203,3 +207,39 @@ def test_clips_are_encoded_compared_and_sent_without_being_decoded_in_the_step(t
     with pods(tmp_path, monkeypatch, units=9) as api:
         assert run(tmp_path / "there") == here
         assert jobs(api) == [("encode", 1), ("encode", 1), ("serve", 1), ("sizes", 1), ("truth", 1)]
+
+
+def test_objects_of_others_are_rendered_and_their_views_unpacked_without_being_opened_in_the_step(
+    tmp_path, monkeypatch
+):
+    folder = tmp_path / "objects"
+    folder.mkdir()
+    faces = "3 2 6/3 6 7/2 1 5/2 5 6/0 4 5/0 5 1/0 3 7/0 7 4/4 7 6/4 6 5/0 1 2/0 2 3"  # of a box, seen from outside
+    for name, top in (("low.obj", 1), ("high.obj", 2)):
+        lines = [
+            "mtllib red.mtl",
+            *(f"v {x} {y} {z}" for y in (-1, top) for x, z in ((-1, -1), (1, -1), (1, 1), (-1, 1))),
+        ]
+        lines += [
+            "usemtl red",
+            *("f " + " ".join(str(int(corner) + 1) for corner in face.split()) for face in faces.split("/")),
+        ]
+        (folder / name).write_text("\n".join(lines))
+    (folder / "red.mtl").write_text("newmtl red\nKa 1 0 0\nKd 1 0 0\n")
+    (folder / "nan.obj").write_text("v 0 0 0\nv nan nan nan\nv 1 1 0\nf 1 2 3\n")
+    settings = RenderSettings(views=2, size_px=32, supersampling=1)
+
+    def run(place: Path) -> Any:
+        root = DataRoot.open(place / "data")
+        report = render_orbits(str(folder), place / "orbits.parquet", root, settings)
+        views = [views.tobytes() for views in rendered_views(read_rows("orbits", place / "orbits.parquet"), root)]
+        return (place / "orbits.parquet").read_bytes(), views, report.counts, len(pictures_of(report))
+
+    here = run(tmp_path / "here")
+    assert here[2]["set aside"] == 1 and here[3] == 2
+    with pods(tmp_path, monkeypatch, units=3) as api:
+        assert run(tmp_path / "there") == here
+        assert jobs(api) == [("pictures", 1), ("render", 1), ("views", 1)]
+    monkeypatch.setenv("SVDFLOW_FANOUT", "{image: 'a:1', claim: work, claim_path: /elsewhere}")
+    with pytest.raises(ConfigError, match="do not see this folder"):
+        render_orbits(str(folder), tmp_path / "none.parquet", DataRoot.open(tmp_path / "other"), settings)
