@@ -78,13 +78,13 @@ def _from_2(kind: str, table: pa.Table) -> pa.Table:
 
 
 def _from_3(kind: str, table: pa.Table) -> pa.Table:
-    """Schema 4, of samples alone: what each was made of, so that sets can be held apart by source."""
+    """Schema 4, of samples alone: what each was made of, to hold sets apart by source, and its motion score's unit."""
     if kind != "samples":
         return table
     added: dict[str, pa.DataType | bool] = {
         "source_id": pa.string(), "group": pa.string(), "group_sources": pa.list_(pa.string())
     }  # fmt: skip
-    return _with(table, added, after="split")
+    return _with(_with(table, added, after="split"), {"motion_unit": pa.string()}, after="motion_score")
 
 
 def _one_row_a_video(table: pa.Table) -> pa.Table:

@@ -164,6 +164,7 @@ SAMPLES = pa.schema(
         pa.field("clip_offset", pa.int64()),
         pa.field("clip_bytes", pa.int64()),
         pa.field("motion_score", pa.float64()),
+        pa.field("motion_unit", pa.string()),  # of the score, as annotated; null: unknown
         pa.field("elevation_deg", pa.float64()),  # multi-view orbits only
         pa.field("captions", pa.list_(pa.string()), nullable=False),  # image, video, summary
     ]

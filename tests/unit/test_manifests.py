@@ -114,13 +114,13 @@ def test_a_manifest_of_schema_2_is_read_with_the_values_it_has(kind):
         assert set(new[name].to_pylist()) == {None}, name
 
 
-def test_samples_of_schema_3_are_read_with_the_values_they_have_and_no_source():
+def test_samples_of_schema_3_are_read_with_the_values_they_have_and_nothing_made_up():
     path = OLD.with_name("schema-3") / "samples.parquet"
     table, new = pq.read_table(path), read_manifest("samples", path)
     assert new.schema == SCHEMAS["samples"] and len(new) == len(table) > 0
     assert {name: new[name].to_pylist() for name in table.schema.names} == table.to_pydict()
     added = set(new.schema.names) - set(table.schema.names)
-    assert added == {"source_id", "group", "group_sources"}
+    assert added == {"source_id", "group", "group_sources", "motion_unit"}
     assert all(new[name].null_count == len(new) for name in added)
 
 

@@ -198,3 +198,16 @@ def test_versions_of_the_mix_are_found_among_the_samples_of_the_pipeline_and_pic
     assert len(resolve_mix("video", settings, tmp_path, tmp_path / "none.parquet").mix) == 2
     with pytest.raises(BadInputError, match=r"train_video.mix.0.dataset: samples of more@v1.0.0 are not at hand"):
         resolve_mix("video", settings)
+
+
+def test_motion_scores_of_a_mix_are_in_one_unit(tmp_path):
+    small = {"motion_score": 1.0, "motion_unit": "px/0.5s@short128"}
+    large = {"motion_score": 2.0, "motion_unit": "px/0.5s@short256"}
+    paths = [tmp_path / "one.parquet", tmp_path / "two.parquet"]
+    settings = settings_for({"more": "", "images": ""}, mix=[{"samples": str(paths[1])}])
+    write_manifest("samples", [sample("a", **small), sample("b")], paths[0])
+    write_manifest("samples", [sample("c", **small), sample("d", **large | {"motion_score": None})], paths[1])
+    assert read_datasets(paths[0], "video", settings).motion_unit == "px/0.5s@short128"
+    write_manifest("samples", [sample("c", **large)], paths[1])
+    with pytest.raises(BadInputError, match="px/0.5s@short128 and px/0.5s@short256, of which no one map"):
+        read_datasets(paths[0], "video", settings)

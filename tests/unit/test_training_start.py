@@ -1,10 +1,12 @@
 """What a stage may start from is settled by configuration files, before any process is started."""
 
+import json
+
 import pytest
 
 from svdflow.common.errors import BadInputError, ConfigError
 from svdflow.training.train.settings import load_stage_settings, stage_settings
-from svdflow.training.train.start import check_start
+from svdflow.training.train.start import check_motion_unit, check_start
 from tests.training_runs import UNET, make_autoencoder
 
 
@@ -29,3 +31,14 @@ def test_another_autoencoder_is_asked_for_its_channels(tmp_path):
         check_start("image", None, stage_settings("image", {"autoencoder": str(tmp_path / "absent")}))
     with pytest.raises(ConfigError, match="train_image.unet.widths"):
         check_start("image", None, stage_settings("image", {**settings, "unet": {"widths": 3}}))
+
+
+def test_scores_in_another_unit_than_the_map_of_the_start_are_refused(tmp_path):
+    card = {"motion_calibration": {"scores": [1.0], "buckets": [9.0], "unit": "px/0.5s@short128"}}
+    (tmp_path / "svdflow.json").write_text(json.dumps(card))
+    own, refit = (stage_settings("video", {"refit_motion": again}) for again in (False, True))
+    for unit in ("px/0.5s@short128", ""):
+        check_motion_unit("video", tmp_path, own, unit)
+    check_motion_unit("video", tmp_path, refit, "px/0.5s@short256")
+    with pytest.raises(BadInputError, match=r"in px/0.5s@short256, and .* maps scores in px/0.5s@short128"):
+        check_motion_unit("video", tmp_path, own, "px/0.5s@short256")

@@ -108,7 +108,7 @@ def _unit(clip: dict[str, Any], side: dict[str, Any], note: dict[str, Any], sett
         starts=settings.starts_per_clip,
         window=(settings.frames, stride_for(sequence.fps, settings.fps)),
         captions=[text or stand_in for text in given],
-        row={**side, "motion_score": note.get("motion_score"), "elevation_deg": None},
+        row={**side, **{name: note.get(name) for name in ("motion_score", "motion_unit")}, "elevation_deg": None},
         clip={"clip_shard": clip["shard_uri"], "clip_offset": clip["offset"], "clip_bytes": clip["bytes"]},
         source=ClipSource(clip["shard_uri"], clip["offset"], clip["bytes"], sequence),
     )

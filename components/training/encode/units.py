@@ -24,7 +24,7 @@ class Unit:
         window: frames and stride of the reference window.
         captions: three, or none.
         row: manifest values that the sample takes over: split, source_id, group, group_sources, motion_score,
-            elevation_deg.
+            motion_unit, elevation_deg.
         source: where its frames come from.
         clip: manifest values that say where the clip lies, for training without the cache; None: that cannot be.
     """

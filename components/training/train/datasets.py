@@ -24,6 +24,7 @@ class Datasets:
         held_out: usable held-out samples of the stage's own manifest.
         weights: of the manifests.
         left_out: samples that the stage cannot use, by reason.
+        motion_unit: of the training samples' motion scores; "" when none has one, or it is unknown.
     """
 
     train: list[dict[str, Any]]
@@ -31,6 +32,7 @@ class Datasets:
     held_out: list[dict[str, Any]]
     weights: tuple[float, ...]
     left_out: Counter[str] = field(default_factory=Counter)
+    motion_unit: str = ""
 
 
 def manifests_of(samples: Path, settings: StageSettings) -> list[Path]:
@@ -74,8 +76,8 @@ def read_datasets(samples: Path, stage: str, settings: StageSettings) -> Dataset
     What a dataset holds out no other is trained on (``held_apart.py``): such samples are left out and counted.
 
     Raises:
-        BadInputError: a manifest cannot be read, its samples are of another size, none is long enough, or none is left
-            to train on.
+        BadInputError: a manifest cannot be read, its samples are of another size, none is long enough, none is left
+            to train on, or motion scores are of several units.
     """
     train: list[dict[str, Any]] = []
     dataset: list[int] = []
@@ -99,4 +101,15 @@ def read_datasets(samples: Path, stage: str, settings: StageSettings) -> Dataset
         dataset += [number] * len(mine)
         if not number:
             held_out = [row for row in usable if row["split"] == "held_out"]
-    return Datasets(train, dataset, held_out, (settings.weight, *(part.weight for part in settings.mix)), left_out)
+    weights = (settings.weight, *(part.weight for part in settings.mix))
+    return Datasets(train, dataset, held_out, weights, left_out, _motion_unit(train, paths))
+
+
+def _motion_unit(rows: list[dict[str, Any]], paths: list[Path]) -> str:
+    units = {row["motion_unit"] for row in rows if row["motion_score"] is not None} - {None, ""}
+    if len(units) > 1:
+        raise BadInputError(
+            f"{', '.join(map(str, paths))}: motion scores are in {' and '.join(sorted(units))}, of which no one map to "
+            "motion buckets can be made; annotate all datasets of a mix with the same flow settings"
+        )
+    return min(units, default="")

@@ -61,7 +61,7 @@ def prepare_model(job: Job) -> tuple[VideoModel, SampleSource, SampleSource, Pla
     if job.stage != "image" and (job.settings.refit_motion or not _calibrated(model)):
         scores = [row["motion_score"] for row in sources["train"].rows if row["motion_score"] is not None]
         if any(math.isfinite(score) for score in scores):
-            model.card["motion_calibration"] = MotionCalibration.fit(scores).to_dict()
+            model.card["motion_calibration"] = MotionCalibration.fit(scores, datasets.motion_unit).to_dict()
     channels = sources["train"].latent_channels
     expected = model.unet.config.out_channels
     if channels != expected:

@@ -36,6 +36,23 @@ def check_start(stage: str, init: Path | None, settings: StageSettings) -> None:
         parameterisation_to_train(stage, parameterisation_of(config), settings, str(init))
 
 
+def check_motion_unit(stage: str, init: Path | None, settings: StageSettings, unit: str) -> None:
+    """Whether the samples' motion scores can go through the start's map to motion buckets, which is in a unit too.
+
+    Raises:
+        BadInputError: they are in another unit.
+    """
+    if stage == "image" or settings.refit_motion or init is None or not (init / CARD).is_file():
+        return
+    known = (read_json(init / CARD).get("motion_calibration") or {}).get("unit", "")
+    if known and unit and known != unit:
+        raise BadInputError(
+            f"train_{stage}: the samples' motion scores are in {unit}, and {init} maps scores in {known} to its motion "
+            f"buckets; annotate with the same flow settings, or set train_{stage}.refit_motion=true to give the "
+            "buckets a new meaning"
+        )
+
+
 def _motion_is_unknown(init: Path) -> bool:
     """Whether a start is a video model of others, as it was released or imported, that nobody has calibrated."""
     if not (init / CARD).is_file():

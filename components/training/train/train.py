@@ -18,7 +18,7 @@ from .datasets import Datasets, manifests_of, read_datasets, resolve_mix
 from .job import SMALL_GRID, Job
 from .launcher import launch, workspace
 from .settings import KINDS, OPERATIONAL, StageSettings
-from .start import check_start
+from .start import check_motion_unit, check_start
 
 VERSION = "2"
 _TITLES = {
@@ -68,6 +68,7 @@ def train_stage(
     check_start(stage, init, settings)
     settings = resolve_mix(stage, settings)  # refuses versions that nobody has encoded
     datasets = read_datasets(samples, stage, settings)
+    check_motion_unit(stage, init, settings, datasets.motion_unit)
     if settings.hand_on == "best" and not datasets.held_out:
         raise BadInputError(
             f"train_{stage}.hand_on: {samples} holds out no sample by which the best weights could be known; set it to "
