@@ -43,7 +43,7 @@ def choose_samples(samples: Path, count: int) -> list[dict[str, Any]]:
     if len(chosen) < 2:
         raise BadInputError(
             f"{samples}: holds {len(chosen)} held-out samples, evaluation needs two; "
-            "add footage or raise filter.held_out_percent"
+            "add footage or raise filter.held_out_fraction"
         )
     return chosen
 
