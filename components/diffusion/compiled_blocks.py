@@ -30,5 +30,7 @@ def compile_blocks(unet: torch.nn.Module, backend: str = "inductor") -> int:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)
     blocks = [module for module in unet.modules() if type(module) in REPEATED]
     for block in blocks:
-        block.compile(backend=backend)
+        # Sizes are fixed in every graph: of several graphs that would do, checkpointing may find another one when it
+        # runs a block again (https://github.com/pytorch/pytorch/issues/166926).
+        block.compile(backend=backend, dynamic=False)
     return len(blocks)

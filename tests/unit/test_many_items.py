@@ -51,8 +51,7 @@ def test_split_holds_blocks_of_videos_and_not_all_of_them(tmp_path: Path, monkey
     monkeypatch.setattr(manifests, "BLOCK", 50)
     root = DataRoot.open(tmp_path / "data")
     monkeypatch.setattr(root, "record", lambda *_: None)
-    monkeypatch.setattr(root, "read", lambda _: b"")
-    monkeypatch.setattr("svdflow.curation.split.show._picture", lambda _: manifest_picture())
+    monkeypatch.setattr("svdflow.curation.split.show.stored_jpeg", lambda *_: b"")
     monkeypatch.setattr(
         split_module,
         "map_units",
@@ -82,17 +81,10 @@ def test_split_holds_blocks_of_videos_and_not_all_of_them(tmp_path: Path, monkey
     assert len(rows) == 1600 and [row["clip_id"] for row in rows] == sorted(row["clip_id"] for row in rows)
 
 
-def manifest_picture():
-    import numpy as np
-
-    return np.zeros((8, 8, 3), np.uint8)
-
-
 def test_ingest_holds_little_of_each_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its name, its place and a packed verdict; a verdict, a row and an entry as they are take some 6 kB."""
     root = DataRoot.open(tmp_path / "data")
-    monkeypatch.setattr(root, "read", lambda _: b"")
-    monkeypatch.setattr("svdflow.ingest.ingest_report._picture", lambda _: manifest_picture())
+    monkeypatch.setattr("svdflow.ingest.ingest_report.stored_jpeg", lambda *_: b"")
 
     def taken(function, errands, *_, **__):
         for n, errand in enumerate(errands):

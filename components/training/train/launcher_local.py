@@ -164,7 +164,8 @@ def _is_worker(pid: int, folder: Path) -> bool:
 
 def _cause(folder: Path, log: Path, status: int | None) -> str:
     text = log.read_text(errors="replace") if log.is_file() else ""
-    killed = re.search(r"Root Cause.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*-9", text, re.S)
+    # Not of the root cause alone: torchrun may see first that another process missed the killed one, and ended.
+    killed = re.search(r"rank\s*:\s*(\d+)[^\n]*\n\s*exitcode\s*:\s*-9", text)
     if killed and not error_line(folder, echoes=False):
         return (
             f"training process {killed[1]} was killed, most likely for want of memory: take more accumulation; "
