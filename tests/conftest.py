@@ -1,6 +1,7 @@
 """Fixtures that all tests share."""
 
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,14 @@ def media() -> Path:
     if len(list(directory.glob("*.mp4"))) < 5:
         pytest.skip("sample footage is not there: run `make setup`")
     return directory
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_numbers_come_back() -> Iterator[None]:
+    """An engine flushes denormal numbers to zero for its whole process, and what follows here is no training."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
 
 
 @pytest.fixture
