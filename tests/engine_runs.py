@@ -92,7 +92,10 @@ class Run:
 
         def look() -> None:
             if module.is_gradient_accumulation_boundary():
-                found.extend(safe_get_full_grad(p).detach().float().flatten() for p in module.module.parameters())
+                # a copy: at ZeRO 0 these are the tensors that are clipped in place
+                found.extend(
+                    safe_get_full_grad(p).detach().float().flatten().clone() for p in module.module.parameters()
+                )
             step()
 
         module.step = look
