@@ -30,11 +30,16 @@ def media() -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _small_numbers_come_back() -> Iterator[None]:
-    """An engine flushes denormal numbers to zero for its whole process, and what follows here is no training."""
+def _arithmetic_as_before() -> Iterator[None]:
+    """What trains in this process changes how all of it computes, and pods and Triton are not in it.
+
+    The engine flushes denormal numbers to zero, and DeepSpeed's ZeRO 3 puts a function of its own in the place of
+    ``torch.nn.functional.linear``: neither ends by itself.
+    """
     yield
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_flush_denormal(False)
+    if torch := sys.modules.get("torch"):
+        torch.set_flush_denormal(False)
+        torch.nn.functional.linear = torch._C._nn.linear
 
 
 @pytest.fixture
