@@ -21,7 +21,7 @@ from svdflow.training.train.trainjob import launch
 from svdflow.training.train.trainjob.settings import TrainJobSettings
 from tests.fakes.kube_api import KubeAPI
 from tests.fakes.kube_controllers import Controllers
-from tests.fakes.kube_kubelet import Behaviour, Container
+from tests.fakes.kube_kubelet import Behaviour, Container, until_told
 from tests.fakes.kube_rules import RUNTIMES, TRAINJOBS, WORKFLOWS
 from tests.fakes.kube_store import Object, wait_for
 
@@ -51,6 +51,16 @@ def trains(container: Container) -> int:
     if container.index == 0:
         (attempt_folder(container) / "result.json").write_text(json.dumps({"steps": 7}))
     return 0
+
+
+def trains_when_begun_again(begun: list[str]) -> Behaviour:
+    """The first two pods work until they are told to end, those after them to the end; ``begun`` gets their names."""
+
+    def behaviour(container: Container) -> int:
+        begun.append(container.name)
+        return until_told(container) if len(begun) <= 2 else trains(container)
+
+    return behaviour
 
 
 class Step:

@@ -23,6 +23,7 @@ from tests.train_job_site import (
     make_site,
     site,
     trains,
+    trains_when_begun_again,
     watching,
 )
 
@@ -68,18 +69,13 @@ def test_an_evicted_pod_is_no_fault_of_the_job_and_its_peers_echo_is_not_taken_f
 
 
 def test_a_drained_node_costs_a_restart_and_no_more(make):
-    once: list[str] = []
-
-    def behaviour(container: Container) -> int:
-        once.append(container.name)
-        return until_told(container) if len(once) <= 2 else trains(container)
-
-    site = make(behaviour)
+    begun: list[str] = []
+    site = make(trains_when_begun_again(begun))
     step = site.step()
     watching(step)
     for pod in site.running():
         site.cluster.evict(pod)
-    assert step.join().result == {"steps": 7} and len(once) == 4
+    assert step.join().result == {"steps": 7} and len(begun) == 4
 
 
 def test_a_lost_node_is_named(make):
@@ -164,13 +160,7 @@ def test_an_image_that_cannot_be_had_and_a_pod_that_no_node_takes_are_told_apart
 
 
 def test_a_job_that_gives_its_quota_back_waits_again_and_goes_on(make):
-    seen: list[str] = []
-
-    def behaviour(container: Container) -> int:
-        seen.append(container.name)
-        return until_told(container) if len(seen) <= 2 else trains(container)
-
-    site = make(behaviour)
+    site = make(trains_when_begun_again([]))
     step = site.step()
     watching(step)
     site.running()
