@@ -105,8 +105,8 @@ class Engine:
     def net(self, sample: torch.Tensor, timestep: Any, encoder_hidden_states: torch.Tensor, **others: Any) -> Any:
         """The model, in training and without gradients alike. Times and scalars keep their digits in bf16 too."""
         dtype = torch.bfloat16 if self.settings.precision == "bf16" else torch.float32
-        # Only steps are compiled: held-out losses and samples have sizes of their own, and would make the steps' graphs
-        # ones of sizes that vary, which are slower.
+        # Only steps are compiled: held-out losses and samples have sizes of their own, and for each of them every block
+        # would be compiled once more.
         eager = self.settings.compile and not torch.is_grad_enabled()
         with torch.compiler.set_stance("force_eager") if eager else nullcontext():
             return self.deepspeed(
