@@ -97,6 +97,14 @@ def test_a_damaged_or_half_sent_copy_does_not_count(place):
     assert list(root.list("checkpoints")) == []
 
 
+def test_half_a_copy_that_a_killed_process_left_goes_with_the_next(place):
+    folder, root, store, _ = place
+    root.put_named("checkpoints/run/step_00000001/ema.safetensors", b"sent before the process was killed")
+    store.send(save(folder, 2))
+    assert store.wait(10)
+    assert {uri.split("/")[-2] for uri in root.list("checkpoints")} == {"step_00000002"}
+
+
 def test_a_machine_with_an_empty_disk_gets_the_newest_and_the_best_which_the_store_goes_on_keeping(place, tmp_path):
     folder, _, store, _ = place
     best = {"step": 1, "held_out": 0.1}

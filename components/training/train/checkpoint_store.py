@@ -100,6 +100,10 @@ class CheckpointStore:
         """Remove all copies of the run: its result is recorded."""
         self._remove(self.prefix)
 
+    def _names(self) -> set[str]:
+        """Directories of copies in the store, whole or not."""
+        return {uri.split("/")[-2] for uri in self.root.list(self.prefix)}
+
     def _work(self) -> None:
         while True:
             with self._changed:
@@ -120,9 +124,9 @@ class CheckpointStore:
                 for path in sorted(snapshot.iterdir(), key=lambda p: p.name == STATE):
                     self.root.put_named(f"{self.prefix}/{name}/{path.name}", path)
                 self.sent += 1
-                for step in self.steps():
-                    if f"step_{step:08d}" not in keep:
-                        self._remove(f"{self.prefix}/step_{step:08d}")
+                # Halves too, of a process that was killed while it sent or removed a copy.
+                for old in self._names() - keep - {name}:
+                    self._remove(f"{self.prefix}/{old}")
                 return
             except StorageError as error:
                 self.failures += 1
