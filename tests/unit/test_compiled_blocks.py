@@ -1,7 +1,8 @@
 """torch.compile by option: every repeated block is compiled, and a step stays the step it was.
 
 The backend is ``aot_eager``, which traces and differentiates the blocks as for inductor and runs the graphs as they
-are: on a CPU inductor takes far too long to make code of the ten graphs of even a tiny U-Net.
+are: inductor takes a minute and a half to make code of the graphs of even a tiny U-Net
+(``tests/benchmarks/test_compiled_step.py``).
 """
 
 import logging
@@ -13,10 +14,9 @@ from svdflow.diffusion.compiled_blocks import REPEATED, compile_blocks
 from svdflow.diffusion.settings import UNetSettings
 from svdflow.diffusion.unet import build_image_unet
 from svdflow.training.train import engine
-from tests.engine_runs import Run, Setting, distance, engine_settings, one_process
+from tests.compiled_runs import agree, step
+from tests.engine_runs import Setting, one_process
 from tests.training_runs import UNET
-
-GRADIENT, LOSS = 2e-6, 1e-6  # relative: the engine's own bound against plain torch
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,27 +44,6 @@ def graphs():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "compile_blocks", lambda unet: compile_blocks(unet, counter))
         yield counter
-
-
-def step(setting, **values):
-    """Loss, gradient and held-out loss of the running average after the first step, and weights after the second."""
-    run = Run(setting, engine_settings(ema=0.9, clip=0.0, **values))
-    found = {"gradient": run.gradient()}
-    draws = setting.batches(engine_settings(), 50, 0, 1)[0]
-    with torch.no_grad(), run.engine.averaged():
-        found["averaged loss"] = run.objective.losses(draws)
-    found |= {"loss": run.steps(1)[0].loss} | run.parts()
-    run.close()
-    return found
-
-
-def agree(found, plain):
-    assert found["loss"] == pytest.approx(plain["loss"], rel=LOSS)
-    assert distance(found["gradient"], plain["gradient"]) < GRADIENT
-    # Adam turns the rounding of a gradient near zero into a sign: the norms are compared, as everywhere
-    for part in ("model", "ema"):
-        assert float(found[part].norm()) == pytest.approx(float(plain[part].norm()), rel=1e-5)
-    torch.testing.assert_close(found["averaged loss"], plain["averaged loss"], rtol=1e-3, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
