@@ -137,6 +137,39 @@ def test_a_run_that_meets_one_fault_after_another_ends_bit_identical_and_is_then
 
 
 @pytest.mark.slow
+def test_a_run_goes_on_with_fewer_processes_at_another_zero_stage(autoencoder, tmp_path, monkeypatch):
+    """Half the GPUs are there when the run comes back: the curve goes on as if nothing had been, up to rounding."""
+    settings = settings_for(autoencoder, steps=12, checkpoint_every=100)
+    fewer = settings.model_copy(update={"processes": 1, "zero_stage": 3})
+    curves = {}
+    for name in ("whole", "broken"):
+        root, samples = make_samples(tmp_path / name)
+
+        def train(settings, root=root, samples=samples, out=tmp_path / f"{name} model"):
+            return train_stage("image", samples, None, out, root, settings, {"name": "random", "tag": "v1"})
+
+        if name == "broken":
+            monkeypatch.setenv("SVDFLOW_EVENTS", str(tmp_path / "events.jsonl"))
+            stop = when(
+                lambda: steps_done(tmp_path / "events.jsonl") >= 3, lambda: os.kill(os.getpid(), signal.SIGTERM)
+            )
+            with pytest.raises(TrainingInterrupted):
+                train(settings)
+            stop.join()
+            ended = train(fewer)
+            told = ended.summary["training"]["image"]
+            assert told["resumed_from"] >= 3 and (told["world_size"], told["zero_stage"]) == (1, 3)
+        else:
+            ended = train(settings)
+        curves[name] = ended.sections[0]["series"]
+    assert len(curves["whole"]) >= 1
+    for curve, (steps, losses) in curves["whole"].items():
+        assert len(steps) == 12
+        assert curves["broken"][curve][0] == steps
+        assert curves["broken"][curve][1] == pytest.approx(losses, rel=1e-3), curve
+
+
+@pytest.mark.slow
 def test_a_failure_inside_a_worker_comes_back_as_one_line(data, tmp_path):
     root, samples = data
     settings = settings_for("shipped", processes=1, unet=UNET | {"latent_channels": 8}, seed=5)
