@@ -1,7 +1,9 @@
 """What a training run tells Prometheus, and that neither a port nor a scraper can disturb it."""
 
+import re
 import shutil
 import socket
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -10,6 +12,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 
 from svdflow.training.train import prometheus_metrics
 from svdflow.training.train.prometheus_metrics import VARIABLE, served
+from tests.monitoring import alerts, dashboard_queries, rules
 from tests.scraping import complaints, free_port, get, parsed, scrape, training
 
 
@@ -88,6 +91,14 @@ def test_the_exposition_holds_prometheus_conventions_and_openmetrics(port):
     assert "no help text" in complaints("wrong_name_total_things 1\n", promtool)
 
 
+def test_dashboard_and_alerts_ask_for_figures_that_are_told(port):
+    with served(a_run(peak_memory=[1e9])):
+        told = {name for name, _ in parsed(scrape(port))}
+    queries = [*dashboard_queries().values(), *(rule["expr"] for rule in rules(alerts()))]
+    asked = {name for query in queries for name in re.findall(r"svdflow_training_\w+", query)}
+    assert len(asked) > 10 and asked <= told
+
+
 def test_get_of_metrics_is_all_that_is_answered(port):
     with served(a_run()):
         assert get(port, "/")[0] == get(port, "/metrics/")[0] == get(port, "/favicon.ico")[0] == 404
@@ -149,7 +160,7 @@ def test_scrapers_that_hang_do_not_pile_up_and_let_go_in_time(port, monkeypatch,
 
 
 def test_without_the_library_a_run_trains_and_says_so(port, monkeypatch, capsys):
-    monkeypatch.setitem(__import__("sys").modules, "prometheus_client", None)
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with served(a_run()):
         pass
     assert "prometheus-client is not installed" in capsys.readouterr().out

@@ -136,7 +136,7 @@ def _server(run: Trainer) -> _Server | None:
         _say(f"{VARIABLE}: prometheus-client is not installed")
         return None
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(RunCollector(run))  # type: ignore[arg-type]
+    registry.register(RunCollector(run))
     ProcessCollector(registry=registry)
     try:
         server = _listen(int(told))
