@@ -3,6 +3,9 @@
 import http.client
 import socket
 import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -30,6 +33,28 @@ def scrape(port: int) -> str:
     status, _, text = get(port)
     assert status == 200, text
     return text
+
+
+@contextmanager
+def scraped(port: int) -> Iterator[list[dict[str, float]]]:
+    """Meanwhile a run is scraped again and again; gives what it told of itself, in order."""
+    seen: list[dict[str, float]] = []
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.05):
+            try:
+                seen.append(training(scrape(port)))
+            except (OSError, http.client.HTTPException):  # it does not listen yet, or any longer
+                pass
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
 
 
 def parsed(text: str) -> Figures:
