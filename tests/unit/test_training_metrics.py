@@ -67,6 +67,18 @@ def test_figures_are_what_the_run_holds_when_it_is_asked_and_counters_begin_with
     assert after["checkpoint_copy_failures_total"] == 1 and after["learning_rate"] == 1e-4
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_it_listens_on_both_families_of_addresses_or_on_the_one_there_is(port, monkeypatch, address):
+    both = socket.has_dualstack_ipv6()
+    if ":" in address and not both:
+        pytest.skip("this machine has no IPv6")
+    with served(a_run()), socket.create_connection((address, port), 20):
+        pass
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    with served(a_run()):
+        assert training(scrape(port))["step"] == 4
+
+
 def test_what_there_is_not_yet_is_left_out_and_not_told_as_zero(port):
     state = a_run().state | {"loss": [], "gradient_norm": [], "parameter_norm": [], "validation": [], "before": None}
     with served(a_run(state=state, started_at=0, store=None)):
