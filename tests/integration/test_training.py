@@ -5,6 +5,7 @@ import shutil
 import signal
 import uuid
 from pathlib import Path
+from unittest.mock import ANY
 
 import psutil
 import pytest
@@ -13,7 +14,9 @@ from svdflow.common.errors import SvdflowError
 from svdflow.common.manifests import read_rows
 from svdflow.common.storage import DataRoot
 from svdflow.training.train.endings import TrainingFailed, TrainingInterrupted
+from svdflow.training.train.prometheus_metrics import VARIABLE
 from svdflow.training.train.train import train_stage
+from tests.scraping import free_port, scraped
 from tests.training_runs import (
     UNET,
     make_autoencoder,
@@ -63,16 +66,26 @@ def test_a_run_that_meets_one_fault_after_another_ends_bit_identical_and_is_then
     """The undisturbed run has a directory for its data root, the disturbed one an object store."""
     root, samples = data
     version = {"name": "random", "tag": "v1"}
+    port = free_port()
+    monkeypatch.setenv(VARIABLE, str(port))
     settings = settings_for(autoencoder, steps=STEPS, checkpoint_every=1, hang_timeout_s=12)
     # looking at a run while it trains changes nothing in it
     looked_at = settings_for(autoencoder, steps=STEPS, checkpoint_every=20, validate_every=10)
-    whole = train_stage("image", samples, None, tmp_path / "whole", root, looked_at, version)
+    with scraped(port) as seen:
+        whole = train_stage("image", samples, None, tmp_path / "whole", root, looked_at, version)
     told = whole.summary["training"]["image"]
     assert (told["steps"], told["world_size"], told["zero_stage"], told["resumed_from"]) == (STEPS, 2, 2, None)
     assert told["held_out_loss_after"] != told["held_out_loss_before"]
     titles = {section["title"]: section for section in whole.sections}
     assert titles["Held-out loss while it trained"]["series"]["mean"][0] == [0.0, 10.0, 20.0, 30.0, 40.0]
     assert len(titles["Norms"]["series"]["gradient, before clipping"][1]) == STEPS
+    losses = titles["Training loss"]["series"]["each step"][1]
+    assert len({point["step"] for point in seen}) > 5 and seen[0]["processes"] == 2
+    for point in seen:
+        step = int(point["step"])
+        assert (point["steps_total"], point["samples_total"]) == (step, 4 * step)
+        assert point.get("loss") == (losses[step - 1] if step else None)
+        assert point.get("checkpoints_written_total", 0) == (1 if step > 20 else 0 if step < 20 else ANY)
     (record,) = (root.find("train", Path(uri).stem) for uri in root.list("results/train"))
     assert [p.name.split(".")[2] for p in root.fetch_tree(record["logs"]).iterdir()] == ["tfevents"]
 
@@ -123,7 +136,11 @@ def test_a_run_that_meets_one_fault_after_another_ends_bit_identical_and_is_then
     assert kept.name in copies and len(copies) <= 3
 
     shutil.rmtree(other.scratch("training"))  # another machine, with nothing on its disk
-    resumed = train_stage("image", samples, None, tmp_path / "resumed", other, settings, version)
+    with scraped(port) as seen:
+        resumed = train_stage("image", samples, None, tmp_path / "resumed", other, settings, version)
+    begin = int(kept.name.removeprefix("step_"))
+    assert begin <= seen[0]["step"] < seen[-1]["step"] <= STEPS
+    assert {point["step"] - point["steps_total"] for point in seen} == {begin}, "its counters begin at 0"
     assert resumed.summary["training"]["image"]["resumed_from"] == int(kept.name.removeprefix("step_")) >= 8
     assert list(other.list("checkpoints")) == [] and list(other.scratch("training").glob("*/checkpoints/*")) == []
     assert weights(tmp_path / "resumed") == weights(tmp_path / "whole")

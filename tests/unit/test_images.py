@@ -100,6 +100,52 @@ def test_an_images_lock_is_what_its_requirements_need_of_the_lock(name):
     assert set(written) < set(locked.values())
 
 
+def wanted_packages(name: str) -> dict[str, str]:
+    """What the last stage looks for, to the Debian package that brings it."""
+    _, (_, last) = stages(name)
+    (line,) = (line for line in last if "/containers/prepare-root" in line)
+    return dict(re.findall(r" ([\w.-]+):([\w.-]+)", line.partition("/containers/prepare-root")[2]))
+
+
+GLVND = "libEGL.so.1 libGL.so.1 libXrender.so.1"
+
+
+@pytest.mark.parametrize(
+    ("libraries", "drivers", "missing"),
+    [
+        (GLVND, "/usr/lib/x86_64-linux-gnu/dri/swrast_dri.so", []),  # Debian 12
+        (f"{GLVND} libgallium-25.0.7-2.so", "/usr/lib/x86_64-linux-gnu/libgallium-25.0.7-2.so", []),  # Debian 13
+        (GLVND, "", ["libgl1-mesa-dri"]),
+        ("", "", ["libegl1", "libgl1", "libgl1-mesa-dri", "libxrender1"]),
+    ],
+    ids=["Debian 12", "Debian 13", "no driver", "nothing"],
+)
+def test_only_packages_that_a_base_has_not_are_installed(tmp_path, libraries, drivers, missing):
+    """The part of the script that looks, on a system of stand-ins: apt is called for nothing that is there."""
+    looking = (CONTAINERS / "prepare-root").read_text().partition('if [ -n "$missing" ]')[0]
+    wanted = wanted_packages("training")
+    answers = {"ldconfig": libraries, "ls": drivers} | {program: "" for program in ("mpirun", "sshd", "ssh")}
+    for program, answer in answers.items():
+        (tmp_path / program).write_text(f"#!/bin/sh\nprintf '%s\\n' {answer}\n" if answer else "#!/bin/sh\n")
+        (tmp_path / program).chmod(0o755)
+    pairs = [f"{what}:{package}" for what, package in wanted.items()]
+    done = subprocess.run(["sh", "-c", f"{looking}\necho $missing", "prepare-root", *pairs], text=True, check=True,
+                          capture_output=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})  # fmt: skip
+    assert done.stdout.split() == missing
+
+
+def test_the_packages_that_images_want_are_of_the_debian_that_they_state():
+    release = Path("/etc/os-release")
+    if not release.is_file() or 'VERSION_ID="12"' not in release.read_text() or not shutil.which("apt-cache"):
+        pytest.skip("this is no Debian 12, which is the base")
+    known = set(subprocess.run(["apt-cache", "pkgnames"], capture_output=True, text=True, check=True).stdout.split())
+    if len(known) < 10_000:
+        pytest.skip("apt has no lists here: apt-get update")
+    wanted = {package for name in IMAGES for package in wanted_packages(name).values()}
+    assert {"git", "libegl1", "libgl1-mesa-dri", "openssh-server"} <= wanted
+    assert wanted <= known
+
+
 def test_a_requirement_that_is_not_locked_is_told_by_name():
     with pytest.raises(LookupError, match="no-such-thing is needed and not in requirements.lock"):
         script("locks").image_lock(["no-such-thing"], {"numpy": "numpy==2.0"})

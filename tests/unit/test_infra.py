@@ -23,6 +23,7 @@ CHECKER = REPOSITORY.parent / "shared" / "tools" / "check_manifests.py"
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 QUEUE = "kueue.x-k8s.io/queue-name"
 MIRROR = "mirror.example.internal/"
+FIRST = {"batch.kubernetes.io/job-completion-index": "0"}  # of a job's first pod, from the Job controller
 
 Manifest = dict[str, Any]
 
@@ -408,7 +409,7 @@ def test_every_configmap_that_is_mounted_or_read_is_there_or_documented(manifest
 
 def test_services_budgets_and_monitors_select_pods_that_there_are(rendered):
     for name in ("dev", "production", "kserve"):
-        labels = [metadata["labels"] for _, metadata, _ in pod_templates(rendered[name])]
+        labels = [metadata["labels"] | FIRST for _, metadata, _ in pod_templates(rendered[name])]
         for manifest in rendered[name]:
             spec = manifest.get("spec", {})
             selector = {"matchLabels": spec["selector"]} if manifest["kind"] == "Service" else spec.get("selector")
@@ -488,6 +489,54 @@ def test_the_gateways_monitor_keeps_the_metrics_that_are_asked_for(rendered):
     kept = monitor["spec"]["podMetricsEndpoints"][0]["metricRelabelings"][0]["regex"]
     asked = {m for e in expressions(rendered["production"]) for m in re.findall(r"(envoy_\w+)\{", e)}
     assert asked and [metric for metric in asked if not re.fullmatch(kept, metric)] == []
+
+
+def test_of_a_training_prometheus_reaches_the_pod_of_rank_0_and_no_other_port(rendered):
+    manifests = rendered["production"]
+    monitor = next(m for m in manifests if label(m) == "PodMonitor/training")["spec"]
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    listening = {}
+    for runtime in ("svdflow-torch", "svdflow-mpi"):
+        spec = next(m for m in manifests if label(m) == f"ClusterTrainingRuntime/{runtime}")["spec"]
+        for job in spec["template"]["spec"]["replicatedJobs"]:
+            template = job["template"]["spec"]["template"]
+            (container,) = template["spec"]["containers"]
+            ports = [p["containerPort"] for p in container.get("ports", []) if p["name"] == endpoint["port"]]
+            listening[runtime, job["name"]] = ports
+            variables = {v["name"]: v["value"] for v in container["env"]}
+            assert not ports or ports == [int(variables["SVDFLOW_METRICS_PORT"])]
+            assert not selects(monitor["selector"], template["metadata"]["labels"]), "without a number from its job"
+            assert selects(monitor["selector"], template["metadata"]["labels"] | FIRST)
+            other = {key: "1" for key in FIRST}
+            assert not selects(monitor["selector"], template["metadata"]["labels"] | other), "it is closed there"
+    at = [9464]
+    assert listening == {
+        ("svdflow-torch", "node"): at, ("svdflow-mpi", "launcher"): at, ("svdflow-mpi", "node"): []
+    }  # fmt: skip
+    training = {"app.kubernetes.io/component": "training"}
+    policies = [m["spec"] for m in manifests if m["kind"] == "NetworkPolicy"]
+    rules = [r for p in policies if selects(p["podSelector"], training) for r in p.get("ingress", [])]
+    outside = [r for r in rules if any("podSelector" not in peer for peer in r["from"])]
+    namespace = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    assert outside == [{"from": [namespace], "ports": [{"protocol": "TCP", "port": at[0]}]}]
+
+
+def test_the_labels_that_find_rank_0_are_those_of_real_pods():
+    recording = CHECKER.parents[1] / "transcripts" / "trainjob_complete.jsonl"
+    if not recording.is_file():
+        pytest.skip(f"{recording} is not there")
+    events = [json.loads(line).get("event") for line in recording.read_text().splitlines()]
+    pods = [e["object"] for e in events if e and e["object"].get("kind") == "Pod"]
+    node_ranks = {}
+    for pod in pods:
+        labels = pod["metadata"]["labels"]
+        assert labels["jobset.sigs.k8s.io/jobset-name"] == "svd-a", "the TrainJob's name"
+        node_ranks[pod["metadata"]["name"]] = labels[next(iter(FIRST))]
+        (rank,) = [v for v in pod["spec"]["containers"][0]["env"] if v["name"] == "PET_NODE_RANK"]
+        assert next(iter(FIRST)) in rank["valueFrom"]["fieldRef"]["fieldPath"], (
+            "torchrun's node 0 is the pod of index 0"
+        )
+    assert sorted(node_ranks.values()) == ["0", "1"]
 
 
 def test_the_dashboards_panels_lie_side_by_side():

@@ -1,6 +1,8 @@
 """A training run in this very process: when it goes astray, and when it is told to stop at an awkward moment."""
 
 import signal
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,10 +18,12 @@ from svdflow.training.train.checkpoint import newest_sound
 from svdflow.training.train.heartbeat import Heartbeat
 from svdflow.training.train.job import Job
 from svdflow.training.train.model import start_model
+from svdflow.training.train.prometheus_metrics import VARIABLE, served
 from svdflow.training.train.signals import Asked
 from svdflow.training.train.start import check_start
 from svdflow.training.train.trainer import Trainer, TrainingDiverged
 from tests.engine_runs import one_process
+from tests.scraping import free_port, scrape, training
 from tests.training_runs import make_autoencoder, make_samples, settings_for
 
 
@@ -181,3 +185,54 @@ def test_what_is_looked_at_on_the_way_is_the_running_average_and_lies_in_the_log
     assert held_out == pytest.approx(expected, rel=1e-6)
     levels = [name for name in log.Tags()["scalars"] if name.startswith("held_out/sigma_")]
     assert len(levels) == 2 and [image.step for image in log.Images("samples")] == [2, 4]
+
+
+def test_prometheus_is_told_what_the_result_tells_and_a_resumed_run_goes_on_from_its_step(
+    data, tmp_path, asked, monkeypatch
+):
+    port, told = free_port(), []
+    monkeypatch.setenv(VARIABLE, str(port))
+
+    def looked_at(run):
+        """Scraped before every step, while the engine is at work."""
+        step = run.engine.train_step
+
+        def stepping(losses):
+            told.append(training(scrape(port)))
+            asked.to_stop = run.engine.step == 3  # this step is the last
+            return step(losses)
+
+        run.engine.train_step = stepping
+        with served(run):
+            return run.run(), training(scrape(port))
+
+    how = {"steps": 6, "warmup": 4, "validate_every": 2, "checkpoint_every": 3, "readers": 0}
+    began = time.time()
+    result, last = looked_at(trainer(data, tmp_path, asked, **how))
+    assert result is None and [point["step"] for point in told] == [0, 1, 2, 3]
+    assert "loss" not in told[0] and told[0]["held_out_loss"] > 0, "measured before the first step"
+    assert [point["learning_rate"] for point in told[1:]] == pytest.approx([2.5e-4, 5e-4, 7.5e-4])
+    assert (last["steps_total"], last["samples_total"], last["checkpoints_written_total"]) == (4, 16, 2)
+    assert told[3]["checkpoints_written_total"] == 1
+    assert began < last["last_step_timestamp_seconds"] <= last["last_checkpoint_timestamp_seconds"] <= time.time()
+
+    asked.to_stop, told[:] = False, []
+    result, last = looked_at(trainer(data, tmp_path, asked, **how))
+    assert result["resumed_from"] == 4
+    first = told[0]
+    assert (first["step"], first["steps_planned"], first["loss"]) == (4, 6, result["loss"][3])
+    assert {first[f"{name}_total"] for name in ("steps", "samples", "step_seconds", "checkpoints_written")} == {0}
+    assert "learning_rate" not in first and first["held_out_loss"] == result["validation"][0]["mean"]
+    assert (last["step"], last["steps_total"], last["samples_total"]) == (6, 2, 8)
+    assert [last[name] for name in ("loss", "gradient_norm", "parameter_norm")] == pytest.approx(
+        [result[name][-1] for name in ("loss", "gradient_norm", "parameter_norm")]
+    )
+    assert 0 < last["data_wait_seconds_total"] < last["step_seconds_total"] < 6 * 4 / result["samples_per_second"]
+    assert ("gpu_memory_peak_bytes[0]" in last) == torch.cuda.is_available()
+
+
+def test_the_sum_over_processes_is_every_gpus_own_peak(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1000 + device.index)
+    processes = [SimpleNamespace(device=torch.device("cuda", rank % 2), rank=rank, processes=4) for rank in range(4)]
+    told = [Trainer._peak_memory(process) for process in processes]
+    assert [sum(column) for column in zip(*told, strict=True)] == [1000, 1001, 1000, 1001]

@@ -67,7 +67,9 @@ class Trainer:
         self.divergence = Divergence(self.settings.diverged_ratio, self.settings.diverged_steps)
         self.divergence.remember(self.state["loss"], self.state["gradient_norm"])
         self.log = TensorBoardLog(job.logs, self.engine.step) if self.rank == 0 and job.logs else None
-        self.saved_at, self.saved_time = self.engine.step, time.monotonic()
+        self.saved, self.saved_at, self.saved_time = 0, self.engine.step, time.monotonic()
+        self.stepped_time = self.saved_time
+        self.peak_memory: list[float] = []  # bytes, of each process's GPU
 
     def run(self) -> dict[str, Any] | None:
         """Train to the end. Returns the result, or None when told to stop: then a checkpoint is kept."""
@@ -123,15 +125,17 @@ class Trainer:
             figures.square_sum,
             float(self.asked.to_stop),
             float(self.asked.take_save() or minutes),
+            *self._peak_memory(),
         ]
-        loss, norm, waited, square_sum, stopping, saving = self._sum(told)
+        loss, norm, waited, square_sum, stopping, saving, *self.peak_memory = self._sum(told)
         wrong = self.divergence.look(loss, norm)
         if wrong:
             raise TrainingDiverged(self._diverged(wrong))
         curves = {"loss": loss, "gradient_norm": norm, "parameter_norm": math.sqrt(square_sum)}
         for name, value in curves.items():
             self.state[name].append(value)
-        took = time.monotonic() - began
+        self.stepped_time = time.monotonic()
+        took = self.stepped_time - began
         self.state["trained_s"] += took
         self.state["waited_s"] += waited
         if self.log:
@@ -144,6 +148,13 @@ class Trainer:
         loss = self.objective.losses_of(self.reading.take()).mean()
         self.beat.at(f"in step {self.engine.step + 1}")
         return loss
+
+    def _peak_memory(self) -> list[float]:
+        """Most bytes that were ever allocated on this process's GPU, in its place among all; nothing without GPUs."""
+        if self.device.type != "cuda":
+            return []
+        own = float(torch.cuda.max_memory_allocated(self.device))
+        return [own if rank == self.rank else 0.0 for rank in range(self.processes)]
 
     def _look(self) -> float | None:
         """Validation and samples with the running average, where they are due. Returns the held-out loss."""
@@ -248,6 +259,7 @@ class Trainer:
             for _ in tensors:
                 pass
         torch.distributed.barrier()
+        self.saved += 1
         self.saved_at, self.saved_time = self.engine.step, time.monotonic()
 
     def _open_store(self) -> CheckpointStore | None:

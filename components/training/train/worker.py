@@ -34,9 +34,12 @@ def main(path: str) -> int:
     try:
         job = Job.read(Path(path))
         asked.within(job.settings.grace_s)
+        from .prometheus_metrics import served
         from .trainer import Trainer  # torch and all that: signs of life come first
 
-        result = Trainer(job, asked, beat).run()
+        trainer = Trainer(job, asked, beat)
+        with served(trainer):
+            result = trainer.run()
     except SvdflowError as error:
         (folder / f"error-{rank}.txt").write_text(str(error))
         return 1
