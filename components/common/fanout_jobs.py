@@ -39,6 +39,7 @@ from .storage import DataRoot
 _LOOK_S = 15.0  # between looks at what holds a Job up
 _MOST_LOST = 5  # Jobs that somebody else deleted
 _TERMINATED = 143  # exit status of a process that SIGTERM ended
+_STOP_S = 15.0  # of the half minute that a pod has to end
 
 
 class IndexedJobs:
@@ -110,6 +111,9 @@ class IndexedJobs:
                     lost += 1
                     if lost > _MOST_LOST:
                         raise ServiceError(f"{gone}; that was the {lost}th time") from None
+                    if me is not None and is_stopped(cluster, me):  # who stops a run deletes its jobs
+                        remove_files(self.root, plan.name)
+                        raise ServiceError(f"{gone}: the run was stopped") from None
                     print(f"svdflow: {gone}; what is missing is begun anew", file=sys.stderr, flush=True)
                     continue
                 except BaseException:  # also when the caller stops asking
@@ -192,10 +196,15 @@ class IndexedJobs:
             return
 
         def told(*_: object) -> None:
-            if me is not None:
-                with self._cluster() as fresh:  # the other connection may be in the middle of something
-                    if is_stopped(fresh, me):
-                        self._leave(fresh, me, following, plan)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this is being seen to
+            try:
+                if me is not None:
+                    with self._cluster() as fresh:  # the other connection may be in the middle of something
+                        fresh.patience_s = min(fresh.patience_s, _STOP_S)
+                        if is_stopped(fresh, me):
+                            self._leave(fresh, me, following, plan)
+            except (ClusterError, ConfigError, StorageError) as error:  # then it may be an eviction: the Job goes on
+                print(f"svdflow: told to end, and could not look at the run: {error}", file=sys.stderr, flush=True)
             self._told_to_end = True
             raise SystemExit(_TERMINATED)
 
