@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -235,6 +236,28 @@ def test_footage_is_decoded_where_only_the_object_store_can_be_reached(rendered)
     assert reach(rendered["dev"], fan_out) == {8333}
     assert reach(rendered["production"], fan_out) == {443}
     assert reach(rendered["production"], {"app": "unknown"}) == set()
+
+
+def test_a_server_of_the_cluster_s_own_takes_the_place_of_the_object_store(tmp_path):
+    """As an overlay of one's own would have it: dev with MinIO."""
+    dev = yaml.safe_load((INFRA / "overlays/dev/kustomization.yaml").read_text())
+    up = os.path.relpath(INFRA / "overlays/dev", tmp_path.resolve())
+    for kind in ("resources", "components"):
+        dev[kind] = [f"{up}/{place}".replace("components/object-store", "components/minio") for place in dev[kind]]
+    dev["patches"][0]["path"] = "releases.yaml"
+    shutil.copy(INFRA / "overlays/dev/releases.yaml", tmp_path)
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(dev))
+    done = subprocess.run([kubectl(), "kustomize", str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    manifests = {label(m): m for m in yaml.load_all(done.stdout, LOADER) if m}
+    told = manifests["ConfigMap/svdflow-object-store"]["data"]
+    assert told["SVDFLOW_S3_ENDPOINT"] == "http://minio.minio.svc:9000"
+    assert "StatefulSet/object-store" not in manifests and "seaweedfs" not in done.stdout
+    for component in ("fan-out", "training", "serving", "console", "storage-job"):
+        assert 9000 in reach(list(manifests.values()), {"app.kubernetes.io/component": component}), component
+    assert 9000 in reach(list(manifests.values()), {"workflows.argoproj.io/workflow": "run"})
+    assert reach(list(manifests.values()), {"app.kubernetes.io/component": "fan-out"}) == {9000}
+    assert reach(list(manifests.values()), {"app": "unknown"}) == set()
 
 
 def test_no_way_out_leads_to_the_nodes_credentials(overlay):
