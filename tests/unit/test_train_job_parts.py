@@ -363,6 +363,28 @@ def test_a_budget_is_of_all_attempts_and_survives_the_step(tmp_path):
     assert Budget(tmp_path, None).seconds_left(8) == float("inf")
 
 
+def test_time_in_which_no_step_watched_a_job_counts_once_it_is_adopted(tmp_path):
+    (tmp_path / "attempts" / "first").mkdir(parents=True)
+    today = [1000.0]
+
+    def budget() -> Budget:
+        return Budget(tmp_path, 1.0, lambda: today[0], lambda: today[0])
+
+    seen = budget()
+    for moment in (1000.0, 1100.0):
+        today[0] = moment
+        seen.count("first", 4)
+    seen.pause("first")
+    today[0] = 1200.0
+    later = budget()
+    later.catch_up("first", 4, since=990.0)
+    assert later.used_s == 4 * 200, "from when the step before was last heard of"
+    later.catch_up("first", 4, since=1150.0)
+    assert later.used_s == 4 * 200, "it had waited for its queue meanwhile: no less than was known"
+    later.catch_up("first", 4, since=float("inf"))
+    assert later.used_s == 4 * 200, "its pods do not tell when they began"
+
+
 # the stage
 
 

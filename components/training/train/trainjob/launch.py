@@ -124,6 +124,7 @@ def _watch(run: Run, found: Object, known: Known, log: LogFollower, tick_s: floa
     since: tuple[Phase, float] = (known.phase, time.monotonic())
     hang: Watch | None = None
     looked_at = 0.0
+    adopted = known.name not in run.made
     watched = (
         (TRAINJOBS, "", f"metadata.name={known.name}"),
         (PODS, f"{JOBSET_LABEL}={known.name}", ""),
@@ -140,6 +141,9 @@ def _watch(run: Run, found: Object, known: Known, log: LogFollower, tick_s: floa
             teller.look(known)
             _follow_log(log, known, leading)
             if phase == "running":
+                if adopted:
+                    run.budget.catch_up(known.name, shape.all_gpus, known.running_since)
+                    adopted = False
                 run.budget.count(known.name, shape.all_gpus)
                 hang = hang or Watch(place, shape.nodes * shape.processes, run.job.settings.hang_timeout_s)
             else:
