@@ -397,3 +397,10 @@ def test_what_is_looked_for_is_what_infra_makes_and_what_the_launchers_do():
     told = (INFRA / "README.md").read_text()
     assert all(f"`{name}`" in told for name in [*SECRETS, *CONFIG_MAPS])
     assert len({api.path for api in APIS}) == len(APIS)
+    monitored = next(api for api in APIS if api.group == "monitoring.coreos.com")
+    kinds = {
+        m["kind"].lower() + "s"
+        for name in ("monitors", "alerts")
+        for m in documents(f"components/monitoring/{name}.yaml")
+    }
+    assert set(monitored.plurals) == kinds

@@ -562,7 +562,9 @@ def test_names_hold_what_children_add_to_them():
     key = "0123456789abcdef0123456789abcdef"
     name = job_name("train-image_to_video", key, 12)
     assert name == "train-image-to-video-0123456789abcdef-12"
-    assert len(f"{name}-node-0-127-abcde") <= 63
+    longest = job_name("train-image_to-video", key, 9999)
+    for child in ("node-0-127-abcde", "launcher-0-0-abcde"):
+        assert len(f"{longest}-{child}") <= 63
     with pytest.raises(ConfigError, match="no name for a job"):
         job_name("Train", key)
 

@@ -9,7 +9,7 @@ from ..errors import ConfigError
 KEY_LABEL = "svdflow/key"  # of the inputs: the label by which all attempts are found
 ATTEMPT_LABEL = "svdflow/attempt"
 _KEY_DIGITS = 16
-_LONGEST = 40  # what children add to a job's name has to fit into a label of 63: -node-0-<index>, -<index>-<5>
+_LONGEST = 42  # what children add to a job's name has to fit into a label of 63: -launcher-0-0-<5>, -node-0-<index>-<5>
 
 
 def short_key(key: str) -> str:
