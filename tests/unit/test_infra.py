@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from svdflow.common.cluster.api import SERVICE_ACCOUNT
+from tests import core_kinds
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 INFRA = REPOSITORY / "infra"
@@ -578,3 +579,13 @@ def test_core_kinds_hold_their_schemas_strictly(rendered, checker):
         manifest = entry["m"]
         if (manifest["apiVersion"], manifest["kind"]) not in checker.schemas and manifest["kind"] != "ComputeClass":
             assert checker.core_errors(manifest) == [], f"{entry['in']}: {label(manifest)}"
+
+
+def test_core_kinds_have_no_field_that_kubernetes_lacks_and_lack_none_that_it_asks_for(rendered):
+    checked = set()
+    for entry in different(rendered).values():
+        manifest = entry["m"]
+        if core_kinds.is_core(manifest):
+            checked.add(manifest["kind"])
+            assert core_kinds.errors(manifest) == [], f"{entry['in']}: {label(manifest)}"
+    assert {"Deployment", "StatefulSet", "Job", "NetworkPolicy", "Role", "PodDisruptionBudget", "Service"} <= checked
