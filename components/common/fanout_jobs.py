@@ -218,16 +218,20 @@ class IndexedJobs:
         """Take the files along unless another run still reads them; and the Job, if it has not ended."""
         if self._told_to_end:
             return  # done there
+        name = following.job["metadata"]["name"]
         try:
-            job = cluster.get(JOBS, following.job["metadata"]["name"])
+            if not self._kept_by_others(cluster, me, name):
+                remove_files(self.root, plan.name)  # a Job that has ended stays for its time to live, its logs with it
+        except (ClusterError, StorageError) as error:  # outcomes, or why there are none, are not lost to this
+            print(f"svdflow: Job {name} or its files were left there: {error}", file=sys.stderr, flush=True)
+
+    def _kept_by_others(self, cluster: Cluster, me: Workflow | None, name: str) -> bool:
+        try:
+            job = cluster.get(JOBS, name)
         except NotThere:
-            remove_files(self.root, plan.name)
-            return
+            return False
         others = [owner for owner in owners(job) if me is None or owner["uid"] != me.uid]
-        if others or not ended(job):
-            if release(cluster, JOBS, job, me) == "kept":
-                return
-        remove_files(self.root, plan.name)  # a Job that has ended stays for its time to live, its logs with it
+        return bool(others or not ended(job)) and release(cluster, JOBS, job, me) == "kept"
 
     def _tidy_up(self, cluster: Cluster) -> None:
         """Remove what fan-outs that nobody waits for have left behind; it fails no step."""

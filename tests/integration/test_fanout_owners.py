@@ -130,6 +130,17 @@ def test_a_step_whose_run_is_stopped_begins_no_other_job_in_place_of_the_deleted
         assert not lab.jobs() and lab.files() == []
 
 
+def test_a_job_that_cannot_be_looked_at_when_all_is_done_costs_no_outcome(lab, capsys):
+    with pods_do(lab, at_once):
+        outcomes = []
+        for outcome in lab.executor().run(square, lab.tasks(*"aaa"), None, limits()):
+            outcomes.append(outcome)
+            if len(outcomes) == 3:
+                lab.api.fail("GET", f"/jobs/{lab.jobs()[0]['metadata']['name']}", status=403, message="no more")
+    assert all(map(good, outcomes)) and len(outcomes) == 3
+    assert "or its files were left there: " in capsys.readouterr().err
+
+
 @contextmanager
 def left_by_a_killed_step(lab: Lab, tmp_path: Path, monkeypatch, *others: str) -> Iterator[Any]:
     """A run whose step is gone without a word while pods work, one of three done; how it is stopped from elsewhere."""
