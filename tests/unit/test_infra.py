@@ -21,6 +21,7 @@ from tests import core_kinds
 REPOSITORY = Path(__file__).resolve().parents[2]
 INFRA = REPOSITORY / "infra"
 OVERLAYS = ("dev", "production", "gke", "kserve", "airgapped")
+JOBS = ("publish-release", "publish-release-airgapped")
 CHECKER = REPOSITORY.parent / "shared" / "tools" / "check_manifests.py"
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 QUEUE = "kueue.x-k8s.io/queue-name"
@@ -47,12 +48,12 @@ def rendered() -> dict[str, list[Manifest]]:
         assert done.returncode == 0, f"infra/{place}: {done.stderr}"
         return [document for document in yaml.load_all(done.stdout, LOADER) if document]
 
-    places = [f"overlays/{name}" for name in OVERLAYS] + ["jobs/publish-release"]
+    places = [f"overlays/{name}" for name in OVERLAYS] + [f"jobs/{name}" for name in JOBS]
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip([*OVERLAYS, "publish-release"], pool.map(render, places), strict=True))
+        return dict(zip([*OVERLAYS, *JOBS], pool.map(render, places), strict=True))
 
 
-@pytest.fixture(params=[*OVERLAYS, "publish-release"])
+@pytest.fixture(params=[*OVERLAYS, *JOBS])
 def manifests(request: pytest.FixtureRequest, rendered: dict[str, list[Manifest]]) -> list[Manifest]:
     return rendered[request.param]
 
@@ -296,8 +297,10 @@ def test_no_secret_is_committed_and_each_that_is_named_is_documented(manifests):
 
 def test_images_come_from_one_place(manifests, request):
     listed = yaml.safe_load((INFRA / "components/images/kustomization.yaml").read_text())["images"]
+    mirrors = yaml.safe_load((INFRA / "components/image-mirror/kustomization.yaml").read_text())["images"]
+    assert {each["name"]: each["newName"] for each in mirrors} == {e["name"]: MIRROR + e["name"] for e in listed}
     known = {f"{image['name']}:{image['newTag']}" for image in listed}
-    mirrored = request.node.callspec.params["manifests"] == "airgapped"
+    mirrored = request.node.callspec.params["manifests"].endswith("airgapped")
     for name, _, pod in pod_templates(manifests):
         for container in containers(pod):
             image = container["image"]
