@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.main import get_command
 
 from svdflow.common.errors import BadInputError, ConfigError
@@ -278,4 +279,12 @@ def test_from_an_empty_cluster_to_a_served_model_takes_at_most_ten_commands_and_
             assert result.exit_code == 0, (command, result.output, result.exception)
     assert len(fake.runs) == 1 and len(fake.schedules) == 1
     (run,) = fake.runs.values()
-    assert run.body["runtime_config"]["parameters"]["source"] == "s3://svdflow/raw"
+    given = run.body["runtime_config"]["parameters"]
+    assert given["source"] == "s3://svdflow/raw"
+    (published,) = yaml.safe_load((REPOSITORY / "infra/jobs/publish-release/kustomization.yaml").read_text())[
+        "configMapGenerator"
+    ]
+    told = dict(each.split("=") for each in published["literals"])
+    assert given["workdir"] == f"/work/{told['RUN']}", "what is published is what the run has made"
+    releases = (REPOSITORY / "infra/overlays/dev/releases.yaml").read_text()
+    assert set(re.findall(r'MODEL_RELEASE, value: "(.*?)"', releases)) == {told["RELEASE"]}, "and what is served"
