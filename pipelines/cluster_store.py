@@ -33,7 +33,12 @@ def buckets() -> Iterator[tuple[str, bool | None, str, str]]:
             yield what, versions == "Enabled", f"{where}, versioning {str(versions or 'off').lower()}", _MAKE
         except S3Error as error:
             if error.code in ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"):
-                yield what, False, f"{where}: {error.code}", "put the store's key into the secret svdflow-object-store"
+                yield (
+                    what,
+                    False,
+                    f"{where}: {error.code}",
+                    "let the key in the secret svdflow-object-store in, or correct it",
+                )
             else:
                 yield what, False, f"{where}: {error.code}", "see the store's own log"
         except (MinioException, StorageError, HTTPError, OSError, ValueError) as error:
