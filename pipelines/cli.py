@@ -150,7 +150,11 @@ def doctor(
     cluster: Annotated[bool, typer.Option("--cluster", help="Look at the Kubernetes cluster instead.")] = False,
     namespace: Annotated[str | None, typer.Option(help="Of runs. Default: the pod's, or the kubeconfig's.")] = None,
     endpoint: Annotated[
-        str | None, typer.Option(envvar="SVDFLOW_KFP_ENDPOINT", help="URL of the Kubeflow Pipelines API, to be tried.")
+        str | None,
+        typer.Option(
+            envvar=["SVDFLOW_KFP_ENDPOINT", "KF_PIPELINES_ENDPOINT"],
+            help="URL of the Kubeflow Pipelines API, to be tried.",
+        ),
     ] = None,
 ) -> None:
     """Say what this machine has and lacks, with the remedy for each; or, with --cluster, what a cluster does."""

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 Env = Annotated[
     str | None,
-    typer.Option("--env", envvar="SVDFLOW_ENV", help="production, dev, or a YAML file: endpoint, images, resources."),
+    typer.Option(
+        "--env", envvar="SVDFLOW_ENV", help="production, airgapped, dev, or a YAML file: endpoint, images, resources."
+    ),
 ]
 Endpoint = Annotated[
     str | None, typer.Option(help="URL of the Kubeflow Pipelines API. Default: SVDFLOW_KFP_ENDPOINT, else --env's.")

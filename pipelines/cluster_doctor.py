@@ -26,6 +26,7 @@ from .cluster_needs import (
     STOPPING,
     VERBS,
 )
+from .cluster_store import buckets
 
 State = Literal["there", "missing", "absent", "unknown"]  # missing: needed; absent: only wanted by some
 _SIGNS = {"there": "[green]✓", "missing": "[red]✗", "absent": "[yellow]-", "unknown": "[yellow]?"}
@@ -90,6 +91,7 @@ def checks(facts: Facts, endpoint: str | None = None) -> Iterator[Row]:
     yield from _priorities(facts)
     yield from _named(facts)
     yield _work_volume(facts)
+    yield from _buckets()
     yield from _accounts(facts)
     yield from _permissions(facts)
     yield _images(facts)
@@ -196,6 +198,9 @@ def _flavors(facts: Facts) -> Iterator[Row]:
     if isinstance(flavors, Access):
         yield _not_read("ResourceFlavors", flavors, "kubectl apply -k infra/overlays/… (components/gpu-quotas)")
         return
+    if not flavors:
+        yield Row("ResourceFlavors", "missing", "none", "kubectl apply -k infra/overlays/… (components/gpu-quotas)")
+        return
     nodes = facts.list("/api/v1/nodes")
     if isinstance(nodes, Access):
         yield _not_read("nodes", nodes, "run this as somebody who may list nodes")
@@ -265,6 +270,11 @@ def _work_volume(facts: Facts) -> Row:
     return Row(what, "missing", phase, why)
 
 
+def _buckets() -> Iterator[Row]:
+    for what, there, found, remedy in buckets():
+        yield Row(what, "unknown" if there is None else "there" if there else "missing", found, remedy)
+
+
 def _accounts(facts: Facts) -> Iterator[Row]:
     for name, mounts in SERVICE_ACCOUNTS.items():
         what = f"service account {name}"
@@ -329,7 +339,7 @@ def _present(what: str, found: dict[str, Any] | Access, remedy: str) -> Row:
 def _not_read(what: str, access: Access, remedy: str, needed: bool = True) -> Row:
     if access is Access.ABSENT:
         return Row(what, "missing" if needed else "absent", "", remedy)
-    return Row(what, "unknown", _denied(access), "")
+    return Row(what, "unknown", _denied(access), "run this as somebody who may")
 
 
 def _denied(access: Access) -> str:

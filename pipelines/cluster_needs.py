@@ -38,7 +38,7 @@ APIS = (
     Api("Argo Workflows", "argoproj.io", "v1alpha1", ("workflows",), _KFP),
     Api("KServe", "serving.kserve.io", "v1beta1", ("inferenceservices",), "only overlays/kserve uses it", False),
     Api(
-        "Prometheus operator", "monitoring.coreos.com", "v1", ("servicemonitors", "prometheusrules"),
+        "Prometheus operator", "monitoring.coreos.com", "v1", ("podmonitors", "prometheusrules"),
         "install it for dashboards, alerts and autoscaling", False,
     ),
     Api("KEDA", "keda.sh", "v1alpha1", ("scaledobjects",), "install it for autoscaled servers", False),

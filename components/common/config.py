@@ -105,8 +105,11 @@ def settings_of_variable(model: type[SettingsT], variable: str, example: str) ->
         ConfigError: it is no mapping (``example`` shows one), or a field is wrong, which is named.
     """
     told = os.environ.get(variable, "").strip()
-    if not told:
-        return None
+    return settings_of_text(model, variable, told, example) if told else None
+
+
+def settings_of_text(model: type[SettingsT], variable: str, told: str, example: str) -> SettingsT:
+    """What ``settings_of_variable`` reads, from the variable's value."""
     try:
         values = yaml.safe_load(told)
     except yaml.YAMLError as error:

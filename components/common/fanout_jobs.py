@@ -39,6 +39,7 @@ from .storage import DataRoot
 _LOOK_S = 15.0  # between looks at what holds a Job up
 _MOST_LOST = 5  # Jobs that somebody else deleted
 _TERMINATED = 143  # exit status of a process that SIGTERM ended
+_STOP_S = 15.0  # of the half minute that a pod has to end
 
 
 class IndexedJobs:
@@ -110,6 +111,9 @@ class IndexedJobs:
                     lost += 1
                     if lost > _MOST_LOST:
                         raise ServiceError(f"{gone}; that was the {lost}th time") from None
+                    if me is not None and is_stopped(cluster, me):  # who stops a run deletes its jobs
+                        remove_files(self.root, plan.name)
+                        raise ServiceError(f"{gone}: the run was stopped") from None
                     print(f"svdflow: {gone}; what is missing is begun anew", file=sys.stderr, flush=True)
                     continue
                 except BaseException:  # also when the caller stops asking
@@ -192,10 +196,15 @@ class IndexedJobs:
             return
 
         def told(*_: object) -> None:
-            if me is not None:
-                with self._cluster() as fresh:  # the other connection may be in the middle of something
-                    if is_stopped(fresh, me):
-                        self._leave(fresh, me, following, plan)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this is being seen to
+            try:
+                if me is not None:
+                    with self._cluster() as fresh:  # the other connection may be in the middle of something
+                        fresh.patience_s = min(fresh.patience_s, _STOP_S)
+                        if is_stopped(fresh, me):
+                            self._leave(fresh, me, following, plan)
+            except (ClusterError, ConfigError, StorageError) as error:  # then it may be an eviction: the Job goes on
+                print(f"svdflow: told to end, and could not look at the run: {error}", file=sys.stderr, flush=True)
             self._told_to_end = True
             raise SystemExit(_TERMINATED)
 
@@ -209,16 +218,20 @@ class IndexedJobs:
         """Take the files along unless another run still reads them; and the Job, if it has not ended."""
         if self._told_to_end:
             return  # done there
+        name = following.job["metadata"]["name"]
         try:
-            job = cluster.get(JOBS, following.job["metadata"]["name"])
+            if not self._kept_by_others(cluster, me, name):
+                remove_files(self.root, plan.name)  # a Job that has ended stays for its time to live, its logs with it
+        except (ClusterError, StorageError) as error:  # outcomes, or why there are none, are not lost to this
+            print(f"svdflow: Job {name} or its files were left there: {error}", file=sys.stderr, flush=True)
+
+    def _kept_by_others(self, cluster: Cluster, me: Workflow | None, name: str) -> bool:
+        try:
+            job = cluster.get(JOBS, name)
         except NotThere:
-            remove_files(self.root, plan.name)
-            return
+            return False
         others = [owner for owner in owners(job) if me is None or owner["uid"] != me.uid]
-        if others or not ended(job):
-            if release(cluster, JOBS, job, me) == "kept":
-                return
-        remove_files(self.root, plan.name)  # a Job that has ended stays for its time to live, its logs with it
+        return bool(others or not ended(job)) and release(cluster, JOBS, job, me) == "kept"
 
     def _tidy_up(self, cluster: Cluster) -> None:
         """Remove what fan-outs that nobody waits for have left behind; it fails no step."""

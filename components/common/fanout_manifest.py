@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from .cluster.kinds import MANAGED_LABEL, MANAGER, PRIORITY_LABEL, QUEUE_LABEL
-from .cluster.names import ATTEMPT_LABEL, KEY_LABEL, short_key
+from .cluster.names import ATTEMPT_LABEL, KEY_LABEL, Labels, Name, short_key
 from .config import Settings, settings_of_variable
 from .errors import ConfigError
 from .fanout_plan import Plan
@@ -34,18 +34,18 @@ class FanoutSettings(Settings):
 
     image: str | None = Field(None, min_length=1)  # with the step's own svdflow in it; the step's own image
     namespace: str | None = None  # the step's own
-    queue: str = "fan-out"  # Kueue's LocalQueue; it has processors only: name another one for GPUs
+    queue: Name = "fan-out"  # Kueue's LocalQueue; it has processors only: name another one for GPUs
     priority: str = "svdflow-normal"  # Kueue's WorkloadPriorityClass
-    service_account: str = "fan-out"
+    service_account: Name = "fan-out"
 
     cpu: int = Field(2, ge=1)  # processors of a pod, and processes in it
     memory: str = Field("8Gi", pattern=r"^[1-9][0-9]*(Mi|Gi)$")  # request and limit
     scratch: str = Field("20Gi", pattern=r"^[1-9][0-9]*(Mi|Gi)$")  # of a pod: downloads, clips before they are stored
     gpus: int = Field(0, ge=0)  # of a pod; its queue has to have a quota for them
-    node_selector: dict[str, str] = Field(default_factory=dict)  # as svdflow/gpu: a100
-    labels: dict[str, str] = Field(default_factory=dict)  # of the Job and its pods, as a cost centre
-    image_pull_secrets: tuple[str, ...] = ()
-    secrets: tuple[str, ...] = ()  # whose keys become variables, beside the store's: as svdflow-captioning
+    node_selector: Labels = Field(default_factory=dict)  # as svdflow/gpu: a100
+    labels: Labels = Field(default_factory=dict)  # of the Job and its pods, as a cost centre
+    image_pull_secrets: tuple[Name, ...] = ()
+    secrets: tuple[Name, ...] = ()  # whose keys become variables, beside the store's: as svdflow-captioning
     claim: str = ""  # a volume with the data root (a directory then), or with models, for reading; none when empty
     claim_path: str = Field("/work", pattern=r"^/[^.]*$")
 

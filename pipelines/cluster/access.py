@@ -3,6 +3,7 @@
 Secrets come from files and variables, never from arguments. The first found counts:
 
 * endpoint: ``--endpoint``, SVDFLOW_KFP_ENDPOINT, the environment file, KF_PIPELINES_ENDPOINT
+* namespace: ``--namespace``, SVDFLOW_KFP_NAMESPACE, the environment file, a pod's own
 * token: ``--token-file``, SVDFLOW_KFP_TOKEN, SVDFLOW_KFP_TOKEN_FILE, KF_PIPELINES_SA_TOKEN_PATH, the volume of a pod
 * cookie: ``--cookie-file``, SVDFLOW_KFP_COOKIE, SVDFLOW_KFP_COOKIE_FILE
 * CA: ``--ca-file``, SVDFLOW_KFP_CA_FILE; else Mozilla's
@@ -23,6 +24,7 @@ from urllib.parse import urlsplit
 from svdflow.common.errors import ConfigError
 
 PROJECTED_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")  # as the kfp SDK has it
+OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 SECRET_BYTES = 64 * 1024
 
 
@@ -111,7 +113,13 @@ def find_access(
     ca = ca_file or (Path(path) if (path := environ.get("SVDFLOW_KFP_CA_FILE")) else None)
     if ca is not None and not ca.is_file():
         raise ConfigError(f"CA file {ca}: there is no such file")
-    return Access(url, namespace or environ.get("SVDFLOW_KFP_NAMESPACE") or default_namespace, token, cookie, ca)
+    # for several users Kubeflow Pipelines lists nothing without a namespace
+    namespace = namespace or environ.get("SVDFLOW_KFP_NAMESPACE") or default_namespace or _own_namespace()
+    return Access(url, namespace, token, cookie, ca)
+
+
+def _own_namespace() -> str:
+    return OWN_NAMESPACE.read_text().strip() if OWN_NAMESPACE.is_file() else ""
 
 
 def _secret(what: str, variable: str, path: Path | None, environ: Mapping[str, str]) -> Secret | None:

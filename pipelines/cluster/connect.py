@@ -54,7 +54,7 @@ def environment_of(env: str | None, images_file: Path | None, images: Sequence[s
         ConfigError: there is none, or an image is unknown.
     """
     if not env:
-        raise ConfigError("name the environment with --env: production, dev, or a YAML file of your own")
+        raise ConfigError("name the environment with --env: production, airgapped, dev, or a YAML file of your own")
     given: dict[str, str] = {}
     if images_file:
         try:

@@ -16,14 +16,17 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, Field, model_validator
 
-from svdflow.common.config import Settings, merge, validate_settings
+from svdflow.common.config import Settings, merge, settings_of_text, validate_settings
 from svdflow.common.errors import ConfigError
+from svdflow.common.fanout_manifest import FanoutSettings
+from svdflow.training.train.trainjob.settings import TrainJobSettings
 
 from .. import PIPELINES
 from .quantities import AbsolutePath, Cpu, DnsName, EnvironmentName, LabelKey, LabelValue, Size, size_bytes
 
 ENVIRONMENTS = Path(__file__).resolve().parent.parent / "environments"
 DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
+LAUNCHERS: dict[str, type[Settings]] = {"SVDFLOW_TRAINJOB": TrainJobSettings, "SVDFLOW_FANOUT": FanoutSettings}
 IMAGES = ("pipeline", "curation", "training", "evaluation", "triton")
 
 
@@ -109,6 +112,17 @@ def _no_secret(values: dict[str, str]) -> dict[str, str]:
     return values
 
 
+def _launchers_can_read(values: dict[str, str]) -> dict[str, str]:
+    """Told now, and not by a step that has waited for its turn."""
+    for variable, model in LAUNCHERS.items():
+        if told := values.get(variable, "").strip():
+            try:
+                settings_of_text(model, variable, told, "{queue: research}")
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
+    return values
+
+
 class TaskResources(Settings):
     """What a task's pod gets."""
 
@@ -122,7 +136,7 @@ class TaskResources(Settings):
     tolerations: list[Toleration] = []
     affinity: list[Affinity] = []
     security_context: SecurityContext = SecurityContext()
-    env: Annotated[dict[EnvironmentName, str], AfterValidator(_no_secret)] = {}
+    env: Annotated[dict[EnvironmentName, str], AfterValidator(_no_secret), AfterValidator(_launchers_can_read)] = {}
     fields: dict[EnvironmentName, str] = {}  # of the pod itself, by the downward API
     config_maps: dict[DnsName, Keys] = {}
     secrets: dict[DnsName, Keys] = {}

@@ -101,9 +101,11 @@ def stop(
             raise
     released = list(release(stopped))
     since = time.monotonic()
-    while (state := get_run(client, run_id).state) not in ENDED and time.monotonic() - since < wait_s:
+    while (run := get_run(client, run_id)).state not in ENDED and time.monotonic() - since < wait_s:
         time.sleep(pause_s)
-    return state, released
+    # A step that was not told to end yet may have started a job after the first look, or its Workflow was just made.
+    again = Stopped(run_id, workflow_of(run) or stopped.workflow, client.access.namespace)
+    return run.state, released + [line for line in release(again) if line not in released]
 
 
 def retry(client: Client, run_id: str) -> None:

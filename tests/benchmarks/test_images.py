@@ -34,6 +34,7 @@ BASES = {
 IMAGES = ("pipeline", "curation", "training", "evaluation", "triton")
 LOCKED_DOWN = ["--rm", "--network=none", "--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--user=1000:1000"]
 TOLD = REPOSITORY / "build/images"
+TAKEN = os.environ.get("SVDFLOW_BENCH_IMAGES") == "there"  # images as they are, none is built
 
 # Starts the server as the deployment does, sends it a picture twice, and tells what came back.
 SERVE = """
@@ -60,7 +61,7 @@ def builder() -> str:
             break
     else:
         pytest.skip("neither docker nor podman is here; buildah alone runs no image with a read-only root")
-    if not there(name, BASES["BASE_IMAGE"]):
+    if not TAKEN and not there(name, BASES["BASE_IMAGE"]):
         pytest.skip(
             f"the base image {BASES['BASE_IMAGE']} is not here: run containers/debian-base, or set SVDFLOW_BASE_IMAGE"
         )
@@ -74,7 +75,7 @@ def there(builder: str, image: str) -> bool:
 @pytest.fixture(scope="module")
 def built(builder: str) -> list[str]:
     """The images, as `make images` builds them: all that there is a base for."""
-    if os.environ.get("SVDFLOW_BENCH_IMAGES") == "there":
+    if TAKEN:
         return [name for name in IMAGES if there(builder, f"svdflow/{name}:{VERSION}")]
     names = [name for name in IMAGES if name != "triton" or there(builder, BASES["TRITON_BASE_IMAGE"])]
     given = {**os.environ, **BASES, "IMAGES": " ".join(names), "BUILDER": builder}
@@ -170,6 +171,8 @@ class Steps:
 
 
 def run(builder: str, image: str, options: list[str], command: list[str]) -> subprocess.CompletedProcess[str]:
+    if TAKEN and not there(builder, f"svdflow/{image}:{VERSION}"):
+        pytest.skip(f"svdflow/{image}:{VERSION} is not here, and SVDFLOW_BENCH_IMAGES=there takes what is there")
     return subprocess.run(
         [builder, "run", *LOCKED_DOWN, *options, f"svdflow/{image}:{VERSION}", *command],
         capture_output=True, text=True, timeout=1800,
@@ -242,7 +245,10 @@ def test_the_pipeline_image_compiles_what_is_committed(builder, built):
     indirect=["image"],
 )
 def test_the_bill_of_materials_is_that_of_the_image(image, holds):
-    bill = json.loads((TOLD / f"{image}.cdx.json").read_text())
+    path = TOLD / f"{image}.cdx.json"
+    if TAKEN and not path.is_file():
+        pytest.skip(f"{path} is not here: svdflow/{image} was built elsewhere")
+    bill = json.loads(path.read_text())
     listed = [each["purl"].partition("@")[0].removeprefix("pkg:") for each in bill["components"]]
     assert holds | {"pypi/svdflow"} <= set(listed)
     assert not {f"deb/debian/{each}" for each in ("gcc", "g++", "make", "dpkg-dev")} & set(listed)

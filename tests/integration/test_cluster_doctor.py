@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -15,18 +17,20 @@ import pytest
 import yaml
 
 from svdflow.common.cluster.api import Cluster
-from svdflow.pipelines.cluster_doctor import Row, checks, examine
+from svdflow.pipelines.cluster_doctor import Row, _permissions, _version, checks, examine
 from svdflow.pipelines.cluster_facts import Facts, kfp_answers
 from svdflow.pipelines.cluster_needs import (
     APIS,
     CONFIG_MAPS,
     PRIORITIES,
     QUEUES,
+    RUNTIMES,
     SECRETS,
     SERVICE_ACCOUNTS,
     STOPPING,
     VERBS,
 )
+from svdflow.pipelines.cluster_store import buckets
 from tests.fakes.kube_api import KubeAPI
 from tests.fakes.kube_rules import PODS, RESOURCES
 from tests.fakes.kube_store import Object, Resource
@@ -143,7 +147,7 @@ def test_a_cluster_set_up_by_infra_has_all_that_is_needed(site, capsys):
     shown = capsys.readouterr().out
     assert "nothing needed is missing" in shown and "very secret" not in shown and "dmVye" not in shown
     rows = site.rows()
-    assert {row.state for row in rows.values()} <= {"there", "absent"}
+    assert {row.state for row in rows.values() if row.what != "object store"} <= {"there", "absent"}
     assert "1 of 1 nodes ready, 8 GPUs" in rows["nodes of svdflow-h100-on-demand"].found
     assert rows["nodes of svdflow-a100-spot"].state == "absent"
     assert rows["queue research"].found == "→ svdflow-research, 2 waiting"
@@ -296,6 +300,88 @@ def test_kubeflow_pipelines_is_tried_where_it_is_said_to_be(status, works):
     assert kfp_answers(url) == (False, "no answer (NewConnectionError)")
 
 
+EVERYTHING = (
+    [("LocalQueue", name) for name in QUEUES]
+    + [("ClusterQueue", f"svdflow-{name}") for name in QUEUES]
+    + [("ClusterTrainingRuntime", name) for name in RUNTIMES]
+    + [("WorkloadPriorityClass", name) for name in PRIORITIES]
+    + [("Secret", name) for name in SECRETS]
+    + [("ConfigMap", "svdflow-object-store"), ("PersistentVolumeClaim", "svdflow-work"), ("Namespace", NAMESPACE)]
+    + [("ServiceAccount", name) for name in SERVICE_ACCOUNTS]
+)
+
+
+def test_whatever_is_taken_away_is_told_by_its_name_and_with_a_remedy(site):
+    """One thing after the other, and then all of a kind."""
+    before = site.rows()
+    for kind, name in EVERYTHING:
+        resource = next(r for r in site.resources.values() if r.kind == kind)
+        place = NAMESPACE if resource.namespaced else ""
+        kept = next(o for o in site.store.objects(resource) if o["metadata"]["name"] == name)
+        site.drop(kind, name)
+        told = [row for what, row in site.rows().items() if row.state != before[what].state]
+        assert told and all(row.state in ("missing", "absent") and row.remedy for row in told), (kind, name)
+        assert any(name.removeprefix("svdflow-") in row.what for row in told), (kind, name)
+        site.store.impose(resource, place, kept)
+    assert site.rows() == before
+    for flavor in site.store.objects(next(r for r in site.resources.values() if r.kind == "ResourceFlavor")):
+        site.drop("ResourceFlavor", flavor["metadata"]["name"])
+    assert site.rows()["ResourceFlavors"].state == "missing" and site.rows()["ResourceFlavors"].remedy
+
+
+@pytest.mark.parametrize("group", sorted({api.group for api in APIS}))
+def test_whichever_api_is_not_installed_is_told_with_what_to_install(group):
+    (what,) = [api.what for api in APIS if api.group == group]
+    with Site(without=(group,)) as site:
+        row = site.rows()[what]
+    needed = next(api.needed for api in APIS if api.group == group)
+    assert row.state == ("missing" if needed else "absent") and row.remedy
+
+
+def test_every_permission_is_told_by_its_verb(site):
+    for (group, resource), verbs in VERBS.items():
+        for verb in verbs:
+            site.rules = [
+                {**rule, "verbs": [v for v in rule["verbs"] if v != verb]}
+                if group in rule["apiGroups"] and resource in rule["resources"] else rule
+                for rule in role("pipeline-runner")
+            ]  # fmt: skip
+            rows = [row for row in _permissions(Facts(site.cluster())) if row.state != "there"]
+            told = [(row.state, row.found, row.remedy) for row in rows if row.what.endswith(f" {resource}")]
+            assert told == [("missing", f"not {verb}", "Role pipeline-runner, infra/base/roles.yaml")]
+
+
+def test_an_old_kubernetes_and_a_volume_that_no_class_can_make_are_told(site, monkeypatch):
+    claim = {"spec": {"accessModes": ["ReadWriteMany"]}, "status": {"phase": "Pending"}}
+    site.put(thing("v1", "PersistentVolumeClaim", "svdflow-work", **claim))
+    row = site.rows()["work volume svdflow-work"]
+    assert row.state == "missing" and "no storage class is the default" in row.remedy
+    facts = Facts(site.cluster())
+    monkeypatch.setattr(facts, "get", lambda path: {"major": "1", "minor": "29+", "gitVersion": "v1.29.3"})
+    row = _version(facts)
+    assert row.state == "missing" and "upgrade" in row.remedy and row.found == "v1.29.3"
+
+
+def test_the_object_store_is_asked_where_its_address_is(object_store, monkeypatch):
+    store = replace(object_store, bucket="doctor")
+    store.minio().make_bucket(bucket_name="doctor")
+    assert [(what, there) for what, there, _, _ in buckets()] == [("object store", None)]
+    for name, value in store.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SVDFLOW_RELEASES_BUCKET", "releases")
+    rows = {what: (there, found, remedy) for what, there, found, remedy in buckets()}
+    assert rows[f"bucket {store.bucket}"][0] is False and "versioning off" in rows[f"bucket {store.bucket}"][1]
+    assert rows["bucket releases"][0] is False and "components/buckets" in rows["bucket releases"][2]
+    runpy.run_path(str(INFRA / "components/buckets/prepare_buckets.py"), run_name="__main__")
+    assert all(there for _, there, _, _ in buckets())
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    told = list(buckets())
+    assert all(there is False and "svdflow-object-store" in remedy for _, there, _, remedy in told)
+    assert "another" not in str(told)
+    monkeypatch.setenv("SVDFLOW_S3_ENDPOINT", "http://127.0.0.1:9")
+    assert all(there is False and "no answer" in found for _, there, found, _ in buckets())
+
+
 def test_what_is_looked_for_is_what_infra_makes_and_what_the_launchers_do():
     queues = {m["metadata"]["name"]: m["kind"] for m in documents("components/queues/queues.yaml")}
     assert set(QUEUES) <= {n for n, kind in queues.items() if kind == "LocalQueue"}
@@ -311,3 +397,10 @@ def test_what_is_looked_for_is_what_infra_makes_and_what_the_launchers_do():
     told = (INFRA / "README.md").read_text()
     assert all(f"`{name}`" in told for name in [*SECRETS, *CONFIG_MAPS])
     assert len({api.path for api in APIS}) == len(APIS)
+    monitored = next(api for api in APIS if api.group == "monitoring.coreos.com")
+    kinds = {
+        m["kind"].lower() + "s"
+        for name in ("monitors", "alerts")
+        for m in documents(f"components/monitoring/{name}.yaml")
+    }
+    assert set(monitored.plurals) == kinds

@@ -15,10 +15,13 @@ from typing import Any
 
 import pytest
 
+from svdflow.common.cluster.owners import release_all
+from svdflow.common.errors import ServiceError
 from svdflow.common.fanout import Outcome, map_units
 from svdflow.common.fanout_files import remove_files
 from svdflow.common.fanout_plan import write_plan
 from tests.fakes.kube_kubelet import Container
+from tests.fakes.kube_rules import WORKFLOWS
 from tests.fakes.kube_store import wait_for
 from tests.fanout_lab import NAMESPACE, Lab, as_step, at_once, first_only, good, limits, pods_do, workflow_of
 from tests.fanout_work import square
@@ -88,8 +91,6 @@ def test_a_step_that_gives_up_takes_its_job_along_and_leaves_it_when_another_run
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_step_s_pod_that_is_evicted_leaves_its_job_and_one_of_a_stopped_run_takes_it_along(lab, stopped):
-    from tests.fakes.kube_rules import WORKFLOWS
-
     run = workflow_of(lab, "run-1")
 
     with pods_do(lab, first_only):
@@ -102,6 +103,42 @@ def test_a_step_s_pod_that_is_evicted_leaves_its_job_and_one_of_a_stopped_run_ta
                 signal.raise_signal(signal.SIGTERM)
         assert bool(lab.jobs()) is not stopped and bool(lab.files()) is not stopped
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_an_api_server_that_refuses_while_a_step_s_pod_is_evicted_does_not_cost_the_job(lab, capsys):
+    run = workflow_of(lab, "run-1")
+    with pods_do(lab, first_only):
+        executor = as_step(lab, "run-1", run)
+        with pytest.raises(SystemExit):
+            for _ in executor.run(square, lab.tasks(*"abcdef"), None, limits()):
+                lab.api.fail("GET", "/workflows", status=403, message="forbidden for now")
+                signal.raise_signal(signal.SIGTERM)
+        assert lab.jobs() and lab.files()
+        assert "could not look at the run" in capsys.readouterr().err
+
+
+def test_a_step_whose_run_is_stopped_begins_no_other_job_in_place_of_the_deleted_one(lab):
+    run = workflow_of(lab, "run-1")
+    with pods_do(lab, first_only), lab.connect() as cluster:
+        outcomes = as_step(lab, "run-1", run).run(square, lab.tasks(*"abcdef"), None, limits())
+        next(outcomes)
+        lab.api.store.update(WORKFLOWS, NAMESPACE, "run-1", lambda o: {**o, "spec": {"activeDeadlineSeconds": 0}})
+        assert set(release_all(cluster, "run-1").values()) == {"deleted"}  # what `svdflow runs stop` does
+        with pytest.raises(ServiceError, match="the run was stopped"):
+            list(outcomes)
+        assert len([r for r in lab.api.asked("POST", "/jobs") if r.status == 201]) == 1
+        assert not lab.jobs() and lab.files() == []
+
+
+def test_a_job_that_cannot_be_looked_at_when_all_is_done_costs_no_outcome(lab, capsys):
+    with pods_do(lab, at_once):
+        outcomes = []
+        for outcome in lab.executor().run(square, lab.tasks(*"aaa"), None, limits()):
+            outcomes.append(outcome)
+            if len(outcomes) == 3:
+                lab.api.fail("GET", f"/jobs/{lab.jobs()[0]['metadata']['name']}", status=403, message="no more")
+    assert all(map(good, outcomes)) and len(outcomes) == 3
+    assert "or its files were left there: " in capsys.readouterr().err
 
 
 @contextmanager

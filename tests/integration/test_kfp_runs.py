@@ -280,15 +280,17 @@ def test_stop_ends_the_run_then_releases_what_it_holds(fake, client, run_id):
     fake.at(run_id, "ingest", "RUNNING")
     order: list[str] = []
 
+    held = [["TrainJob image-1a2b: deleted"], ["TrainJob image-1a2b-2: deleted"]]
+
     def release_jobs(run: release.Stopped) -> list[str]:
         order.append(f"{run.run_id} {run.workflow} {run.namespace} {fake.runs[run_id].body['state']}")
-        return ["TrainJob image-1a2b: deleted"]
+        return held[len(order) - 1]
 
     state, released = runs.stop(client, run_id, pause_s=0.01, release=release_jobs)
-    assert state == "CANCELED" and released == ["TrainJob image-1a2b: deleted"]
+    assert state == "CANCELED" and released == [line for lines in held for line in lines]
     workflow = fake.pod(run_id, "ingest").partition("-system-")[0]
-    assert order == [f"{run_id} {workflow} svdflow CANCELING"], (
-        "after the workflow was told to end, so that nothing starts anew"
+    assert order == [f"{run_id} {workflow} svdflow {told}" for told in ("CANCELING", "CANCELED")], (
+        "once the workflow was told to end, and what a step has started until it did"
     )
 
 

@@ -1,15 +1,21 @@
 """`svdflow submit` and `svdflow schedule`, as commands against the API's fake."""
 
 import json
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
+from typer.main import get_command
 
 from svdflow.common.errors import BadInputError, ConfigError
+from svdflow.pipelines.cli import app
 from svdflow.pipelines.cluster import stamp as stamps
 from svdflow.pipelines.cluster.client import NoAnswer, Refused
 from svdflow.pipelines.cluster.environment import Environment
+from svdflow.pipelines.registry import compiled_path
 from tests.fakes.kfp_api import FakePipelines
 from tests.integration.kfp_runs import TOKEN, environment_file, submitted, svdflow
 
@@ -227,3 +233,58 @@ def test_a_lost_creation_is_not_taken_for_done(fake, env):
     fake.fault("POST /apis/v2beta1/recurringruns$", "drop")
     result = scheduled(env, "nightly", "curation", "--every", "1d")
     assert isinstance(result.exception, NoAnswer) and fake.schedules == {}
+
+
+# what the READMEs tell to type
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def commands_in(readme: str) -> list[list[str]]:
+    """The words after `svdflow` of every command in a README's blocks of code; what is left open has no answer here."""
+    found = []
+    for line in re.findall(r"^    +(.*)$", (REPOSITORY / readme).read_text(), re.M):
+        told = re.search(r"(?:^|-- |^\d+ +)svdflow ([a-z].*)$", re.sub(r"\s+#.*", "", line))
+        if told and not re.search(r"[|…\[]|\b[A-Z]{3,}\b", told[1]):
+            found.append(shlex.split(told[1]))
+    return found
+
+
+@pytest.mark.parametrize("readme", ["infra/README.md", "pipelines/README.md"])
+def test_every_command_of_a_readme_is_one(readme, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "picture.png").touch()
+    (tmp_path / "token").touch()
+    found = commands_in(readme)
+    assert len(found) > 3
+    for words in found:
+        context = get_command(app).make_context("svdflow", list(words))  # refuses an unknown command or option
+        while context.command is not None and hasattr(context.command, "resolve_command"):
+            _, command, rest = context.command.resolve_command(context, [*context._protected_args, *context.args])
+            context = command.make_context(command.name, rest, parent=context)
+
+
+def test_from_an_empty_cluster_to_a_served_model_takes_at_most_ten_commands_and_those_of_ours_work(fake, monkeypatch):
+    committed = lambda name, env: stamps.Stamped(name, env.name, compiled_path(name).read_text(), "0")  # noqa: E731
+    monkeypatch.setattr(stamps, "stamp", committed)  # that it compiles for this environment is tested elsewhere
+    text = (REPOSITORY / "infra/README.md").read_text().partition("## From Kubeflow to a served model")[2]
+    steps = re.findall(r"^    (\d+) +(.*)$", text.partition("\n## ")[0], re.M)
+    assert 0 < len(steps) <= 10 and [int(number) for number, _ in steps] == list(range(1, len(steps) + 1))
+    for _, command in steps:
+        if place := re.search(r"kubectl apply -k (\S+)", command):
+            assert (REPOSITORY / place[1] / "kustomization.yaml").is_file()
+        if told := re.search(r"-- svdflow (.*)", command):
+            # as at the console: with its token, and where Kubeflow Pipelines is there
+            result = svdflow(*shlex.split(told[1]), SVDFLOW_KFP_ENDPOINT=fake.url)
+            assert result.exit_code == 0, (command, result.output, result.exception)
+    assert len(fake.runs) == 1 and len(fake.schedules) == 1
+    (run,) = fake.runs.values()
+    given = run.body["runtime_config"]["parameters"]
+    assert given["source"] == "s3://svdflow/raw"
+    (published,) = yaml.safe_load((REPOSITORY / "infra/jobs/publish-release/kustomization.yaml").read_text())[
+        "configMapGenerator"
+    ]
+    told = dict(each.split("=") for each in published["literals"])
+    assert given["workdir"] == f"/work/{told['RUN']}", "what is published is what the run has made"
+    releases = (REPOSITORY / "infra/overlays/dev/releases.yaml").read_text()
+    assert set(re.findall(r'MODEL_RELEASE, value: "(.*?)"', releases)) == {told["RELEASE"]}, "and what is served"

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -320,6 +321,16 @@ def test_the_budget_counts_all_attempts_and_steps(make):
     assert site.created()[0]["spec"]["activeDeadlineSeconds"] == 1, "the cluster itself holds it to the budget"
     failed(site.step("run-a", site.settings(gpu_hours=hours)), TrainingFailed, "by earlier attempts")
     assert len(site.created()) == 1
+
+
+def test_a_budget_runs_on_while_no_step_watches(make):
+    site = make(until_told, second=100.0)
+    settings = site.settings(gpu_hours=4 * 0.6 / 3600)  # of four GPUs
+    first = site.step("run-a", settings)
+    site.running()
+    first.kill()
+    time.sleep(0.8)
+    failed(site.step("run-a", settings), TrainingFailed, "GPU-hours is used up")
 
 
 @pytest.mark.parametrize(

@@ -229,6 +229,23 @@ def test_what_is_not_allowed_says_which_role_to_look_at(make):
     failed(site.step(), ClusterError, 'cannot list resource "trainjobs"', "Role pipeline-runner")
 
 
+@pytest.mark.parametrize("ends", ["well", "badly"])
+def test_a_job_that_cannot_be_deleted_at_the_end_costs_neither_the_result_nor_the_reason(make, ends):
+    go = threading.Event()
+    site = make(lambda c: trains(c) if go.wait(20) else 1, gpus=4)
+    site.cluster.free = 4 if ends == "well" else 0
+    for rules in site.api.grants.values():
+        for rule in rules[NS]:
+            rule["verbs"] = [verb for verb in rule["verbs"] if verb != "delete"]
+    step = site.step("run-a", site.settings(quota_wait_s=0.3 if ends == "badly" else 60))
+    go.set()
+    if ends == "well":
+        assert step.join().result == {"steps": 7}
+        assert any("was left there, for it could not be deleted" in line for line in step.lines)
+    else:
+        failed(step, TrainingFailed, "has not admitted it for 0.3 s", "it was left there", "cannot delete")
+
+
 def test_a_runtime_that_is_not_there_is_told_and_nothing_is_left(make):
     site = make()
     failed(site.step("run-a", site.settings(runtime="none")), ClusterError, '"none" not found')

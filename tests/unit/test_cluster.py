@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,39 @@ def api() -> Iterator[KubeAPI]:
 def cluster(api) -> Iterator[Cluster]:
     with Cluster(api.configuration, NS, patience_s=10) as connection:
         yield connection
+
+
+@pytest.fixture
+def page() -> Iterator[Callable[..., Callable[[], Any]]]:
+    """Makes a server that answers with success and whatever is given, to watches with the second; gives its address."""
+    servers = []
+
+    def make(answer: bytes, to_watches: bytes = b"") -> Callable[[], Any]:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:  # noqa: N802
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(to_watches if "watch=true" in self.path else answer)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        servers.append(server := ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+
+        def configure() -> Any:
+            from kubernetes.client import Configuration
+
+            configuration = Configuration()
+            configuration.host = f"http://127.0.0.1:{server.server_address[1]}"
+            return configuration
+
+        return configure
+
+    yield make
+    for server in servers:
+        server.shutdown()
+        server.server_close()
 
 
 class Clock:
@@ -198,7 +232,42 @@ def test_refusals_say_what_to_do_and_are_not_asked_again(api, how, says):
     assert len(api.requests) == 1
 
 
+def test_a_page_of_a_proxy_is_not_taken_for_an_answer(page):
+    with Cluster(page(b"<html>log in</html>"), NS) as cluster:
+        with pytest.raises(ClusterError, match="get Pod p: something else than the Kubernetes API answers there"):
+            cluster.get(PODS, "p")
+        with pytest.raises(ClusterError, match="list pods: something else"):
+            cluster.list(PODS)
+
+
 # credentials
+
+
+def test_a_connection_that_another_thread_drops_meanwhile_is_used_to_its_end(api):
+    class Dropped(Cluster):
+        """As when credentials are refused to another thread at every moment that hurts."""
+
+        _client = property(lambda self: None, lambda self, value: None)
+
+    with Dropped(api.configuration, NS) as cluster:
+        assert cluster.list(PODS) == []
+
+
+def test_credentials_that_cannot_be_read_again_end_a_watch_with_the_reason(api):
+    calls: list[int] = []
+
+    def configure() -> Any:
+        calls.append(1)
+        if len(calls) > 1:
+            raise ConfigError("the token has gone")
+        return api.configuration()
+
+    with Cluster(configure, NS, patience_s=10) as cluster, Watches(cluster, (PODS, "", "")) as watches:
+        assert watches.next(5)
+        api.expire("token")
+        api.cut_streams()
+        with pytest.raises(ConfigError, match="the token has gone"):
+            watches.next(5)
 
 
 def test_a_token_that_expires_half_way_is_read_anew(api, tmp_path, monkeypatch):
@@ -393,6 +462,15 @@ def test_only_what_is_selected_is_sent(api, cluster):
     end(cluster, thread, stop)
 
 
+@pytest.mark.parametrize("line", [b'{"kind": "Status"}', b"[]", b'{"type": "ADDED", "object": {"metadata": {}}}'])
+def test_a_stream_of_something_else_ends_a_watch_and_is_not_waited_for_for_ever(page, line):
+    listed = b'{"metadata": {"resourceVersion": "1"}, "items": []}'
+    with Cluster(page(listed, line), NS, patience_s=0) as cluster, Watches(cluster, (PODS, "", "")) as watches:
+        assert watches.next(5)
+        with pytest.raises(ClusterError, match="watch pods: this is no event: "):
+            watches.next(5)
+
+
 def test_several_watches_come_out_of_one_place_and_a_refusal_ends_them(api, cluster):
     api.store.create(kube_rules.PODS, NS, pod("p"))
     api.store.create(kube_rules.TRAINJOBS, NS, train_job("t"))
@@ -484,7 +562,9 @@ def test_names_hold_what_children_add_to_them():
     key = "0123456789abcdef0123456789abcdef"
     name = job_name("train-image_to_video", key, 12)
     assert name == "train-image-to-video-0123456789abcdef-12"
-    assert len(f"{name}-node-0-127-abcde") <= 63
+    longest = job_name("train-image_to-video", key, 9999)
+    for child in ("node-0-127-abcde", "launcher-0-0-abcde"):
+        assert len(f"{longest}-{child}") <= 63
     with pytest.raises(ConfigError, match="no name for a job"):
         job_name("Train", key)
 

@@ -12,6 +12,7 @@ import yaml
 from svdflow.common.errors import ConfigError
 from svdflow.common.fanout_manifest import FanoutSettings, indexed_job
 from svdflow.common.fanout_plan import MAX_INDEXES, Plan
+from tests import core_kinds
 
 INFRA = Path(__file__).resolve().parents[2] / "infra"
 
@@ -33,6 +34,18 @@ def manifests(place: str) -> list[dict[str, Any]]:
 def test_it_holds_the_strict_schema(settings):
     validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
     validate.validate(job(**settings), validate.latest_version(), strict=True)
+
+
+def test_it_has_no_field_that_kubernetes_lacks_and_lacks_none_that_it_asks_for():
+    for settings in ({}, {"gpus": 1, "node_selector": {"a": "b"}, "image_pull_secrets": ("p",), "claim": "work"}):
+        assert core_kinds.errors(job(**settings)) == []
+    wrong = job()
+    wrong["spec"]["template"]["spec"]["containers"][0]["enviroment"] = []
+    wrong["spec"]["podFailurePolicy"]["rules"][0].pop("action")
+    wrong["spec"]["parallelism"] = "2"
+    assert [line.rpartition(": ")[2] for line in core_kinds.errors(wrong)] == [
+        "'2' is no int", "is missing", "no such field"
+    ]  # fmt: skip
 
 
 def test_pod_security_restricted_lets_it_in():

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,10 +16,12 @@ import pytest
 import yaml
 
 from svdflow.common.cluster.api import SERVICE_ACCOUNT
+from tests import core_kinds
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 INFRA = REPOSITORY / "infra"
 OVERLAYS = ("dev", "production", "gke", "kserve", "airgapped")
+JOBS = ("publish-release", "publish-release-airgapped")
 CHECKER = REPOSITORY.parent / "shared" / "tools" / "check_manifests.py"
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 QUEUE = "kueue.x-k8s.io/queue-name"
@@ -46,12 +49,12 @@ def rendered() -> dict[str, list[Manifest]]:
         assert done.returncode == 0, f"infra/{place}: {done.stderr}"
         return [document for document in yaml.load_all(done.stdout, LOADER) if document]
 
-    places = [f"overlays/{name}" for name in OVERLAYS] + ["jobs/publish-release"]
+    places = [f"overlays/{name}" for name in OVERLAYS] + [f"jobs/{name}" for name in JOBS]
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip([*OVERLAYS, "publish-release"], pool.map(render, places), strict=True))
+        return dict(zip([*OVERLAYS, *JOBS], pool.map(render, places), strict=True))
 
 
-@pytest.fixture(params=[*OVERLAYS, "publish-release"])
+@pytest.fixture(params=[*OVERLAYS, *JOBS])
 def manifests(request: pytest.FixtureRequest, rendered: dict[str, list[Manifest]]) -> list[Manifest]:
     return rendered[request.param]
 
@@ -238,6 +241,28 @@ def test_footage_is_decoded_where_only_the_object_store_can_be_reached(rendered)
     assert reach(rendered["production"], {"app": "unknown"}) == set()
 
 
+def test_a_server_of_the_cluster_s_own_takes_the_place_of_the_object_store(tmp_path):
+    """As an overlay of one's own would have it: dev with MinIO."""
+    dev = yaml.safe_load((INFRA / "overlays/dev/kustomization.yaml").read_text())
+    up = os.path.relpath(INFRA / "overlays/dev", tmp_path.resolve())
+    for kind in ("resources", "components"):
+        dev[kind] = [f"{up}/{place}".replace("components/object-store", "components/minio") for place in dev[kind]]
+    dev["patches"][0]["path"] = "releases.yaml"
+    shutil.copy(INFRA / "overlays/dev/releases.yaml", tmp_path)
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(dev))
+    done = subprocess.run([kubectl(), "kustomize", str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    manifests = {label(m): m for m in yaml.load_all(done.stdout, LOADER) if m}
+    told = manifests["ConfigMap/svdflow-object-store"]["data"]
+    assert told["SVDFLOW_S3_ENDPOINT"] == "http://minio.minio.svc:9000"
+    assert "StatefulSet/object-store" not in manifests and "seaweedfs" not in done.stdout
+    for component in ("fan-out", "training", "serving", "console", "storage-job"):
+        assert 9000 in reach(list(manifests.values()), {"app.kubernetes.io/component": component}), component
+    assert 9000 in reach(list(manifests.values()), {"workflows.argoproj.io/workflow": "run"})
+    assert reach(list(manifests.values()), {"app.kubernetes.io/component": "fan-out"}) == {9000}
+    assert reach(list(manifests.values()), {"app": "unknown"}) == set()
+
+
 def test_no_way_out_leads_to_the_nodes_credentials(overlay):
     for manifest in [m for m in overlay if m["kind"] == "NetworkPolicy"]:
         for rule in manifest["spec"].get("egress", []):
@@ -273,8 +298,10 @@ def test_no_secret_is_committed_and_each_that_is_named_is_documented(manifests):
 
 def test_images_come_from_one_place(manifests, request):
     listed = yaml.safe_load((INFRA / "components/images/kustomization.yaml").read_text())["images"]
+    mirrors = yaml.safe_load((INFRA / "components/image-mirror/kustomization.yaml").read_text())["images"]
+    assert {each["name"]: each["newName"] for each in mirrors} == {e["name"]: MIRROR + e["name"] for e in listed}
     known = {f"{image['name']}:{image['newTag']}" for image in listed}
-    mirrored = request.node.callspec.params["manifests"] == "airgapped"
+    mirrored = request.node.callspec.params["manifests"].endswith("airgapped")
     for name, _, pod in pod_templates(manifests):
         for container in containers(pod):
             image = container["image"]
@@ -604,3 +631,13 @@ def test_core_kinds_hold_their_schemas_strictly(rendered, checker):
         manifest = entry["m"]
         if (manifest["apiVersion"], manifest["kind"]) not in checker.schemas and manifest["kind"] != "ComputeClass":
             assert checker.core_errors(manifest) == [], f"{entry['in']}: {label(manifest)}"
+
+
+def test_core_kinds_have_no_field_that_kubernetes_lacks_and_lack_none_that_it_asks_for(rendered):
+    checked = set()
+    for entry in different(rendered).values():
+        manifest = entry["m"]
+        if core_kinds.is_core(manifest):
+            checked.add(manifest["kind"])
+            assert core_kinds.errors(manifest) == [], f"{entry['in']}: {label(manifest)}"
+    assert {"Deployment", "StatefulSet", "Job", "NetworkPolicy", "Role", "PodDisruptionBudget", "Service"} <= checked

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from svdflow.common.errors import ConfigError
+from svdflow.pipelines.cluster import access as accesses
 from svdflow.pipelines.cluster.access import Secret, find_access
 from svdflow.pipelines.cluster.schedules import cron_fields, timing
 
@@ -22,6 +23,16 @@ def test_the_endpoint_of_an_option_goes_before_the_variable_before_the_environme
     assert access(environ=environ).endpoint == "https://kubeflow"
     with pytest.raises(ConfigError, match="SVDFLOW_KFP_ENDPOINT"):
         access()
+
+
+def test_the_namespace_is_at_last_the_pod_s_own(tmp_path, monkeypatch):
+    given = {"endpoint": "https://kfp"}
+    assert access(**given).namespace == ""
+    (tmp_path / "namespace").write_text("svdflow\n")
+    monkeypatch.setattr(accesses, "OWN_NAMESPACE", tmp_path / "namespace")
+    assert access(**given).namespace == "svdflow"
+    assert access(**given, default_namespace="team").namespace == "team"
+    assert access(**given, environ={"SVDFLOW_KFP_NAMESPACE": "mine"}, default_namespace="team").namespace == "mine"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from svdflow.common.cluster.pods import read_pod
 from svdflow.common.cluster.watch import Event
 from svdflow.common.errors import ConfigError
 from svdflow.training.train import launcher, train, worker
-from svdflow.training.train.endings import TrainingFailed, error_line
+from svdflow.training.train.endings import TrainingFailed, error_line, last_line
 from svdflow.training.train.settings import stage_settings
 from svdflow.training.train.trainjob.budget import Budget
 from svdflow.training.train.trainjob.log import LogFollower
@@ -277,6 +277,17 @@ def test_an_echo_of_anothers_failure_is_told_only_where_there_is_nothing_else(tm
     assert error_line(tmp_path) == error_line(tmp_path, echoes=False) == "the cause"
 
 
+def test_however_long_an_error_or_a_log_is_what_is_told_of_it_is_one_line_of_bounded_length(tmp_path):
+    (tmp_path / "error-0.txt").write_text("shapes differ:\n" + "layer 1\n" * 100_000)
+    told = error_line(tmp_path) or ""
+    assert told.startswith("shapes differ: layer 1 layer 1") and len(told) < 2100 and "\n" not in told
+    log = tmp_path / "train.log"
+    log.write_bytes(b"step 1\n" * 500_000 + b"\xff the last word\n \n")
+    assert last_line(log) == "\ufffd the last word"
+    log.write_bytes(b"x" * 500_000)
+    assert 0 < len(last_line(log)) <= 2000
+
+
 # log
 
 
@@ -352,6 +363,28 @@ def test_a_budget_is_of_all_attempts_and_survives_the_step(tmp_path):
     assert Budget(tmp_path, None).seconds_left(8) == float("inf")
 
 
+def test_time_in_which_no_step_watched_a_job_counts_once_it_is_adopted(tmp_path):
+    (tmp_path / "attempts" / "first").mkdir(parents=True)
+    today = [1000.0]
+
+    def budget() -> Budget:
+        return Budget(tmp_path, 1.0, lambda: today[0], lambda: today[0])
+
+    seen = budget()
+    for moment in (1000.0, 1100.0):
+        today[0] = moment
+        seen.count("first", 4)
+    seen.pause("first")
+    today[0] = 1200.0
+    later = budget()
+    later.catch_up("first", 4, since=990.0)
+    assert later.used_s == 4 * 200, "from when the step before was last heard of"
+    later.catch_up("first", 4, since=1150.0)
+    assert later.used_s == 4 * 200, "it had waited for its queue meanwhile: no less than was known"
+    later.catch_up("first", 4, since=float("inf"))
+    assert later.used_s == 4 * 200, "its pods do not tell when they began"
+
+
 # the stage
 
 
@@ -374,6 +407,29 @@ def test_what_another_run_has_recorded_meanwhile_is_taken_from_it(root, tmp_path
     monkeypatch.setattr(train, "launch", alone)
     with pytest.raises(TrainingFailed):
         train._train(*given, KEY[::-1], {})
+
+
+def test_a_model_that_another_run_removes_meanwhile_is_not_recorded_in_place_of_the_whole_one(
+    root, tmp_path, monkeypatch
+):
+    """Both runs have seen the job complete; the other has stored the model and clears up while this one stores it."""
+    samples = tmp_path / "samples.parquet"
+    samples.write_bytes(b"samples")
+
+    def both(job, folder, key):
+        (job.out / "unet").mkdir(parents=True)
+        (job.out / "model_index.json").write_text("{}")
+        return {"steps": 7}
+
+    def store(directory):
+        if directory.name == "model":
+            root.record("train", KEY, {"tree": "whole"})
+        return "partial"
+
+    monkeypatch.setattr(train, "launch", both)
+    monkeypatch.setattr(root, "put_tree", store)
+    found = train._train("image", samples, None, None, root, stage_settings("image", {}), {}, KEY, {})
+    assert found == root.find("train", KEY) == {"tree": "whole"}
 
 
 # who knows a cluster

@@ -202,7 +202,13 @@ class Cluster:
     ) -> Object:
         path = kind.path(self.namespace, name)
         response = self._send(method, path, kind, what, query or {}, body, content_type, _REQUEST_S, whole=True)
-        return json.loads(response)
+        try:
+            answer = json.loads(response)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):  # a proxy's page, or a login's, with a status of success
+            raise ClusterError(f"{what}: something else than the Kubernetes API answers there, and not in JSON", 200)
+        return answer
 
     def _send(
         self,
@@ -252,14 +258,15 @@ class Cluster:
             self._sleep(pause)
 
     def _connected(self) -> ApiClient:
-        if self._client is None:
+        client = self._client  # another thread may drop it at any moment, when its credentials are refused
+        if client is None:
             from kubernetes.client import ApiClient
 
             configuration = self._configure()
             configuration.retries = False
             configuration.connection_pool_maxsize = 16
-            self._client = ApiClient(configuration)
-        return self._client
+            self._client = client = ApiClient(configuration)
+        return client
 
 
 def connect(namespace: str | None = None, patience_s: float = _PATIENCE_S) -> Cluster:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import re
+from typing import Annotated
+
+from pydantic import Field
 
 from ..errors import ConfigError
+
+_LABEL = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+Labels = dict[
+    Annotated[str, Field(pattern=rf"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?{_LABEL}$")],
+    Annotated[str, Field(pattern=rf"^({_LABEL})?$")],
+]  # as Kubernetes takes them
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]  # of an object
 
 KEY_LABEL = "svdflow/key"  # of the inputs: the label by which all attempts are found
 ATTEMPT_LABEL = "svdflow/attempt"
 _KEY_DIGITS = 16
-_LONGEST = 40  # what children add to a job's name has to fit into a label of 63: -node-0-<index>, -<index>-<5>
+_LONGEST = 42  # what children add to a job's name has to fit into a label of 63: -launcher-0-0-<5>, -node-0-<index>-<5>
 
 
 def short_key(key: str) -> str:

@@ -22,7 +22,8 @@ class PodStory:
         phase: Pending, Running, Succeeded, Failed or Unknown.
         exit_code: of its container; None while that has not ended.
         reason: of the container's end (OOMKilled, Error, Completed) or of the pod's (Evicted, NodeLost).
-        finished_at: of the container, as the API writes times.
+        started_at: of the container, as the API writes times.
+        finished_at: of the container.
         disruption: why the cluster took the pod away: reason and message of the condition DisruptionTarget.
         waiting: why its container does not start: reason and message.
         unschedulable: the scheduler's words why no node takes it.
@@ -37,6 +38,7 @@ class PodStory:
     phase: str = "Pending"
     exit_code: int | None = None
     reason: str = ""
+    started_at: str = ""
     finished_at: str = ""
     disruption: tuple[str, str] | None = None
     waiting: tuple[str, str] | None = None
@@ -88,6 +90,10 @@ def read_pod(pod: Object, before: PodStory | None = None) -> PodStory:
     if ended and story.exit_code is None:
         story = replace(story, exit_code=int(ended["exitCode"]), reason=ended.get("reason", ""),
                         finished_at=ended.get("finishedAt", ""))  # fmt: skip
+    runs = next((c["state"]["running"] for c in status.get("containerStatuses") or []
+                 if c.get("state", {}).get("running")), None)  # fmt: skip
+    if runs:
+        story = replace(story, started_at=runs.get("startedAt", ""))
     told = {c["type"]: c for c in status.get("conditions") or []}
     target, placed = told.get("DisruptionTarget", {}), told.get("PodScheduled", {})
     if target.get("status") == "True":

@@ -61,6 +61,7 @@ def watch(
                 else:
                     known[meta["name"]] = _brief(meta)
                 yield event
+            quiet_since = cluster.now()  # the server has ended it, as it was asked to
         except Expired:
             version = ""
         except Broken:
@@ -86,7 +87,13 @@ def _stream(cluster: Cluster, kind: Kind, labels: str, fields: str, version: str
                 event = json.loads(line)
             except ValueError:
                 raise Broken(f"watch {kind.plural}: half a line", passing=True) from None
-            what, obj = event["type"], event["object"]
+            try:
+                what, obj = event["type"], event["object"]
+                if what != "ERROR":
+                    obj["metadata"]["resourceVersion"]  # without it there is no going on from here
+            except (KeyError, TypeError):
+                said = line[:200].decode(errors="replace")
+                raise ClusterError(f"watch {kind.plural}: this is no event: {said}", passing=True) from None
             if what == "ERROR":
                 told, code = obj.get("message", "an error without a message"), obj.get("code", 0)
                 if code == 410:
@@ -125,7 +132,7 @@ class Watches:
     """Several watches at once, each in a thread; their events come out one after another. Use as a context manager."""
 
     def __init__(self, cluster: Cluster, *watched: tuple[Kind, str, str], silence_s: float = _SILENCE_S) -> None:
-        self._events: queue.Queue[Event | ClusterError] = queue.Queue(1000)
+        self._events: queue.Queue[Event | Exception] = queue.Queue(1000)
         self._stopped = threading.Event()
         self._threads = [
             threading.Thread(target=self._follow, args=(cluster, *what, silence_s), daemon=True) for what in watched
@@ -145,7 +152,7 @@ class Watches:
             event = self._events.get(timeout=timeout_s)
         except queue.Empty:
             return None
-        if isinstance(event, ClusterError):
+        if isinstance(event, Exception):
             raise event
         return event
 
@@ -154,10 +161,10 @@ class Watches:
         try:
             for event in watch(cluster, kind, labels, fields, stop, silence_s):
                 self._put(event, stop)
-        except ClusterError as error:
+        except Exception as error:  # whatever it is: a watch that ended without a word would be waited for for ever
             self._put(error, stop)
 
-    def _put(self, event: Event | ClusterError, stop: Callable[[], bool]) -> None:
+    def _put(self, event: Event | Exception, stop: Callable[[], bool]) -> None:
         while not stop():
             try:
                 self._events.put(event, timeout=0.2)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ...common.errors import SvdflowError
 
+_LINE, _TAIL_BYTES = 2000, 1 << 16  # characters of an error that are told, and of a log's end that is looked at
 INTERRUPTED = 75  # exit status of a worker that was told to stop and wrote a checkpoint (EX_TEMPFAIL: run it again)
 
 
@@ -27,11 +28,16 @@ def error_line(folder: Path, echoes: bool = True) -> str | None:
     """
     for path in sorted(folder.glob("error-*.txt")):
         if echoes or not path.name.startswith("error-z"):
-            return path.read_text().strip()
+            told = " ".join(path.read_text(errors="replace").split())
+            return told if len(told) <= _LINE else f"{told[:_LINE]} …"
     return None
 
 
 def last_line(log: Path) -> str:
     """The last line of a log that says something."""
-    text = log.read_text(errors="replace") if log.is_file() else ""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output")
+    if not log.is_file():
+        return "no output"
+    with open(log, "rb") as file:
+        file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
+        text = file.read().decode(errors="replace")
+    return next((line.strip()[-_LINE:] for line in reversed(text.splitlines()) if line.strip()), "no output")

@@ -138,6 +138,9 @@ def _train(
         if recorded is None:
             raise
         return recorded
+    # Another run may have waited for the same job and be clearing up: what was stored here could lack files by that.
+    if (recorded := root.find("train", key)) is not None:
+        return recorded
     root.record("train", key, found)
     # Not before: until here a run that is killed goes on from its checkpoints.
     shutil.rmtree(folder, ignore_errors=True)

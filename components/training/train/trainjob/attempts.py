@@ -40,6 +40,7 @@ class Run:
         budget: GPU time used and left.
         tell: takes a line about what goes on.
         told: names of the signals that told this step to end, so far.
+        made: names of the TrainJobs that this step has created.
     """
 
     job: Job
@@ -52,6 +53,7 @@ class Run:
     budget: Budget
     tell: Callable[[str], None]
     told: list[str] = field(default_factory=list)
+    made: list[str] = field(default_factory=list)
 
     def place(self, name: str) -> Path:
         """The folder of an attempt: job file, log, signs of life, error lines, result."""
@@ -101,6 +103,7 @@ def take(run: Run) -> Object:
             continue
         made = _create(run, attempt)
         if made is not None:
+            run.made.append(run.name(attempt))
             run.tell(f"TrainJob {run.name(attempt)} created: {run.shape} processes, queue {run.settings.queue}")
             return made
 

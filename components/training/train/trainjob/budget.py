@@ -22,11 +22,18 @@ class Budget:
         folder: of the run.
         gpu_hours: what it may use; None for no bound.
         clock: seconds, rising.
+        calendar: seconds since 1970.
     """
 
-    def __init__(self, folder: Path, gpu_hours: float | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self.folder, self.gpu_hours, self._clock = folder / "attempts", gpu_hours, clock
-        self._used = {path.parent.name: _read(path) for path in self.folder.glob("*/gpu_seconds.json")}
+    def __init__(
+        self,
+        folder: Path,
+        gpu_hours: float | None,
+        clock: Callable[[], float] = time.monotonic,
+        calendar: Callable[[], float] = time.time,
+    ) -> None:
+        self.folder, self.gpu_hours, self._clock, self._calendar = folder / "attempts", gpu_hours, clock, calendar
+        self._used = {path.parent.name: _read(path)[0] for path in self.folder.glob("*/gpu_seconds.json")}
         self._at: float | None = None
         self._written = 0.0
         if gpu_hours is not None and self.used_s >= 3600 * gpu_hours:
@@ -45,6 +52,18 @@ class Budget:
             return math.inf
         return (3600 * self.gpu_hours - self.used_s) / gpus
 
+    def catch_up(self, attempt: str, gpus: int, since: float) -> None:
+        """An adopted attempt is found at work: count the time in which nobody watched it.
+
+        Args:
+            attempt: its name.
+            gpus: that it holds.
+            since: when it began to work, in seconds since 1970.
+        """
+        used, told_at = _read(self._path(attempt))
+        unwatched_s = max(0.0, self._calendar() - max(since, told_at))
+        self._used[attempt] = max(self._used.get(attempt, 0.0), used + unwatched_s * gpus)
+
     def count(self, attempt: str, gpus: int) -> None:
         """The attempt runs: count the time since the last call."""
         now = self._clock()
@@ -62,19 +81,24 @@ class Budget:
 
     def _write(self, attempt: str) -> None:
         self._written = self._clock()
-        path = self.folder / attempt / "gpu_seconds.json"
+        path = self._path(attempt)
         if not path.parent.is_dir():  # another run that waited for the same job has cleared up
             return
-        used = max(self._used.get(attempt, 0.0), _read(path))  # another step may have watched it for longer
+        used = max(self._used.get(attempt, 0.0), _read(path)[0])  # another step may have watched it for longer
         self._used[attempt] = used
         try:
-            write_atomic(path, json.dumps(round(used, 1)).encode())
+            write_atomic(path, json.dumps({"seconds": round(used, 1), "at": self._calendar()}).encode())
         except StorageError:
             pass  # a full disk is told by the training itself
 
+    def _path(self, attempt: str) -> Path:
+        return self.folder / attempt / "gpu_seconds.json"
 
-def _read(path: Path) -> float:
+
+def _read(path: Path) -> tuple[float, float]:
+    """GPU-seconds that were told, and when; nothing and never where there is no such file."""
     try:
-        return float(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
-        return 0.0
+        told = json.loads(path.read_text())
+        return float(told["seconds"]), float(told["at"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0.0, 0.0

@@ -33,6 +33,7 @@ _RESULT_S = 60.0  # a shared volume may show a file to others a while after it w
 _LOG_S = 10.0
 _CAUSE_S, _QUIET_S = 5.0, 0.5
 _STOP_S = 15.0  # of the half minute that a pod has to end
+_STAYS = "left there, for it could not be deleted"
 _LATER: tuple[Cause, ...] = ("eviction", "node_lost", "interrupted", "deadline")  # no fault: running it again helps
 
 
@@ -103,8 +104,8 @@ def _see_through(run: Run, found: Object, tick_s: float) -> dict[str, Any]:
         run.budget.pause(name)
     if known.phase == "complete" or (known.phase == "deleted" and ending is None and finished(run.folder)):
         result = _await_result(run.folder, place)
-        if settings.keep != "always":
-            _release(run, name)
+        if settings.keep != "always" and (where := _release(run, name)).startswith(_STAYS):
+            run.tell(f"TrainJob {name} was {where}")
         return result
     if ending is not None:
         where = _end(run, found) if ending.cause == "hanging" else _release(run, name)
@@ -124,6 +125,7 @@ def _watch(run: Run, found: Object, known: Known, log: LogFollower, tick_s: floa
     since: tuple[Phase, float] = (known.phase, time.monotonic())
     hang: Watch | None = None
     looked_at = 0.0
+    adopted = known.name not in run.made
     watched = (
         (TRAINJOBS, "", f"metadata.name={known.name}"),
         (PODS, f"{JOBSET_LABEL}={known.name}", ""),
@@ -140,6 +142,9 @@ def _watch(run: Run, found: Object, known: Known, log: LogFollower, tick_s: floa
             teller.look(known)
             _follow_log(log, known, leading)
             if phase == "running":
+                if adopted:
+                    run.budget.catch_up(known.name, shape.all_gpus, known.running_since)
+                    adopted = False
                 run.budget.count(known.name, shape.all_gpus)
                 hang = hang or Watch(place, shape.nodes * shape.processes, run.job.settings.hang_timeout_s)
             else:
@@ -218,15 +223,21 @@ def _left(run: Run, name: str) -> TrainingInterrupted:
 
 
 def _release(run: Run, name: str) -> str:
+    """What became of it, in words: what the step has to tell of its end is not lost to trouble with this."""
     try:
         outcome = release(run.cluster, TRAINJOBS, run.cluster.get(TRAINJOBS, name), run.workflow)
     except NotThere:
         outcome = "gone"
+    except ClusterError as error:
+        return f"{_STAYS} ({error})"
     return {"deleted": "deleted", "kept": "left to another run", "gone": "gone already"}[outcome]
 
 
 def _end(run: Run, found: Object) -> str:
-    run.cluster.delete(TRAINJOBS, found)
+    try:
+        run.cluster.delete(TRAINJOBS, found)
+    except ClusterError as error:
+        return f"{_STAYS} ({error})"
     return "ended"
 
 

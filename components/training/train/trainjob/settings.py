@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from ....common.cluster.names import Labels, Name
 from ....common.config import Settings, settings_of_variable
 
 VARIABLE = "SVDFLOW_TRAINJOB"
@@ -22,8 +23,8 @@ class TrainJobSettings(Settings):
     """Where a TrainJob runs and how long is waited for it."""
 
     namespace: str | None = None  # the step's own
-    queue: str = "research"  # Kueue's LocalQueue
-    priority: str = "svdflow-normal"  # Kueue's WorkloadPriorityClass
+    queue: Name = "research"  # Kueue's LocalQueue
+    priority: Name = "svdflow-normal"  # Kueue's WorkloadPriorityClass
     runtime: str = "svdflow-torch"  # ClusterTrainingRuntime
     starter: Literal["torchrun", "mpirun"] = "torchrun"  # of processes on several nodes; on one it is torchrun
     mpi_runtime: str = "svdflow-mpi"  # ClusterTrainingRuntime for mpirun, with Trainer's MPI policy
@@ -34,10 +35,10 @@ class TrainJobSettings(Settings):
     cpu: str | None = None  # of a node, as Kubernetes writes quantities; the runtime's
     memory: str | None = None
     resources: dict[str, str] = Field(default_factory=dict)  # more of a node, as rdma/hca: "8"
-    node_selector: dict[str, str] = Field(default_factory=dict)  # as svdflow/gpu: h100
+    node_selector: Labels = Field(default_factory=dict)  # as svdflow/gpu: h100
     environment: dict[str, str] = Field(default_factory=dict)  # NCCL_*, UCX_* and the like
-    labels: dict[str, str] = Field(default_factory=dict)  # of the job and its pods, as a cost centre
-    image_pull_secrets: tuple[str, ...] = ()
+    labels: Labels = Field(default_factory=dict)  # of the job and its pods, as a cost centre
+    image_pull_secrets: tuple[Name, ...] = ()
 
     work: Path = Path("/work")  # the volume that the step and the training pods share, under the same path
     gpu_hours: float | None = Field(None, gt=0)  # for all attempts of one run together

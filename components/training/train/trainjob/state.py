@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -93,6 +95,12 @@ class Known:
         """The pods that are there and have begun, the newest of every index."""
         newest = {(pod.labels.get(JOB_LABEL), pod.index): pod for pod in self.pods.values()}
         return [pod for pod in newest.values() if pod.phase != "Pending" and not pod.deleted]
+
+    @property
+    def running_since(self) -> float:
+        """When the last of its pods began to run, in seconds since 1970; never (infinite) where they do not tell."""
+        told = [pod.started_at for pod in self.started if pod.started_at]
+        return max((datetime.fromisoformat(at).timestamp() for at in told), default=math.inf)
 
     @property
     def waiting_for(self) -> str:
