@@ -130,7 +130,8 @@ def _place(source: str) -> str:
 def compile(  # noqa: A001 - the command's name
     pipeline: Annotated[str | None, typer.Argument(help=f"{', '.join(PIPELINES)}. Default: all.")] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Where to write the IR. Default: pipelines/compiled.")
+        Path | None,
+        typer.Option("--out", "-o", help="File to write the IR of PIPELINE to. Default: those in pipelines/compiled."),
     ] = None,
     env: Annotated[
         str | None,
@@ -153,6 +154,8 @@ def compile(  # noqa: A001 - the command's name
         out.write_text(stamp(pipeline, environment_of(env, images, image or [])).ir)
         print(out)
         return
+    if out and not pipeline:
+        raise ConfigError(f"--out {out}: is one file; name the pipeline that goes into it")
     for name in [pipeline] if pipeline else PIPELINES:
         print(compile_pipeline(name, out))
 

@@ -89,7 +89,9 @@ def print_forecast(
         )
         console.print(f"{card} GB card: {'fits' if fits else 'does not fit'}; {room}", highlight=False)
     if not all(found.fits.values()) and not found.gradient_checkpointing:
-        console.print(f"activation checkpointing: --set train_{found.kind}.gradient_checkpointing=true", highlight=False)
+        console.print(
+            f"activation checkpointing: --set train_{found.kind}.gradient_checkpointing=true", highlight=False
+        )
     console.print(
         f"{found.flops_per_step:.3e} FLOPs a step (forward {trace.forward_flops / found.micro_batch:.3e}, backward "
         f"{trace.backward_flops / found.micro_batch:.3e} a sample)\n"

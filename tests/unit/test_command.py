@@ -37,3 +37,10 @@ def test_a_place_that_is_not_there_is_told_before_anything_starts(option, given,
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={"PATH": f"{sys.prefix}/bin"})
     assert done.returncode == 1 and says in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_one_file_does_not_take_all_pipelines(tmp_path):
+    done = subprocess.run(["svdflow", "compile", "--out", "ir.yaml"], capture_output=True, text=True, cwd=tmp_path,
+                          env={"PATH": f"{sys.prefix}/bin"})  # fmt: skip
+    assert done.returncode == 1 and "--out ir.yaml: is one file" in done.stderr
+    assert not list(tmp_path.iterdir())
