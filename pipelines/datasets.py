@@ -96,6 +96,8 @@ def _validate(manifests: dict[str, Path], workdir: Path, dataset: str) -> None:
 
 def print_list(workdir: Path, name: str | None = None) -> None:
     """A line for each version in the registry of a work directory."""
+    if name:
+        resolve(Registry.existing(registry(workdir)), name)  # there is one of that name
     versions = list_datasets(registry(workdir), name)
     columns = ("version", "clips", "train", "held out", "hours", "shards", "MB", "registered", "revision")
     table = _table(*columns)

@@ -128,9 +128,9 @@ def build_image_encoder(projection_dim: int, seed: int = 0) -> Any:
 
 def build_feature_extractor() -> Any:
     """CLIP's pixel statistics; resizing is done before it, with antialiasing, as in the released code."""
-    from transformers import CLIPImageProcessorPil  # what CLIPImageProcessor is without torchvision, less a warning
+    from transformers import CLIPImageProcessor
 
-    return CLIPImageProcessorPil(
+    return CLIPImageProcessor(
         size={"shortest_edge": CLIP_SIDE_PX}, crop_size={"height": CLIP_SIDE_PX, "width": CLIP_SIDE_PX}
     )
 

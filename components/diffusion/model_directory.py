@@ -142,13 +142,11 @@ def load_parts(directory: Path, text_encoder: str | None) -> VideoModel:
     vae = load_network(directory / "vae", _WEIGHTS["vae"], AUTOENCODERS)
     image_encoder = feature_extractor = None
     if (directory / "image_encoder").is_dir():
-        from transformers import CLIPImageProcessorPil  # what CLIPImageProcessor is without torchvision, less a warning
+        from transformers import CLIPImageProcessor
 
         image_encoder = load_network(directory / "image_encoder", _WEIGHTS["image_encoder"], IMAGE_ENCODERS)
         read_json(directory / "feature_extractor" / "preprocessor_config.json")
-        feature_extractor = CLIPImageProcessorPil.from_pretrained(
-            directory / "feature_extractor", local_files_only=True
-        )
+        feature_extractor = CLIPImageProcessor.from_pretrained(directory / "feature_extractor", local_files_only=True)
     if (kind := unet_kind(unet)) != "image":
         allow_image_only(unet)
     path = directory / "scheduler" / "scheduler_config.json"

@@ -59,6 +59,9 @@ def test_the_whole_round(work, tmp_path):
     assert "demo@v1.1.0 is new" in data(work, "register", "--manifests", str(tmp_path / "more"))
     listed = data(work, "list").splitlines()
     assert [line.split()[:4] for line in listed[1:]] == [["demo@v1.0.0", "4", "2", "2"], ["demo@v1.1.0", "6", "4", "2"]]
+    assert data(work, "list", "demo").splitlines() == listed
+    with pytest.raises(BadInputError, match=r"no dataset version 'deno'; there are: demo@v1\.0\.0, demo@v1\.1\.0"):
+        data(work, "list", "deno")
     shown = data(work, "show", "demo@v1.0.0")
     assert "From: the first cut" in shown and "Registered-by: " in shown and "Code: svdflow 0." in shown
     assert json.loads(data(work, "show", "demo", "--croissant"))["version"] == "1.1.0"
