@@ -36,7 +36,7 @@ def compose_report(
 ) -> str:
     """Write the page and the summary of one run; returns the page.
 
-    The next run in the work directory, of whatever pipeline, has another page; this one stays beside the steps' reports.
+    The next run in the work directory has another page, whatever its pipeline; this one stays with the steps' reports.
     Steps appear in the order in which they ended. A run without any step's report gives a page that says so.
     """
     steps = steps_directory(workdir, run_id)
