@@ -27,9 +27,10 @@ $(VENV)/.dependencies: requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(VENV)/rest.lock
 	touch $@
 
-# An editable install links the files that there are: new ones need a new install, which takes two seconds.
+# An editable install links the files that there are: new ones need a new install, which takes two seconds. Five folders
+# hold no Python but data, for which setuptools warns in a hundred lines.
 $(VENV)/.package: $(VENV)/.dependencies pyproject.toml $(SOURCES)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . --config-settings editable_mode=strict
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . --config-settings editable_mode=strict
 	touch $@
 
 $(CACHE)/media/.complete: $(VENV)/.package components/ingest/samples.py

@@ -75,7 +75,7 @@ def run(
     all finished work; the same command goes on from there.
     """
     from svdflow.common.config import parse_override
-    from svdflow.common.errors import ConfigError
+    from svdflow.common.errors import BadInputError, ConfigError
     from svdflow.diffusion.hub import resolve_model
 
     from .local.outcome import tell
@@ -89,9 +89,11 @@ def run(
     workdir = workdir or Path("runs") / pipeline
     overrides = dict(parse_override(text) for text in set_ or [])
     arguments: dict[str, str] = {}
-    if source or "source" in takes:
-        arguments["source"] = _place(source) if source else str(samples_directory().absolute())
+    if source is not None or "source" in takes:
+        arguments["source"] = str(samples_directory().absolute()) if source is None else _place(source)
     if objects:
+        if not objects.is_dir():
+            raise BadInputError(f"--objects {objects}: there is no such folder; leave it out for procedural objects")
         arguments["objects"] = str(objects.absolute())
     if init:
         arguments["init"] = str(resolve_model(init))
@@ -107,15 +109,29 @@ def run(
 
 
 def _place(source: str) -> str:
-    """A source as every step can find it: a URL as it is, a path from the root on."""
-    return source if "://" in source else str(Path(source).absolute())
+    """A source as every step can find it: a URL as it is, a path from the root on.
+
+    Raises:
+        BadInputError: there is no such path, or it is empty, as that of a shell's variable that is not set.
+    """
+    from svdflow.common.errors import BadInputError
+
+    if "://" in source:
+        return source
+    if not source or not Path(source).exists():
+        raise BadInputError(
+            f"--source {source!r}: is not there; name a folder of video files, an s3://bucket/prefix, or a list "
+            "(.csv or .parquet with a column uri)"
+        )
+    return str(Path(source).absolute())
 
 
 @app.command()
 def compile(  # noqa: A001 - the command's name
     pipeline: Annotated[str | None, typer.Argument(help=f"{', '.join(PIPELINES)}. Default: all.")] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Where to write the IR. Default: pipelines/compiled.")
+        Path | None,
+        typer.Option("--out", "-o", help="File to write the IR of PIPELINE to. Default: those in pipelines/compiled."),
     ] = None,
     env: Annotated[
         str | None,
@@ -138,6 +154,8 @@ def compile(  # noqa: A001 - the command's name
         out.write_text(stamp(pipeline, environment_of(env, images, image or [])).ir)
         print(out)
         return
+    if out and not pipeline:
+        raise ConfigError(f"--out {out}: is one file; name the pipeline that goes into it")
     for name in [pipeline] if pipeline else PIPELINES:
         print(compile_pipeline(name, out))
 

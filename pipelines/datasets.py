@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import tempfile
 import time
@@ -96,6 +97,8 @@ def _validate(manifests: dict[str, Path], workdir: Path, dataset: str) -> None:
 
 def print_list(workdir: Path, name: str | None = None) -> None:
     """A line for each version in the registry of a work directory."""
+    if name:
+        resolve(Registry.existing(registry(workdir)), name)  # there is one of that name
     versions = list_datasets(registry(workdir), name)
     columns = ("version", "clips", "train", "held out", "hours", "shards", "MB", "registered", "revision")
     table = _table(*columns)
@@ -242,8 +245,15 @@ def tidy_up(workdir: Path, grace_days: float, results: bool, remove: bool, also:
 def serve_store(workdir: Path) -> None:
     """Serve the embedded object store until Ctrl-C, for plain DVC and other S3 clients."""
     with EmbeddedStore(store(workdir)) as endpoint:
+        keys = store(workdir) / "aws-credentials"
+        keys.unlink(missing_ok=True)
+        with open(os.open(keys, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+            stream.write(
+                f"[default]\naws_access_key_id = {endpoint.access_key}\naws_secret_access_key = {endpoint.secret_key}\n"
+            )
         print(
-            f"S3 at {endpoint.endpoint_url}; its keys are in {store(workdir) / 'credentials.json'}\nCtrl-C ends it",
+            f"S3 at {endpoint.endpoint_url}. DVC and other clients find its keys, in another shell, by\n"
+            f"  export AWS_SHARED_CREDENTIALS_FILE={shlex.quote(str(keys))}\nCtrl-C ends it",
             flush=True,
         )
         try:

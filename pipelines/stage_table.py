@@ -65,19 +65,19 @@ def print_forecast(
         f"{counts['vector']:,}); {found.trainable:,} learn",
         highlight=False,
     )
-    table = Table(box=None, header_style="bold", title="GB in each process, before activations", title_justify="left")
+    table = Table(box=None, header_style="bold", title="GiB in each process, before activations", title_justify="left")
     for column in ("ZeRO", "parameters", "gradients", "optimiser", "EMA", "buffers", "together"):
         table.add_column(column, justify="right")
     for zero, state in found.states.items():
         parts = (state.parameters, state.gradients, state.optimizer, state.average, state.buffers, state.total)
         chosen = "▸ " if zero == found.zero_stage else ""
-        table.add_row(f"{chosen}{zero}", *map(_gb, parts))
+        table.add_row(f"{chosen}{zero}", *map(_gib, parts))
     console.print(table)
     used = "with" if found.gradient_checkpointing else "without"
     console.print(
-        f"kept for the backward pass: {_gb(trace.kept)} GB, with activation checkpointing "
-        f"{_gb(trace.kept_checkpointed)} GB\n"
-        f"in all {_gb(found.gpu_bytes)} GB at ZeRO {found.zero_stage}, {used} checkpointing",
+        f"kept for the backward pass: {_gib(trace.kept)} GiB, with activation checkpointing "
+        f"{_gib(trace.kept_checkpointed)} GiB\n"
+        f"in all {_gib(found.gpu_bytes)} GiB at ZeRO {found.zero_stage}, {used} checkpointing",
         highlight=False,
     )
     for card, fits in found.fits.items():
@@ -88,6 +88,10 @@ def print_forecast(
             else ("not even a micro-batch of 1")
         )
         console.print(f"{card} GB card: {'fits' if fits else 'does not fit'}; {room}", highlight=False)
+    if not all(found.fits.values()) and not found.gradient_checkpointing:
+        console.print(
+            f"activation checkpointing: --set train_{found.kind}.gradient_checkpointing=true", highlight=False
+        )
     console.print(
         f"{found.flops_per_step:.3e} FLOPs a step (forward {trace.forward_flops / found.micro_batch:.3e}, backward "
         f"{trace.backward_flops / found.micro_batch:.3e} a sample)\n"
@@ -126,7 +130,7 @@ def _mark(preset: Preset, name: str) -> str:
     return "*" if name in preset.ours else "~" if name in preset.implied else ""
 
 
-def _gb(count: int) -> str:
+def _gib(count: int) -> str:
     return f"{count / 2**30:,.2f}"
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,12 +86,25 @@ def validate_settings(model: type[SettingsT], section: str, values: Mapping[str,
     except (ValidationError, TypeError) as error:
         if not isinstance(error, ValidationError):
             raise ConfigError(f"{section}: {error}") from None
-        raise ConfigError("; ".join(_fault(section, details) for details in error.errors())) from None
+        raise ConfigError("; ".join(_fault(model, section, details) for details in error.errors())) from None
 
 
-def _fault(section: str, details: Mapping[str, Any]) -> str:
+def _fault(model: type[Settings], section: str, details: Mapping[str, Any]) -> str:
     named = details.get("ctx", {}).get("field", ())
-    return f"{'.'.join([section, *map(str, details['loc']), *named])}: {details['msg'].removeprefix('Value error, ')}"
+    message = details["msg"].removeprefix("Value error, ")
+    if details["type"] == "extra_forbidden":
+        message = "there is no such setting" + _meant(model, details["loc"])
+    return f"{'.'.join([section, *map(str, details['loc']), *named])}: {message}"
+
+
+def _meant(model: type[Settings], loc: Sequence[str | int]) -> str:
+    """Which settings of the same group an unknown one may be a slip of, as a question; empty where none is near."""
+    group: Any = model
+    for key in loc[:-1]:
+        field = getattr(group, "model_fields", {}).get(key)
+        group = field.annotation if field else None
+    near = get_close_matches(str(loc[-1]), getattr(group, "model_fields", ()))
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def fault_of(field: str, message: str) -> PydanticCustomError:

@@ -28,15 +28,18 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
 
 
 class Progress:
-    """A counter that is shown. Use as a context manager; call ``advance``."""
+    """A counter that is shown. Use as a context manager; call ``advance``.
 
-    def __init__(self, what: str, total: int | None = None) -> None:
-        self.what, self.total, self.done = what, total, 0
+    With ``shown`` false it is not: of several processes at one piece of work, one tells.
+    """
+
+    def __init__(self, what: str, total: int | None = None, shown: bool = True) -> None:
+        self.what, self.total, self.shown, self.done = what, total, shown, 0
         self._shown_at = 0.0
         self._bar: Any = None
 
     def __enter__(self) -> Progress:
-        if not os.environ.get("SVDFLOW_EVENTS") and sys.stderr.isatty():
+        if self.shown and not os.environ.get("SVDFLOW_EVENTS") and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
             from rich.progress import Progress as Bar
@@ -60,7 +63,7 @@ class Progress:
 
     def _show(self, force: bool = False, note: str = "") -> None:
         now = time.monotonic()
-        if not force and now - self._shown_at < _INTERVAL_S:
+        if not self.shown or (not force and now - self._shown_at < _INTERVAL_S):
             return
         self._shown_at = now
         if self._bar:

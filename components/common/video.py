@@ -178,4 +178,5 @@ def _label(source: Path | bytes) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    said = getattr(error, "strerror", None) or str(error)  # FFmpeg's words, less its number and the path
+    return said.splitlines()[0] if said else type(error).__name__

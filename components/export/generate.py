@@ -12,6 +12,7 @@ import numpy as np
 
 from ..common.errors import BadInputError
 from ..common.identity import file_sha256
+from ..common.progress import Progress
 from ..common.storage import write_atomic
 from ..common.video import encode_mp4
 from .client import VideoClient
@@ -151,7 +152,13 @@ def _in_process(
             raise BadInputError(
                 f"--lora {path}: {model} has this adapter merged in already; name the model that it was trained on"
             )
-    service = VideoService(model, parameters)
-    for path, weight in adapters:
-        apply_lora(service.model.unet, path, weight)
-    return service.generate(rgb, asked), parameters
+    with Progress("denoising steps", asked.get("steps") or parameters["default_steps"]) as progress:
+        service = VideoService(model, parameters)
+        for path, weight in adapters:
+            apply_lora(service.model.unet, path, weight)
+
+        def count() -> bool:
+            progress.advance()
+            return False  # nobody who could go
+
+        return service.generate(rgb, asked, count), parameters

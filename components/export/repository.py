@@ -103,7 +103,7 @@ def read_card(model: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise BadInputError(f"{model}/svdflow.json: cannot be read: {error}") from None
     if card.get("kind") != "image_to_video":
-        raise BadInputError(f"{model}: a model of kind {card.get('kind')!r}; only image_to_video can be exported")
+        raise BadInputError(f"{model}: a model of kind {card.get('kind')!r}; it takes one of kind image_to_video")
     return card
 
 

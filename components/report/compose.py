@@ -36,9 +36,11 @@ def compose_report(
 ) -> str:
     """Write the page and the summary of one run; returns the page.
 
+    The next run in the work directory has another page, whatever its pipeline; this one stays with the steps' reports.
     Steps appear in the order in which they ended. A run without any step's report gives a page that says so.
     """
-    files = sorted(steps_directory(workdir, run_id).glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    steps = steps_directory(workdir, run_id)
+    files = sorted(steps.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
     reports = [StepReport.from_json(path.read_bytes()) for path in files]
     run = {
         "id": run_id,
@@ -51,7 +53,8 @@ def compose_report(
     summary = summarize(reports, run)
     html = render_page(reports, run, curation_overview(reports, summary))
     write_atomic(Path(workdir) / "summary.json", json.dumps(summary, indent=2, sort_keys=True).encode())
-    write_atomic(Path(workdir) / "report.html", html.encode())
+    for folder in (Path(workdir), steps):
+        write_atomic(folder / "report.html", html.encode())
     return html
 
 

@@ -2,6 +2,9 @@
 
 import json
 import os
+import re
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +62,9 @@ def test_the_whole_round(work, tmp_path):
     assert "demo@v1.1.0 is new" in data(work, "register", "--manifests", str(tmp_path / "more"))
     listed = data(work, "list").splitlines()
     assert [line.split()[:4] for line in listed[1:]] == [["demo@v1.0.0", "4", "2", "2"], ["demo@v1.1.0", "6", "4", "2"]]
+    assert data(work, "list", "demo").splitlines() == listed
+    with pytest.raises(BadInputError, match=r"no dataset version 'deno'; there are: demo@v1\.0\.0, demo@v1\.1\.0"):
+        data(work, "list", "deno")
     shown = data(work, "show", "demo@v1.0.0")
     assert "From: the first cut" in shown and "Registered-by: " in shown and "Code: svdflow 0." in shown
     assert json.loads(data(work, "show", "demo", "--croissant"))["version"] == "1.1.0"
@@ -121,3 +127,21 @@ def test_every_command_explains_itself():
             capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
         assert "--workdir" in told and len(told.splitlines()) > 8
+
+
+def test_the_store_is_served_to_other_clients_with_the_keys_it_names(work, monkeypatch):
+    import boto3
+
+    data(work, "register")
+    command = [sys.executable, "-m", "svdflow.pipelines.cli", "data", "store", "-w", str(work)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as serving:
+        told = [serving.stdout.readline() for _ in range(3)]
+        url = re.search(r"http://127\.0\.0\.1:\d+", told[0])[0]
+        (assignment,) = shlex.split(told[1])[1:]
+        name, keys = assignment.split("=", 1)
+        monkeypatch.setenv(name, keys)
+        assert Path(keys).stat().st_mode & 0o777 == 0o600
+        listed = boto3.client("s3", endpoint_url=url).list_objects_v2(Bucket="svdflow", Prefix="datasets/")
+        assert any(entry["Key"].endswith(".dir") for entry in listed["Contents"])
+        serving.send_signal(signal.SIGINT)
+        assert serving.wait(30) == 0

@@ -211,6 +211,10 @@ def test_the_work_directory_is_gone_through(shared, tmp_path):
     (work / "artifacts" / "run").mkdir(parents=True)
     (work / "artifacts" / "run" / "annotations").write_bytes(manifests["annotations"].read_bytes())
     (work / "report.html").write_text("clip010")
+    (work / "steps" / "run" / "filter.json").write_text('{"sections": [{"src": "data:image/jpeg;base64,AAAA"}]}')
+    for folder in ("generated/held_out", "artifacts/run/evaluate/generated"):
+        (work / folder).mkdir(parents=True)
+        (work / folder / f"{identity(sample=1)}-00-truth.mp4").write_bytes(b"frames of a clip, who knows of which")
     for name, alike in (("samples", [GONE, STAYS]), ("others", ["video0", STAYS])):  # named as a near-duplicate's video
         row = {
             "sample_id": f"{identity(sample=1)}-00", "clip_id": "clip020", "split": "train", "source_id": STAYS,
@@ -224,6 +228,7 @@ def test_the_work_directory_is_gone_through(shared, tmp_path):
     }  # fmt: skip
     assert len(read_rows("clips", work / "manifests/clips.parquet")) == 4
     assert "report.html" in receipt.workdir_files and "steps/run/train.json" not in receipt.workdir_files
+    assert f"generated/held_out/{identity(sample=1)}-00-truth.mp4" in receipt.workdir_files
 
 
 def test_who_gives_a_name_or_half_an_id_is_told_the_id(bench):

@@ -1,5 +1,6 @@
 """Real DeepSpeed in two processes: a disturbed run ends where an undisturbed one does, and work done is found."""
 
+import json
 import os
 import shutil
 import signal
@@ -136,11 +137,15 @@ def test_a_run_that_meets_one_fault_after_another_ends_bit_identical_and_is_then
     assert kept.name in copies and len(copies) <= 3
 
     shutil.rmtree(other.scratch("training"))  # another machine, with nothing on its disk
+    monkeypatch.setenv("SVDFLOW_EVENTS", str(tmp_path / "resumed.jsonl"))
     with scraped(port) as seen:
         resumed = train_stage("image", samples, None, tmp_path / "resumed", other, settings, version)
     begin = int(kept.name.removeprefix("step_"))
     assert begin <= seen[0]["step"] < seen[-1]["step"] <= STEPS
     assert {point["step"] - point["steps_total"] for point in seen} == {begin}, "its counters begin at 0"
+    events = [json.loads(line) for line in (tmp_path / "resumed.jsonl").read_text().splitlines()]
+    steps = [event["done"] for event in events if event.get("what") == "steps"]
+    assert steps == sorted(steps) and steps[-1] == STEPS, "of two processes one tells how far the run is"
     assert resumed.summary["training"]["image"]["resumed_from"] == int(kept.name.removeprefix("step_")) >= 8
     assert list(other.list("checkpoints")) == [] and list(other.scratch("training").glob("*/checkpoints/*")) == []
     assert weights(tmp_path / "resumed") == weights(tmp_path / "whole")

@@ -33,7 +33,9 @@ def test_an_override_wins_over_the_profile_which_wins_over_its_base_which_wins_o
 @pytest.mark.parametrize(
     ("overrides", "field"),
     [
-        ({"example.motion.percnt": 3}, "example.motion.percnt"),
+        ({"example.motion.percnt": 3}, r"example\.motion\.percnt: there is no such setting; did you mean percent\?"),
+        ({"example.name": ["b"]}, r"example\.name: there is no such setting; did you mean names\?"),
+        ({"example.colour": "red"}, r"example\.colour: there is no such setting$"),
         ({"example.motion.percent": "many"}, "example.motion.percent"),
         ({"example.motion": 3}, "example.motion"),
     ],

@@ -204,7 +204,7 @@ tasks:
     [
         ("tasks: {trane: {}}", "tasks.trane: no pipeline has such a task"),
         ("tasks: {encode: 5}", "tasks.encode: is no mapping"),
-        ("tasks: {encode: {gpus: 1}}", "tasks.encode.gpus: Extra inputs are not permitted"),
+        ("tasks: {encode: {gpus: 1}}", "tasks.encode.gpus: there is no such setting"),
         ("tasks: {encode: {memory: 5 GB}}", "tasks.encode.memory: '5 GB' is no size"),
         ("tasks: {encode: {shared_memory: 16GiB}}", "'16GiB' is no size"),
         ("tasks: {encode: {shared_memory: 1Gi}}", "shared_memory is part of the memory limit"),
@@ -228,7 +228,7 @@ tasks:
         ("namespace: Bad_Name", "namespace: 'Bad_Name' is no Kubernetes name"),
         ("endpoint: https://me:secret@kfp.example.com", "endpoint: String should match pattern"),
         ("images: {gpu: a}", "images.gpu"),
-        ("colour: red", "colour: Extra inputs are not permitted"),
+        ("colour: red", "colour: there is no such setting"),
         ("tasks: [1]", "defaults and tasks are mappings"),
     ],
 )

@@ -184,3 +184,5 @@ def test_a_page_names_its_pipeline_and_is_written_with_its_summary(tmp_path):
     assert "<title>svdflow · curation · test</title>" in html and "From footage to dataset" in html
     assert (tmp_path / "report.html").read_text() == html
     assert json.loads((tmp_path / "summary.json").read_text())["run"]["pipeline"] == "curation"
+    assert compose_report(str(tmp_path), "r8", "test", {}, "train") != html
+    assert (folder / "report.html").read_text() == html, "another run in the same directory takes no page away"

@@ -48,7 +48,7 @@ def test_without_the_variable_training_stays_on_this_machine(monkeypatch, tmp_pa
     [
         ("{queue: [", "is no YAML"),
         ("queue", "has to be a mapping"),
-        ("{gpus: 8}", r"SVDFLOW_TRAINJOB\.gpus: Extra inputs"),
+        ("{gpus: 8}", r"SVDFLOW_TRAINJOB\.gpus: there is no such"),
         ("{processes_per_node: 0}", r"SVDFLOW_TRAINJOB\.processes_per_node"),
         ("{environment: {PET_NNODES: '2'}}", "PET_NNODES: set by torchrun"),
         ("{environment: {AWS_SECRET_ACCESS_KEY: x}}", "AWS_SECRET_ACCESS_KEY: come from the secrets"),

@@ -2,7 +2,8 @@
 
 A cached result can always be computed again, so what may tell of the video goes, rather than being looked into. A
 result is known to tell of it by the objects, ids or captions among its values, by what its key begins with (the sha256
-of a clip's bytes or the identity of a clip's place), or by its kind.
+of a clip's bytes or the identity of a clip's place), or by its kind. Of pictures and videos that runs left in a work
+directory none says whose they are: all go, and the next run shows what it still has.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ _SHOW_CLIPS = ("filter", "validate", "serve", "evaluate", "evaluation_video", "c
 _PASSING = ("artifacts", "steps", "logs")  # what runs leave in a work directory; the newest run writes it again
 _TEXTS = ("", ".json", ".html", ".log", ".events", ".txt", ".md", ".yaml", ".csv")
 _MAX_TEXT_BYTES = 256 << 20
+_SHOWN = "generated"  # true and generated videos of held-out clips
+_PICTURES = (b"data:image/", b"data:video/")  # within reports
 _TOP = ("report.html", "summary.json")
 
 
@@ -130,7 +133,7 @@ def forget_scratch(subject: Subject, root: DataRoot) -> list[str]:
 
 
 def forget_in_workdir(workdir: Path, subject: Subject, remove: bool) -> list[str]:
-    """Manifests lose its rows; reports, logs and passing artifacts that tell of it go.
+    """Manifests lose its rows; reports, logs and passing artifacts that tell of it or may show it go.
 
     Args:
         workdir: the work directory.
@@ -140,7 +143,7 @@ def forget_in_workdir(workdir: Path, subject: Subject, remove: bool) -> list[str
     Returns:
         The files concerned, relative to the work directory.
     """
-    tokens = [text.encode() for text in (subject.video_id, *subject.clips, *subject.names)]
+    tokens = [*_PICTURES, *(text.encode() for text in (subject.video_id, *subject.clips, *subject.names))]
     concerned = []
     for path in _left_by_runs(workdir):
         is_manifest = path.suffix == ".parquet" and path.parent.name == "manifests"
@@ -155,7 +158,7 @@ def forget_in_workdir(workdir: Path, subject: Subject, remove: bool) -> list[str
 
 
 def _left_by_runs(workdir: Path) -> Iterator[Path]:
-    for place in ("manifests", *_PASSING):
+    for place in ("manifests", _SHOWN, *_PASSING):
         yield from sorted(path for path in (workdir / place).rglob("*") if path.is_file() and not path.is_symlink())
     yield from (path for name in _TOP if (path := workdir / name).is_file())
 
@@ -163,6 +166,8 @@ def _left_by_runs(workdir: Path) -> Iterator[Path]:
 def _tells_of(path: Path, subject: Subject, tokens: Iterable[bytes]) -> bool:
     if manifest_kind(path):
         return subject.is_named_by(pq.read_table(path))
+    if path.suffix == ".mp4":
+        return True
     if path.suffix not in _TEXTS or path.stat().st_size > _MAX_TEXT_BYTES:
         return False
     content = path.read_bytes()

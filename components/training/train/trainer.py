@@ -77,9 +77,7 @@ class Trainer:
         try:
             if self.state["before"] is None:
                 self.state["before"] = self._held_out_loss()
-            with Progress("steps", s.steps) as progress:
-                if self.rank:
-                    progress.advance = lambda *_, **__: None  # type: ignore[method-assign]
+            with Progress("steps", s.steps, shown=self.rank == 0) as progress:
                 progress.advance(self.engine.step)
                 while self.engine.step < s.steps:
                     stopping, saving = self._step(progress)
