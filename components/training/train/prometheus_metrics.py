@@ -62,7 +62,8 @@ class RunCollector:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         stage = self.run.job.stage
-        for kind, figures in ((CounterMetricFamily, self._counters()), (GaugeMetricFamily, self._gauges())):
+        done = len(self.run.state["loss"])  # looked at once: a step may end meanwhile
+        for kind, figures in ((CounterMetricFamily, self._counters(done)), (GaugeMetricFamily, self._gauges(done))):
             for name, meaning, value in figures:
                 if value is not None:
                     family = kind(_PREFIX + name, meaning, labels=["stage"])
@@ -77,9 +78,9 @@ class RunCollector:
                 family.add_metric([stage, str(rank)], peak)
             yield family
 
-    def _counters(self) -> Iterable[tuple[str, str, float | None]]:
+    def _counters(self, all_done: int) -> Iterable[tuple[str, str, float | None]]:
         run, state, store = self.run, self.run.state, self.run.store
-        done = len(state["loss"]) - run.started_at
+        done = all_done - run.started_at
         return (
             ("steps", "Optimiser steps that this process has done", done),
             ("samples", "Samples that these steps were over, of all processes", done * run.settings.batch),
@@ -91,9 +92,8 @@ class RunCollector:
             ("checkpoint_copy_failures", "Attempts at such a copy that failed", store.failures if store else None),
         )  # fmt: skip
 
-    def _gauges(self) -> Iterable[tuple[str, str, float | None]]:
+    def _gauges(self, done: int) -> Iterable[tuple[str, str, float | None]]:
         run, state = self.run, self.run.state
-        done = len(state["loss"])
         measured = state["validation"][-1] if state["validation"] else state["before"]
         lr = run.engine.masters.optimizer.param_groups[0]["lr"] if done > run.started_at else None
         return (
