@@ -24,6 +24,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    rich_markup_mode="markdown",  # paragraphs fill the terminal, whatever its width
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data, name="data")
