@@ -214,7 +214,7 @@ def serve(
     """Serve an exported model with Triton on this machine until Ctrl-C."""
     from svdflow.export.server import serve_repository
 
-    serve_repository(repository or workdir / "repository", grpc_port=grpc_port or None, http_port=http_port or None)
+    serve_repository(repository or workdir / "repository", grpc_port=grpc_port, http_port=http_port)
 
 
 @app.command()
