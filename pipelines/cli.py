@@ -24,6 +24,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    rich_markup_mode="markdown",  # paragraphs fill the terminal, whatever its width
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data, name="data")
@@ -217,7 +218,7 @@ def serve(
     """Serve an exported model with Triton on this machine until Ctrl-C."""
     from svdflow.export.server import serve_repository
 
-    serve_repository(repository or workdir / "repository", grpc_port=grpc_port or None, http_port=http_port or None)
+    serve_repository(repository or workdir / "repository", grpc_port=grpc_port, http_port=http_port)
 
 
 @app.command()

@@ -191,7 +191,7 @@ def export_to(workdir: Path, dataset: str, destination: str, splits: list[str] |
 
 def forget_one(workdir: Path, video_id: str, reason: str, yes: bool, also: list[Path]) -> None:
     """Take a video down and say what went."""
-    from svdflow.curation.version.forget import forget_video
+    from svdflow.curation.version.forget import forget_video, stage_of
 
     root = _root(workdir)
     if not yes:
@@ -212,7 +212,8 @@ def forget_one(workdir: Path, video_id: str, reason: str, yes: bool, also: list[
             f"of runs went or were rewritten. Receipt: forgotten/{receipt.video_id}.json"
         )
         if receipt.models:
-            print(f"models trained on a version that held it, unchanged: {', '.join(receipt.models)}")
+            models = [f"{stage_of(root, tree)} ({tree})".strip() for tree in receipt.models]
+            print(f"models trained on a version that held it, unchanged: {', '.join(models)}")
 
 
 def tidy_up(workdir: Path, grace_days: float, results: bool, remove: bool, also: list[Path]) -> None:

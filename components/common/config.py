@@ -46,7 +46,33 @@ def load_profile(profile: str, overrides: Mapping[str, Any] | None = None) -> di
         overrides: dotted path to value, as ``{"filter.motion_percent": 25}``.
 
     Raises:
-        ConfigError: the profile does not exist, is no mapping, or an override runs through a plain value.
+        ConfigError: the profile does not exist, is no mapping or extends itself, or a step's settings are no mapping.
+    """
+    layers: list[dict[str, Any]] = []
+    names: list[str] = []
+    base: str | None = profile
+    while base is not None:
+        if base in names:
+            raise ConfigError(f"{base}: extends itself")
+        names.append(base)
+        layer, base = read_profile(base)
+        layers.insert(0, layer)
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = merge(merged, layer)
+    for dotted, value in (overrides or {}).items():
+        merged = merge(merged, _nest(dotted.split("."), value))
+    for step, values in merged.items():
+        if values is not None and not isinstance(values, Mapping):
+            raise ConfigError(f"{step} is no mapping of settings: {values!r}")
+    return merged
+
+
+def read_profile(profile: str) -> tuple[dict[str, Any], str | None]:
+    """What a profile itself says, and which one it lies on, if any: a file beside it, or as it would be given.
+
+    Raises:
+        ConfigError: the profile does not exist, or is no mapping.
     """
     path = PROFILES / f"{profile}.yaml"
     if not path.is_file():
@@ -57,15 +83,17 @@ def load_profile(profile: str, overrides: Mapping[str, Any] | None = None) -> di
             )
     try:
         loaded = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path}: a profile is a mapping of step names to settings")
     base = loaded.pop("extends", None)
-    merged = merge(load_profile(base), loaded) if base else loaded
-    for dotted, value in (overrides or {}).items():
-        merged = merge(merged, _nest(dotted.split("."), value))
-    return merged
+    if base is None:
+        return loaded, None
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: extends: {base!r} is no name of a profile")
+    beside = path.parent / base
+    return loaded, str(beside) if beside.is_file() else base
 
 
 def load_settings(

@@ -63,7 +63,7 @@ class TritonServer:
         Args:
             repository: a Triton model repository.
             models: names of the models to load.
-            grpc_port: a port of its own choice for each that is None.
+            grpc_port: a port of its own choice for each that is None or 0.
             http_port: as grpc_port.
             metrics_port: as grpc_port.
             threads: compute threads of a model instance; None leaves it to the environment.
@@ -76,7 +76,7 @@ class TritonServer:
             threads,
             start_timeout_s,
         )
-        self._asked_ports = {"gRPC": grpc_port, "HTTP": http_port, "metrics": metrics_port}
+        self._asked_ports = {"gRPC": grpc_port or None, "HTTP": http_port or None, "metrics": metrics_port or None}
         self._asked_log = log
         self._process: subprocess.Popen[bytes] | None = None
         self._scratch: Path | None = None
@@ -100,7 +100,7 @@ class TritonServer:
             if port is not None and not _port_is_free(port):
                 raise ServiceError(
                     f"port {port} on {_HOST} is taken: another server uses it; "
-                    f"choose another {what} port, or none for a free one"
+                    f"choose another {what} port, or 0 for a free one"
                 )
         self._scratch = _scratch_directory()
         # the backend passes paths through a shell unquoted: a repository below "my runs/" is reached by another name

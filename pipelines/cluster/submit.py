@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from svdflow.common.config import PROFILES, load_profile, profile_names
+from svdflow.common.config import PROFILES, load_profile, profile_names, read_profile
 from svdflow.common.errors import ConfigError
 from svdflow.training.train.presets import load_preset
 
@@ -222,12 +222,10 @@ def _portable(profile: str, overrides: Mapping[str, Any]) -> tuple[str, dict[str
     """A shipped profile and overrides that together say what a profile file of this machine says."""
     if (PROFILES / f"{profile}.yaml").is_file():
         return profile, dict(overrides)
-    import yaml
-
     whole = load_profile(profile)  # complains about a file that is none
     base = profile
     while not (PROFILES / f"{base}.yaml").is_file():
-        base = str((yaml.safe_load(Path(base).read_text()) or {}).get("extends") or "")
+        base = read_profile(base)[1] or ""
         if not base:
             raise ConfigError(
                 f"profile {profile}: the cluster does not see this file; let it extend a shipped profile "
@@ -236,8 +234,6 @@ def _portable(profile: str, overrides: Mapping[str, Any]) -> tuple[str, dict[str
     shipped = load_profile(base)
     differing: dict[str, Any] = {}
     for step, settings in whole.items():
-        if not isinstance(settings or {}, Mapping):
-            raise ConfigError(f"profile {profile}: {step} is no mapping of settings")
         known = shipped.get(step) or {}
         differing |= {f"{step}.{key}": value for key, value in (settings or {}).items() if known.get(key) != value}
     return base, differing | dict(overrides)

@@ -18,7 +18,7 @@ from svdflow.common.object_store import EmbeddedStore
 from svdflow.common.storage import DataRoot, object_uri
 from svdflow.common.storage_s3 import S3Root
 from svdflow.curation.version.datasets import pull_dataset, show_dataset
-from svdflow.curation.version.forget import forget_video
+from svdflow.curation.version.forget import forget_video, stage_of
 from svdflow.curation.version.registry import Registry
 from svdflow.curation.version.settings import VersionSettings
 from tests.dataset_bench import Bench, in_one_shard, run_and_die
@@ -174,11 +174,15 @@ def test_what_the_data_root_has_of_it_goes_and_what_it_has_of_others_stays(share
     root.record("filter_sides", key("sides"), {"sides": {GONE: "train", STAYS: "held_out"}})
     page = root.put_bytes(b"<img> of any clip")
     root.record("validate", key("validate"), {"page": page})
-    model = root.put_bytes(json.dumps({"dataset": {"tag": "demo@v1.0.1"}}).encode())
-    listing = [{"md5": model[10:].replace("/", ""), "relpath": "svdflow.json"}]
-    tree = root.put_bytes(json.dumps(listing).encode(), ".dir")
-    root.record("train", key("train"), {"tree": tree})
 
+    def trained(stage, **dataset):
+        model = root.put_bytes(json.dumps({"stage": stage, "dataset": dataset}).encode())
+        listing = [{"md5": model[10:].replace("/", ""), "relpath": "svdflow.json"}]
+        tree = root.put_bytes(json.dumps(listing).encode(), ".dir")
+        root.record("train", key("train", stage), {"tree": tree})
+        return tree
+
+    tree = trained("image", tag="demo@v1.0.1", revision=bench.versions().revision("demo@v1.0.1"))
     receipt = _forget(bench)
     mine, others = ([clip for clip in clips if clip.startswith("clip01") is own] for own in (True, False))
     assert not any(root.exists(uris[clip]) for uris in (embeddings, thumbnails) for clip in mine)
@@ -195,7 +199,9 @@ def test_what_the_data_root_has_of_it_goes_and_what_it_has_of_others_stays(share
     assert root.find("annotate", f"{content[:32]}-{key('motion')}") == {"motion_score": 1.5}
     assert root.find("filter_sides", key("sides"))["sides"][STAYS] == "held_out"
     assert root.find("validate", key("validate")) is None and not root.exists(page)
-    assert receipt.models == [tree] and root.exists(tree)
+    assert receipt.models == [tree] and stage_of(root, tree) == "image"
+    trained("video", tag="demo@v1.0.1", revision=receipt.versions["demo@v1.0.1"]["after"])
+    assert _forget(bench).models == [tree], "the other was trained on the version without the video"
     assert not [uri for uri in root.list("results") if b"clip010" in root.read(uri)]
 
 

@@ -44,3 +44,14 @@ def test_one_file_does_not_take_all_pipelines(tmp_path):
                           env={"PATH": f"{sys.prefix}/bin"})  # fmt: skip
     assert done.returncode == 1 and "--out ir.yaml: is one file" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_help_fills_a_narrow_terminal():
+    done = subprocess.run(["svdflow", "run", "--help"], capture_output=True, text=True,
+                          env={"PATH": f"{sys.prefix}/bin", "COLUMNS": "80"})  # fmt: skip
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    begin = next(at for at, line in enumerate(lines) if line.startswith("A second run"))
+    paragraph = lines[begin : lines.index("", begin)]
+    words = [line.split()[0] for line in paragraph[1:]]
+    for line, word in zip(paragraph, words, strict=False):
+        assert len(f" {line} {word} ") > 80, f"{word!r} had room on the line before"

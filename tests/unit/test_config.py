@@ -30,6 +30,34 @@ def test_an_override_wins_over_the_profile_which_wins_over_its_base_which_wins_o
     assert load_settings(Example, "other", top) == Example()
 
 
+def test_a_profile_lies_on_the_file_beside_it_wherever_the_command_is_typed(tmp_path, monkeypatch):
+    write(tmp_path / "base.yaml", "example: {motion: {percent: 1}, names: [b]}")
+    top = write(tmp_path / "top.yaml", "extends: base.yaml\nexample: {motion: {percent: 2}}")
+    assert load_settings(Example, "example", top) == Example(motion=Axis(percent=2), names=("b",))
+    monkeypatch.chdir(tmp_path)
+    assert load_settings(Example, "example", "top.yaml") == Example(motion=Axis(percent=2), names=("b",))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"extends: p.yaml", r"p\.yaml: extends itself"),
+        (b"extends: [local]", r"p\.yaml: extends: \['local'\] is no name of a profile"),
+        (b"extends: nothing", "profile 'nothing' is neither"),
+        (b"extends: ''", "profile '' is neither"),
+        (b"example: 5", "example is no mapping of settings: 5"),
+        (b"example: [a", r"p\.yaml: is no YAML"),
+        (b"\xff\xfe", r"p\.yaml: is no YAML"),
+        (b"- a", r"p\.yaml: a profile is a mapping"),
+    ],
+)
+def test_a_file_that_is_no_profile_is_told_in_one_line(text, says, tmp_path):
+    (tmp_path / "p.yaml").write_bytes(text)
+    with pytest.raises(ConfigError, match=says) as told:
+        load_profile(str(tmp_path / "p.yaml"))
+    assert "\n" not in str(told.value)
+
+
 @pytest.mark.parametrize(
     ("overrides", "field"),
     [
@@ -38,6 +66,7 @@ def test_an_override_wins_over_the_profile_which_wins_over_its_base_which_wins_o
         ({"example.colour": "red"}, r"example\.colour: there is no such setting$"),
         ({"example.motion.percent": "many"}, "example.motion.percent"),
         ({"example.motion": 3}, "example.motion"),
+        ({"example": 3}, "example is no mapping of settings: 3"),
     ],
 )
 def test_a_wrong_setting_is_refused_and_named(tmp_path, overrides, field):

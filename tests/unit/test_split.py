@@ -152,6 +152,16 @@ def test_no_clip_at_all_is_an_error_that_says_why(chain, tmp_path):
         )
 
 
+def test_of_no_usable_video_the_report_is_named_and_no_setting(chain, tmp_path):
+    aside = [
+        {**row, "status": "set_aside", "error": "empty"} for row in read_rows("videos", chain[0] / "videos.parquet")
+    ]
+    write_manifest("videos", aside, tmp_path / "videos.parquet")
+    with pytest.raises(BadInputError, match="not one video can be used; the run's report says why") as told:
+        split_videos(tmp_path / "videos.parquet", tmp_path / "c", DataRoot.open(tmp_path / "data"), LOOSE)
+    assert "min_s" not in str(told.value)
+
+
 def test_a_backend_without_its_weights_stops_the_step_before_any_video(chain, tmp_path):
     base, root = chain[0], DataRoot.open(chain[0] / "data")
     with pytest.raises(ValueError, match="needs transnet_weights"):

@@ -86,10 +86,12 @@ def split_videos(videos: Path, out: Path, root: DataRoot, settings: SplitSetting
                     clips.add({name: value for name, value in clip.items() if name != "thumbnail"})
                 tally.add(tally.videos + at, block[at].name, result, took_s)
             tally.videos += len(block)
+        if not tally.videos:
+            raise BadInputError(f"{videos}: not one video can be used; the run's report says why each was set aside")
         if not clips.rows:
             why = ", ".join(f"{reason}: {n}" for reason, n in tally.dropped.most_common())
             raise BadInputError(
-                f"{videos}: no clip came out of {tally.videos} videos ({why or 'there is none that can be used'}); "
+                f"{videos}: no clip came out of {tally.videos} videos ({why}); "
                 f"lower split.min_s ({settings.min_s:g} s), or set split.end to cut for footage with few key frames"
             )
         clips.write(out)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -206,7 +206,7 @@ def _take_down(
         known = receipt.objects_removed.get(place.location, [])
         receipt.objects_removed[place.location] = sorted({*known, *there})
     receipt.results_removed += len(traces.results)
-    receipt.models = sorted({*receipt.models, *_models(root, set(receipt.versions))})
+    receipt.models = sorted({*receipt.models, *_models(root, receipt.versions)})
     if workdir:
         receipt.workdir_files = sorted({*receipt.workdir_files, *forget_in_workdir(workdir, subject, remove=False)})
     files[receipt_path(video_id)] = receipt.data()
@@ -292,17 +292,28 @@ def _said(receipt: Receipt) -> str:
     )
 
 
-def _models(root: DataRoot, tags: set[str]) -> list[str]:
-    """Trained models of the data root whose card names one of these versions."""
+def _models(root: DataRoot, versions: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Trained models of the data root whose card names one of these versions, as it was before the takedown."""
     found = []
     for uri in root.list(f"{RESULTS}/train"):
         tree = json.loads(root.read(uri)).get("tree", "")
-        if not tree or not root.exists(tree):
-            continue
-        cards = [entry["md5"] for entry in json.loads(root.read(tree)) if entry["relpath"] == "svdflow.json"]
-        if cards and json.loads(root.read(object_uri(cards[0]))).get("dataset", {}).get("tag") in tags:
+        dataset = _card(root, tree).get("dataset", {}) if tree else {}
+        moved = versions.get(dataset.get("tag", ""))
+        if moved and dataset.get("revision") != moved["after"]:
             found.append(tree)
     return found
+
+
+def stage_of(root: DataRoot, tree: str) -> str:
+    """The stage of a model that a receipt names; "" when it is not there any more."""
+    return str(_card(root, tree).get("stage", ""))
+
+
+def _card(root: DataRoot, tree: str) -> dict[str, Any]:
+    if not root.exists(tree):
+        return {}
+    cards = [entry["md5"] for entry in json.loads(root.read(tree)) if entry["relpath"] == "svdflow.json"]
+    return json.loads(root.read(object_uri(cards[0]))) if cards else {}
 
 
 def _unknown(video_id: str, registry: Registry, manifests: list[dict[str, Path]]) -> str:
