@@ -35,7 +35,8 @@ def test_from_a_steps_start_to_the_created_train_job(tmp_path):
     given = settings_for(Path("shipped"), unet=UNET | {"latent_channels": 8}).model_dump(mode="json")
     took = [_creation(tmp_path, [str(samples), root.location], given | {"seed": turn}) for turn in range(5)]
     shown = ", ".join(f"{wall:.2f} ({cpu:.2f} of a processor)" for wall, cpu in took)
-    print(f"\nfrom the step's start to the created TrainJob: {shown} s")
+    load = f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} processors"
+    print(f"\nfrom the step's start to the created TrainJob: {shown} s; load {load}")
     assert sorted(took)[len(took) // 2][0] < CREATION_S
 
 

@@ -70,6 +70,7 @@ class FakePipelines:
         self.faults: list[Fault] = []
         self.forbidden: set[str] = set()  # patterns of METHOD /path
         self.asked: list[tuple[str, dict[str, str], dict[str, str]]] = []  # METHOD /path, query, headers
+        self.several_users = False  # as Kubeflow installs it: lists are of a namespace, or of an experiment
         self.largest_page = 200
         self._clock = datetime(2030, 1, 1, tzinfo=UTC)
         self.lock = threading.RLock()
@@ -329,6 +330,9 @@ class FakePipelines:
                 raise Answer(501, f"operation {predicate['operation']} is not spoken here")
             key, value = predicate["key"], predicate.get("stringValue", predicate.get("string_value"))
             items = [item for item in items if item.get(key) == value]
+        scoped = query.get("namespace") or query.get("experiment_id") or query.get("pipeline_id")
+        if self.several_users and not scoped and field_name != "pipelines":  # pipelines may be everybody's
+            raise Answer(400, "a namespace is needed in multi-user mode")
         for key in ("namespace", "experiment_id"):
             if (wanted := query.get(key)) and field_name != "pipeline_versions":
                 items = [item for item in items if self._within(item, key) == wanted]

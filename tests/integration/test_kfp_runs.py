@@ -14,7 +14,7 @@ from rich.console import Console
 from svdflow.common.cluster.kinds import MANAGED_LABEL, MANAGER
 from svdflow.common.cluster.owners import Workflow
 from svdflow.common.errors import BadInputError
-from svdflow.pipelines.cluster import release, runs
+from svdflow.pipelines.cluster import access, release, runs
 from svdflow.pipelines.cluster.client import Client, NoAnswer, Refused
 from svdflow.pipelines.cluster.graph import Task, states_of, tasks_of
 from svdflow.pipelines.cluster.watch import watch
@@ -274,6 +274,19 @@ def test_a_large_log_passes_in_pieces(fake, client, run_id):
     fake.logs[fake.pod(run_id, "ingest")] = b"x" * 3_000_000
     pieces = list(runs.read_log(client, run_id, fake.pod(run_id, "ingest")))
     assert sum(map(len, pieces)) == 3_000_000 and max(map(len, pieces)) <= 64 * 1024
+
+
+def test_in_a_pod_no_environment_has_to_be_named(fake, run_id, tmp_path, monkeypatch):
+    """As at infra's console: the endpoint from a variable, the namespace from the pod's own files."""
+    fake.several_users = True
+    console = {"KF_PIPELINES_ENDPOINT": fake.url}
+    refused = svdflow("runs", "list", **console)
+    assert refused.exit_code == 1 and "a namespace is needed" in str(refused.exception)
+    (tmp_path / "namespace").write_text("svdflow")
+    monkeypatch.setattr(access, "OWN_NAMESPACE", tmp_path / "namespace")
+    listed = svdflow("runs", "list", **console)
+    assert listed.exit_code == 0 and run_id in listed.output
+    assert svdflow("schedule", "list", **console).exit_code == 0
 
 
 def test_stop_ends_the_run_then_releases_what_it_holds(fake, client, run_id):
