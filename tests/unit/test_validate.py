@@ -215,6 +215,16 @@ def test_soft_expectations_warn_in_page_and_summary_and_do_not_stop(tmp_path: Pa
     assert {line["severity"] for line in failing(tmp_path)} == {"warning"}
 
 
+def test_what_is_missing_is_shown_as_missing_and_a_figure_that_is_none_as_such(tmp_path: Path) -> None:
+    report = check(tmp_path, kinds=("videos",), videos=put(0, {"licence": None, "fps": math.nan}))
+    (lines,) = (s["rows"] for s in report.sections if s["title"] == "What did not hold")
+    shown = {name: example for _, name, _, _, example in lines}
+    assert "licence=–" in shown["a video's licence is known"]
+    assert "fps=nan" in shown["figures are finite"]
+    page = written(tmp_path).page.read_text()
+    assert "<td>–</td>" in page and "<td>nan</td>" in page
+
+
 def test_what_is_hard_and_what_is_soft_can_be_told_and_a_wrong_name_is_refused(tmp_path: Path) -> None:
     soft = ValidateSettings(only_warn=("motion is not negative",))
     hard = ValidateSettings(also_stop=("a video's licence is known",))

@@ -65,7 +65,14 @@ class Expectations:
             finding.rows += table.take(keep).to_pylist() if keep else []
             columns = list(dict.fromkeys(c for e, _ in parts for c in e.columns))
             columns = [*NAMED_BY[kind], *[c for c in columns if c not in NAMED_BY[kind]]]
-            finding.shown += frame[columns].iloc[show].to_dict("records")
+            # pandas has one NaN for what is missing and for a figure that is none: the manifest tells them apart
+            told = (
+                table.select([c for c in columns if c in table.column_names])
+                .take(pa.array(show, pa.int64()))
+                .to_pylist()
+            )
+            seen = frame[columns].iloc[show].to_dict("records")
+            finding.shown += [computed | row for computed, row in zip(seen, told, strict=True)]
 
     def fact(
         self, kind: str, name: str, broken: int, rows: list[dict[str, Any]], severity: str = "critical", why: str = ""

@@ -122,4 +122,4 @@ def make_report(manifests: Mapping[str, Path], rows: Mapping[str, int], findings
 
 
 def _brief(row: Mapping[str, Any]) -> str:
-    return ", ".join(f"{k}={str(v)[:24]}" for k, v in list(row.items())[:4])
+    return ", ".join(f"{k}={'–' if v is None else str(v)[:24]}" for k, v in list(row.items())[:4])

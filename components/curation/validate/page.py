@@ -70,7 +70,7 @@ def _bars(shift: Shift) -> list[tuple[float, float, str]]:
 
 def _cell(value: Any) -> str:
     """A value as short text; the template escapes it."""
-    if value is None or value != value:  # pandas writes a missing value as NaN
+    if value is None:
         return "–"
     if isinstance(value, float):
         return f"{value:.6g}"

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ class EncodeWork:
     @property
     def title(self) -> str:
         """A word on it, for the report."""
-        return self.unit.captions[0][:60] if self.unit.captions else self.unit.unit_id[:8]
+        return shorten(self.unit.captions[0], 60, placeholder=" …") if self.unit.captions else self.unit.unit_id[:8]
 
 
 @dataclass(frozen=True)
