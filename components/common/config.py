@@ -132,7 +132,7 @@ def _meant(model: type[Settings], loc: Sequence[str | int]) -> str:
         field = getattr(group, "model_fields", {}).get(key)
         group = field.annotation if field else None
     near = get_close_matches(str(loc[-1]), getattr(group, "model_fields", ()))
-    return f"; did you mean {' or '.join(near)}?" if near else ""
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
 def fault_of(field: str, message: str) -> PydanticCustomError:

@@ -61,8 +61,8 @@ def test_a_file_that_is_no_profile_is_told_in_one_line(text, says, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "field"),
     [
-        ({"example.motion.percnt": 3}, r"example\.motion\.percnt: there is no such setting; did you mean percent\?"),
-        ({"example.name": ["b"]}, r"example\.name: there is no such setting; did you mean names\?"),
+        ({"example.motion.percnt": 3}, r"example\.motion\.percnt: there is no such setting \(did you mean percent\?\)"),
+        ({"example.name": ["b"]}, r"example\.name: there is no such setting \(did you mean names\?\)"),
         ({"example.colour": "red"}, r"example\.colour: there is no such setting$"),
         ({"example.motion.percent": "many"}, "example.motion.percent"),
         ({"example.motion": 3}, "example.motion"),
