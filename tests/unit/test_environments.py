@@ -216,7 +216,10 @@ tasks:
         ("tasks: {encode: {labels: {kueue.x-k8s.io/queue-name: a}}}", "belongs on the jobs"),
         ("tasks: {encode: {labels: {team: 'a b'}}}", "is no label value"),
         ("tasks: {encode: {env: {AWS_SECRET_ACCESS_KEY: x}}}", "AWS_SECRET_ACCESS_KEY: a secret does not stand in"),
-        ("tasks: {train: {env: {SVDFLOW_TRAINJOB: '{que: research}'}}}", "SVDFLOW_TRAINJOB.que: there is no such setting (did you mean queue?)"),
+        (
+            "tasks: {train: {env: {SVDFLOW_TRAINJOB: '{que: research}'}}}",
+            "SVDFLOW_TRAINJOB.que: there is no such setting",
+        ),
         ("tasks: {train: {env: {SVDFLOW_TRAINJOB: '{labels: {team: a b}}'}}}", "SVDFLOW_TRAINJOB.labels.team"),
         ("tasks: {train: {env: {SVDFLOW_TRAINJOB: '{queue: Research}'}}}", "SVDFLOW_TRAINJOB.queue"),
         ("tasks: {split: {env: {SVDFLOW_FANOUT: '{labels: {team: %s}}'}}}" % ("x" * 64), "SVDFLOW_FANOUT.labels.team"),
