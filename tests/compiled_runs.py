@@ -1,11 +1,31 @@
 """Steps of the engine with and without ``compile``, and what they have to have in common."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import pytest
 import torch
 
+from svdflow.diffusion.compiled_blocks import compile_blocks
+from svdflow.training.train import engine
 from tests.engine_runs import Run, distance, engine_settings
 
 GRADIENT, LOSS = 2e-6, 1e-6  # relative: the engine's own bound against plain torch
+
+
+@contextmanager
+def counted_graphs(backend: str) -> Iterator[Any]:
+    """Meanwhile engines compile with this backend; gives what counts the graphs that torch hands to it.
+
+    Equal blocks of later runs find those of the first.
+    """
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    counter = CompileCounterWithBackend(backend)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "compile_blocks", lambda unet: compile_blocks(unet, counter))
+        yield counter
 
 
 def step(setting, **values):

@@ -9,11 +9,8 @@ import time
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
 
-from svdflow.diffusion.compiled_blocks import compile_blocks
-from svdflow.training.train import engine
-from tests.compiled_runs import agree, step
+from tests.compiled_runs import agree, counted_graphs, step
 from tests.engine_runs import Setting, one_process
 
 CHECKPOINTED = {"zero_stage": 2, "gradient_checkpointing": True, "attention": "memory_efficient"}
@@ -28,9 +25,7 @@ def setting(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def graphs():
-    counter = CompileCounterWithBackend("inductor")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "compile_blocks", lambda unet: compile_blocks(unet, counter))
+    with counted_graphs("inductor") as counter:
         yield counter
 
 

@@ -13,8 +13,7 @@ import torch
 from svdflow.diffusion.compiled_blocks import REPEATED, compile_blocks
 from svdflow.diffusion.settings import UNetSettings
 from svdflow.diffusion.unet import build_image_unet
-from svdflow.training.train import engine
-from tests.compiled_runs import agree, step
+from tests.compiled_runs import agree, counted_graphs, step
 from tests.engine_runs import Setting, one_process
 from tests.training_runs import UNET
 
@@ -37,12 +36,7 @@ def setting(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def graphs():
-    """Counts the graphs that torch hands to the backend. Equal blocks of later runs find those of the first."""
-    from torch._dynamo.testing import CompileCounterWithBackend
-
-    counter = CompileCounterWithBackend("aot_eager")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "compile_blocks", lambda unet: compile_blocks(unet, counter))
+    with counted_graphs("aot_eager") as counter:
         yield counter
 
 
