@@ -5,13 +5,14 @@ import shutil
 import socket
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 
 from svdflow.training.train import prometheus_metrics
-from svdflow.training.train.prometheus_metrics import VARIABLE, served
+from svdflow.training.train.prometheus_metrics import VARIABLE, RunCollector, served
 from tests.monitoring import alerts, dashboard_queries, rules
 from tests.scraping import complaints, free_port, get, parsed, scrape, training
 
@@ -24,12 +25,48 @@ def a_run(rank: int = 0, **values) -> SimpleNamespace:
     made = {
         "rank": rank, "processes": 2, "job": SimpleNamespace(stage="image_to_video"), "state": state, "started_at": 2,
         "settings": SimpleNamespace(batch=16, steps=8), "store": SimpleNamespace(sent=3, failures=1), "saved": 2,
-        "stepped_time": 0.0, "saved_time": 0.0, "peak_memory": [],
+        "stepped_time": 0.0, "saved_time": 0.0, "peak_memory": [], "telling": threading.Lock(),
         "engine": SimpleNamespace(
             masters=SimpleNamespace(optimizer=SimpleNamespace(param_groups=[{"lr": 1e-4, "params": []}]))
         ),
     }  # fmt: skip
     return SimpleNamespace(**(made | values))
+
+
+class SlowFigures(dict):
+    """A run's figures, at each of which the trainer gets its turn."""
+
+    def __getitem__(self, name):
+        time.sleep(0.001)
+        return super().__getitem__(name)
+
+
+def test_figures_of_one_scrape_are_of_one_step():
+    run = a_run(started_at=0, saved=4, processes=1)
+    run.state = SlowFigures(run.state)
+    over = threading.Event()
+
+    def train():
+        curves = [dict.__getitem__(run.state, name) for name in ("loss", "gradient_norm", "parameter_norm")]
+        while not over.wait(0.0005):
+            with run.telling:
+                for curve in curves:
+                    curve.append(float(len(curve)))
+                run.saved += 1
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    try:
+        scrapes = [{m.name: m.samples[0].value for m in RunCollector(run).collect()} for _ in range(20)]
+    finally:
+        over.set()
+        thread.join()
+    steps = [told["svdflow_training_step"] for told in scrapes]
+    assert len(set(steps)) > 2
+    for told in scrapes[1:]:
+        shown = [told[f"svdflow_training_{n}"] for n in ("steps", "checkpoints_written", "loss", "parameter_norm")]
+        step = told["svdflow_training_step"]
+        assert shown == [step, step, step - 1, step - 1]
 
 
 @pytest.fixture

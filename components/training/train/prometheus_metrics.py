@@ -59,10 +59,14 @@ class RunCollector:
 
     def collect(self) -> Iterator[Metric]:
         """All figures that there are by now, with the stage as their only label but for a GPU's process."""
+        with self.run.telling:  # all of them are of the same step
+            figures = list(self._figures())
+        yield from figures
+
+    def _figures(self) -> Iterator[Metric]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        stage = self.run.job.stage
-        done = len(self.run.state["loss"])  # looked at once: a step may end meanwhile
+        stage, done = self.run.job.stage, len(self.run.state["loss"])
         for kind, figures in ((CounterMetricFamily, self._counters(done)), (GaugeMetricFamily, self._gauges(done))):
             for name, meaning, value in figures:
                 if value is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -70,6 +71,7 @@ class Trainer:
         self.saved, self.saved_at, self.saved_time = 0, self.engine.step, time.monotonic()
         self.stepped_time = self.saved_time
         self.peak_memory: list[float] = []  # bytes, of each process's GPU
+        self.telling = threading.Lock()  # held while figures that belong together change, or are read
 
     def run(self) -> dict[str, Any] | None:
         """Train to the end. Returns the result, or None when told to stop: then a checkpoint is kept."""
@@ -130,12 +132,13 @@ class Trainer:
         if wrong:
             raise TrainingDiverged(self._diverged(wrong))
         curves = {"loss": loss, "gradient_norm": norm, "parameter_norm": math.sqrt(square_sum)}
-        for name, value in curves.items():
-            self.state[name].append(value)
-        self.stepped_time = time.monotonic()
-        took = self.stepped_time - began
-        self.state["trained_s"] += took
-        self.state["waited_s"] += waited
+        with self.telling:
+            for name, value in curves.items():
+                self.state[name].append(value)
+            self.stepped_time = time.monotonic()
+            took = self.stepped_time - began
+            self.state["trained_s"] += took
+            self.state["waited_s"] += waited
         if self.log:
             curves["waiting_share"] = waited / max(took, 1e-9)
             self.log.scalars(self.engine.step, {f"train/{name}": value for name, value in curves.items()})
@@ -257,8 +260,9 @@ class Trainer:
             for _ in tensors:
                 pass
         torch.distributed.barrier()
-        self.saved += 1
-        self.saved_at, self.saved_time = self.engine.step, time.monotonic()
+        with self.telling:
+            self.saved += 1
+            self.saved_at, self.saved_time = self.engine.step, time.monotonic()
 
     def _open_store(self) -> CheckpointStore | None:
         if self.job.store is None:
