@@ -16,6 +16,7 @@ from .cli_cluster import Image, Images, submit
 from .cli_data import data
 from .cli_runs import runs
 from .cli_schedule import schedule
+from .cli_study import study
 from .cli_train import train
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.add_typer(data, name="data")
 app.add_typer(train, name="train")
+app.add_typer(study, name="study")
 app.add_typer(runs, name="runs")
 app.add_typer(schedule, name="schedule")
 

@@ -25,11 +25,12 @@ def render_page(
 
     Args:
         reports: in the order to be shown.
-        run: ``id``, ``pipeline``, ``profile``, ``settings_changed``, ``failed``, ``versions``.
+        run: ``id``, ``pipeline``, ``profile``, ``settings_changed``, ``failed``, ``versions``; ``state`` where it is
+            another than complete, failed or empty.
         overview: sections that no single step can tell, shown first.
     """
     failed = run["failed"]
-    state = "failed" if failed else "complete" if reports else "empty"
+    state = run.get("state") or ("failed" if failed else "complete" if reports else "empty")
     nav = "".join(f'<a href="#{escape(r.step)}">{escape(r.title)}</a>' for r in reports)
     body = "".join(_step(report) for report in reports) or "<p>No step of this run has told anything.</p>"
     errors = "".join(f'<p class="error">{escape(line)}</p>' for line in failed)
@@ -49,7 +50,8 @@ def render_page(
         '<link rel="icon" href="data:,">'
         f"<title>svdflow · {escape(run['pipeline'])} · {escape(run['profile'])}</title>"
         f"<style>{_STYLE}</style></head><body>"
-        f'<header><h1>svdflow <span>{escape(run["pipeline"])}</span> <em class="{state}">{state}</em></h1>'
+        f"<header><h1>svdflow <span>{escape(run['pipeline'])}</span> "
+        f'<em class="{escape(state)}">{escape(state)}</em></h1>'
         f'<ul class="chips">{chips}</ul>{errors}<nav>{nav}<a href="#run">Timings and versions</a></nav></header>'
         f"<main>{_overview(overview)}{_in_and_out(reports)}{body}{_closing(reports, run)}</main></body></html>"
     )
@@ -76,7 +78,7 @@ def _overview(sections: Sequence[Mapping[str, Any]]) -> str:
 
 def _in_and_out(reports: Sequence[StepReport]) -> str:
     rows = [(r, name, value) for r in reports for name, value in r.counts.items()]
-    if not rows:
+    if not rows or len(reports) == 1:
         return ""
     cells = "".join(
         f'<li><a href="#{escape(r.step)}"><i>{escape(r.title)}</i>'

@@ -1,0 +1,291 @@
+"""A study's folder: what is compared. Written once; votes are appended beside it.
+
+::
+
+    STUDY/study.json          contestants, items, settings, and the digest of every video
+    STUDY/videos/<sha256>.mp4 every video, encoded alike, under a name that does not tell whose it is
+    STUDY/votes.jsonl         a line for each vote
+    STUDY/secret              seals what raters are shown; for the server alone
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import tempfile
+from base64 import urlsafe_b64encode
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...common.errors import BadInputError
+from ...common.progress import track
+from ...common.storage import write_atomic
+from ...common.video import encode_mp4, probe, read_frames
+from .settings import Category, StudySettings
+from .texts import read_texts
+
+FORMAT = 1
+MAX_FRAMES, MAX_PIXELS = 1024, 1 << 29  # of a video, and of all its frames together
+_CHECKS, _CRF = 8, 12
+_SUFFIXES = {".mp4", ".webm", ".mov", ".mkv", ".gif"}
+_GENERATED, _TRUTH = "-generated", "-truth"
+
+
+@dataclass(frozen=True)
+class Item:
+    """What all contestants made a video of: its name and, where there is one, the text that they were given."""
+
+    name: str
+    text: str | None
+    videos: tuple[str, ...]  # sha256, in the order of the contestants
+
+
+@dataclass(frozen=True)
+class Check:
+    """An attention check: a video and a ruined copy of it; who looks cannot miss which is which."""
+
+    good: str
+    ruined: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """One question about one pair: ``votes_per_task`` raters answer it."""
+
+    category: Category
+    item: int
+    first: int  # contestants, ``first`` below ``second``: sides are drawn anew for every rater
+    second: int
+
+    @property
+    def name(self) -> str:
+        """Short and unique."""
+        return f"{self.category}-{self.item}-{self.first}-{self.second}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study as it was created."""
+
+    folder: Path
+    contestants: tuple[str, ...]
+    items: tuple[Item, ...]
+    checks: tuple[Check, ...]
+    settings: StudySettings
+    filter_axis: str | None  # contestants are percentages dropped on it
+
+    def tasks(self) -> list[Task]:
+        """Every pair of contestants on every item in every category ([P, E.1]: one against one, all pairs)."""
+        pairs = list(combinations(range(len(self.contestants)), 2))
+        return [
+            Task(category, item, *pair)
+            for category in self.settings.categories
+            for item in range(len(self.items))
+            for pair in pairs
+        ]
+
+    @property
+    def votes(self) -> Path:
+        return self.folder / "votes.jsonl"
+
+    def video(self, digest: str) -> Path:
+        return self.folder / "videos" / f"{digest}.mp4"
+
+    def secret(self) -> bytes:
+        """The key that seals the server's tickets, as Fernet takes it."""
+        return (self.folder / "secret").read_bytes()
+
+
+def create_study(
+    folder: Path,
+    contestants: Mapping[str, Path],
+    settings: StudySettings,
+    texts: Path | None = None,
+    filter_axis: str | None = None,
+) -> Study:
+    """Make a study of folders of videos, in which files of the same name are compared.
+
+    Args:
+        folder: to be made; nothing is there before, and nothing is left when it fails.
+        contestants: name to folder. Files ``X-generated.mp4`` of an evaluation count as X, its ``X-truth.mp4`` not.
+        settings: what is asked.
+        texts: CSV with columns ``video`` and ``text``; without it nobody is asked about prompt following.
+        filter_axis: where the contestants were trained with different shares of an axis dropped, that axis; their names
+            are the percentages.
+
+    Raises:
+        BadInputError: fewer than two contestants or no item, a video that one has and another has not, one that cannot
+            be read, a text that is missing.
+    """
+    if folder.exists():
+        raise BadInputError(f"{folder}: is there already; votes belong to one study, so give another folder")
+    if len(contestants) < 2:
+        raise BadInputError("a study compares two or more sets of videos: give --videos NAME=FOLDER twice or more")
+    if filter_axis is not None:
+        percentages(list(contestants))
+    names, videos = _matched(contestants)
+    said = _texts(texts, names) if texts else {}
+    if not texts:
+        left = tuple(c for c in settings.categories if c != "prompt")
+        if not left:
+            raise BadInputError("prompt following cannot be voted on without texts: give --texts FILE.csv")
+        settings = settings.model_copy(update={"categories": left})
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    making = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        (making / "videos").mkdir()
+        items = []
+        for name in track(names, "videos"):
+            digests = tuple(_take(videos[contestant][name], making) for contestant in contestants)
+            items.append(Item(name, said.get(name), digests))
+        study = Study(folder, tuple(contestants), tuple(items), _checks(items, making), settings, filter_axis)
+        write_atomic(making / "study.json", json.dumps(_to_json(study), indent=1).encode())
+        (making / "votes.jsonl").touch()
+        _write_secret(making / "secret")
+        os.chmod(making, 0o755)
+        os.rename(making, folder)
+    except BaseException:
+        shutil.rmtree(making, ignore_errors=True)
+        raise
+    return study
+
+
+def open_study(folder: Path) -> Study:
+    """Read a study.
+
+    Raises:
+        BadInputError: the folder holds none, or one that this version cannot read.
+    """
+    path = folder / "study.json"
+    try:
+        found = json.loads(path.read_bytes())
+        if found["format"] != FORMAT:
+            raise BadInputError(f"{path}: format {found['format']!r}; this version of svdflow reads format {FORMAT}")
+        items = tuple(Item(i["name"], i["text"], tuple(i["videos"])) for i in found["items"])
+        checks = tuple(Check(**check) for check in found["checks"])
+        settings = StudySettings(**found["settings"])
+        return Study(folder, tuple(found["contestants"]), items, checks, settings, found["filter_axis"])
+    except FileNotFoundError:
+        raise BadInputError(f"{folder}: no study is there; make one with `svdflow study create`") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInputError(f"{path}: cannot be read as a study ({error})") from error
+
+
+def percentages(names: list[str]) -> list[float]:
+    """The percentages that contestants of a filter study are named by.
+
+    Raises:
+        BadInputError: a name is no percentage from 0 to below 100.
+    """
+    out = []
+    for name in names:
+        try:
+            percent = float(name.removesuffix("%"))
+        except ValueError:
+            percent = -1.0
+        if not 0 <= percent < 100:
+            raise BadInputError(f"{name!r}: in a study of a filter, a set's name is the percentage dropped, as 12.5")
+        out.append(percent)
+    if len(set(out)) < len(out):
+        raise BadInputError(f"{', '.join(names)}: two sets with the same percentage")
+    return out
+
+
+def _matched(contestants: Mapping[str, Path]) -> tuple[list[str], dict[str, dict[str, Path]]]:
+    videos: dict[str, dict[str, Path]] = {}
+    for contestant, directory in contestants.items():
+        if not directory.is_dir():
+            raise BadInputError(f"{contestant}: {directory} is no folder of videos")
+        found: dict[str, Path] = {}
+        for path in sorted(directory.iterdir()):
+            if path.suffix.lower() not in _SUFFIXES or path.stem.endswith(_TRUTH):
+                continue
+            name = path.stem.removesuffix(_GENERATED)
+            if name in found:
+                raise BadInputError(f"{path}: {found[name].name} beside it is of the same name; keep one of them")
+            found[name] = path
+        videos[contestant] = found
+    everything = sorted(set().union(*videos.values()))
+    if not everything:
+        raise BadInputError(f"{', '.join(map(str, contestants.values()))}: no video is there ({' '.join(_SUFFIXES)})")
+    for contestant, found in videos.items():
+        lacking = [name for name in everything if name not in found]
+        if lacking:
+            raise BadInputError(
+                f"{contestant} ({contestants[contestant]}) lacks {len(lacking)} of {len(everything)} videos that "
+                f"others have, as {lacking[0]}; a comparison needs the same names in every folder"
+            )
+    return everything, videos
+
+
+def _texts(path: Path, names: list[str]) -> dict[str, str]:
+    said = read_texts(path)
+    lacking = [name for name in names if name not in said]
+    if lacking:
+        raise BadInputError(f"{path}: has no text for {len(lacking)} of {len(names)} videos, as {lacking[0]}")
+    return said
+
+
+def _take(path: Path, making: Path) -> str:
+    """A video in the form that all have here, whoever made it; returns its digest."""
+    return _keep(*_frames(path), making)
+
+
+def _frames(path: Path) -> tuple[np.ndarray, float]:
+    info = probe(path)
+    if info.frames > MAX_FRAMES or info.frames * info.width * info.height > MAX_PIXELS:
+        raise BadInputError(
+            f"{path}: {info.frames} frames of {info.width}x{info.height} px are more than a rater's page takes "
+            f"({MAX_FRAMES} frames, {MAX_PIXELS >> 20} million pixels together)"
+        )
+    frames_FHWC = read_frames(path, range(info.frames))
+    height, width = (side // 2 * 2 for side in frames_FHWC.shape[1:3])
+    return frames_FHWC[:, :height, :width], info.fps
+
+
+def _keep(frames_FHWC: np.ndarray, fps: float, making: Path) -> str:
+    data = encode_mp4(frames_FHWC, fps, crf=_CRF)
+    digest = hashlib.sha256(data).hexdigest()
+    (making / "videos" / f"{digest}.mp4").write_bytes(data)
+    return digest
+
+
+def _checks(items: list[Item], making: Path) -> tuple[Check, ...]:
+    """Ruined: frames in disorder, each in large blocks of the wrong brightness."""
+    checks = []
+    for number, item in enumerate(items[:_CHECKS]):
+        good = item.videos[number % len(item.videos)]
+        frames_FHWC, fps = _frames(making / "videos" / f"{good}.mp4")
+        generator = np.random.default_rng(number)
+        height, width = frames_FHWC.shape[1:3]
+        blocks = generator.integers(0, 256, (len(frames_FHWC), 4, 6, 1))
+        rows, columns = np.arange(height) * 4 // height, np.arange(width) * 6 // width
+        mixed = generator.permutation(len(frames_FHWC))
+        ruined = frames_FHWC[mixed] // 4 + (blocks[:, rows][:, :, columns] * 3 // 4).astype(np.uint8)
+        checks.append(Check(good, _keep(ruined.astype(np.uint8), fps, making)))
+    return tuple(checks)
+
+
+def _write_secret(path: Path) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(urlsafe_b64encode(secrets.token_bytes(32)))
+
+
+def _to_json(study: Study) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "contestants": study.contestants,
+        "items": [asdict(item) for item in study.items],
+        "checks": [asdict(check) for check in study.checks],
+        "settings": study.settings.model_dump(mode="json"),
+        "filter_axis": study.filter_axis,
+    }
