@@ -106,9 +106,12 @@ def serve(
     import secrets
 
     from svdflow.common.errors import ConfigError
-    from svdflow.evaluation.study.server import serve as take_votes
     from svdflow.evaluation.study.study import open_study
 
+    try:
+        from svdflow.evaluation.study.server import serve as take_votes
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{error.name} is not installed: pip install 'svdflow[study]'") from None
     if code is not None and not (code.isascii() and code.isalnum() and 8 <= len(code) <= 64):
         raise ConfigError("--code: 8 to 64 letters and digits")
     opened = open_study(folder)

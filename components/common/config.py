@@ -22,6 +22,7 @@ from .errors import ConfigError
 
 _SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 PROFILES = Path(__file__).parent / "profiles"
+_NULL = "null"  # KFP knows no None among a parameter's values
 
 
 class Settings(BaseModel):
@@ -43,7 +44,7 @@ def load_profile(profile: str, overrides: Mapping[str, Any] | None = None) -> di
 
     Args:
         profile: a shipped profile's name, or the path of a YAML file.
-        overrides: dotted path to value, as ``{"filter.motion_percent": 25}``.
+        overrides: dotted path to value, as ``{"filter.motion_percent": 25}``; as they are or from ``sendable``.
 
     Raises:
         ConfigError: the profile does not exist, is no mapping or extends itself, or a step's settings are no mapping.
@@ -61,7 +62,7 @@ def load_profile(profile: str, overrides: Mapping[str, Any] | None = None) -> di
     for layer in layers:
         merged = merge(merged, layer)
     for dotted, value in (overrides or {}).items():
-        merged = merge(merged, _nest(dotted.split("."), value))
+        merged = merge(merged, _nest(dotted.split("."), _replaced(value, _NULL, None)))
     for step, values in merged.items():
         if values is not None and not isinstance(values, Mapping):
             raise ConfigError(f"{step} is no mapping of settings: {values!r}")
@@ -179,6 +180,11 @@ def parse_override(text: str) -> tuple[str, Any]:
     return key.strip(), parsed
 
 
+def sendable(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides as a parameter of a pipeline can hold them; ``load_profile`` reads both."""
+    return {name: _replaced(value, None, _NULL) for name, value in overrides.items()}
+
+
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     """Deep merge of mappings: values of ``top`` win; lists are replaced, not joined."""
     out = copy.deepcopy(dict(base))
@@ -186,6 +192,15 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
         out[key] = merge(out[key], value) if both else copy.deepcopy(value)
     return out
+
+
+def _replaced(value: Any, old: Any, new: Any) -> Any:
+    """The same value, ``old`` become ``new`` at any depth."""
+    if isinstance(value, Mapping):
+        return {key: _replaced(inner, old, new) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_replaced(inner, old, new) for inner in value]
+    return new if value is old or (isinstance(old, str) and value == old) else value
 
 
 def _nest(keys: list[str], value: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from svdflow.common.config import PROFILES, load_profile, profile_names, read_profile
+from svdflow.common.config import PROFILES, load_profile, profile_names, read_profile, sendable
 from svdflow.common.errors import ConfigError
 from svdflow.training.train.presets import load_preset
 
@@ -192,7 +192,7 @@ def run_arguments(
         resolve_settings(profile, overrides)
     elif "stage" in arguments:
         raise ConfigError(f"--profile {profile}: a stage's sample size follows from it; name a file of this machine")
-    arguments |= {"profile": profile, "overrides": dict(overrides)}
+    arguments |= {"profile": profile, "overrides": sendable(overrides)}
     if found := argument_faults(arguments):
         raise ConfigError("; ".join(found))
     return arguments

@@ -22,6 +22,7 @@ import psutil
 import yaml
 from rich.console import Console
 
+from svdflow.common.config import sendable
 from svdflow.common.errors import BadInputError, ConfigError, StorageError
 from svdflow.common.report import StepReport
 from svdflow.common.steps import steps_directory
@@ -84,7 +85,7 @@ def run_pipeline(
         pipeline_root = workdir / "artifacts" / run_id
         job = {
             "ir": str(ir),
-            "arguments": {"workdir": str(workdir), "profile": profile, "overrides": dict(overrides), **arguments},
+            "arguments": {"workdir": str(workdir), "profile": profile, "overrides": sendable(overrides), **arguments},
             "pipeline_root": str(pipeline_root),
             "log": str(log),
         }

@@ -3,7 +3,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import model_validator
 
-from svdflow.common.config import Settings, fault_of, load_profile, load_settings, merge, parse_override, profile_names
+from svdflow.common.config import (
+    Settings,
+    fault_of,
+    load_profile,
+    load_settings,
+    merge,
+    parse_override,
+    profile_names,
+    sendable,
+)
 from svdflow.common.errors import ConfigError
 
 
@@ -105,6 +114,24 @@ def test_a_fault_between_settings_names_the_one_to_change(tmp_path):
 )
 def test_an_override_means_what_it_says(text, expected):
     assert parse_override(text) == expected
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.text("abc", max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text("xyz", min_size=1, max_size=2), inner, max_size=3)
+    ),
+)
+
+
+@given(st.dictionaries(st.sampled_from(["a.b", "a.c", "d.e"]), VALUES))
+def test_overrides_mean_the_same_after_their_way_through_a_pipeline_which_knows_no_none(tmp_path_factory, overrides):
+    from google.protobuf.json_format import MessageToDict
+    from kfp.compiler.pipeline_spec_builder import to_protobuf_value
+
+    profile = write(tmp_path_factory.mktemp("p") / "p.yaml", "{}")
+    travelled = MessageToDict(to_protobuf_value(sendable(overrides)))
+    assert load_profile(profile, travelled) == load_profile(profile, overrides)
 
 
 @pytest.mark.parametrize("text", ["a.b", "=3", ""])
