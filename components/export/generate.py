@@ -139,6 +139,7 @@ def _token(path: Path | None) -> str | None:
 def _in_process(
     model: Path, adapters: Sequence[tuple[Path, float]], rgb: np.ndarray, asked: dict[str, Any]
 ) -> tuple[np.ndarray, dict[str, Any]]:
+    from ..diffusion.device import default_device
     from ..diffusion.lora import ADAPTER, apply_lora
     from .repository import read_card, video_size
     from .service import VideoService
@@ -153,7 +154,7 @@ def _in_process(
                 f"--lora {path}: {model} has this adapter merged in already; name the model that it was trained on"
             )
     with Progress("denoising steps", asked.get("steps") or parameters["default_steps"]) as progress:
-        service = VideoService(model, parameters)
+        service = VideoService(model, parameters, str(default_device()))
         for path, weight in adapters:
             apply_lora(service.model.unet, path, weight)
 

@@ -30,14 +30,14 @@ class VideoService:
         Raises:
             BadInputError: no model directory, or one of another kind.
         """
+        from ..diffusion.device import place
         from ..diffusion.model_directory import load_model
 
         self.parameters = dict(parameters)
         self.model = load_model(model)
         if self.model.kind != "image_to_video":
             raise BadInputError(f"{model}: a model of kind {self.model.kind!r}; image_to_video is what is served")
-        for part in (self.model.unet, self.model.vae, self.model.image_encoder):
-            part.to(device)
+        place(self.model, device)
 
     def generate(self, image: np.ndarray, asked: Mapping[str, Any], gone: Callable[[], bool] = bool) -> np.ndarray:
         """A video, uint8 [F, H, W, 3], that begins with an image, uint8 [h, w, 3] of any size.

@@ -12,6 +12,7 @@ from ...common.errors import BadInputError
 from ...common.frames import fit_frame
 from ...common.progress import Progress
 from ...diffusion.calibration import PROBED_BUCKETS, EstimatedCalibration, calibrate, store_calibration
+from ...diffusion.device import place
 from ...diffusion.hub import resolve_model
 from ...diffusion.import_model import open_model
 from ...diffusion.model_directory import CARD, save_model
@@ -60,7 +61,7 @@ def calibrate_model(
         raise BadInputError(f"{source}: is no model directory of svdflow's; say with --out where to write one")
     if out is not None and out.exists():
         raise BadInputError(f"{out}: is there already; name a new directory")
-    model = open_model(resolve_model(source))
+    model = place(open_model(resolve_model(source)))
     if model.card.get("motion_calibration") and not replace:
         raise BadInputError(f"{source}: has a motion map, under which it was trained; --replace if you mean to")
     images = [fit_frame(_read(path), *size) for path in files]
