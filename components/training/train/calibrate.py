@@ -6,8 +6,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from ...common.errors import BadInputError
 from ...common.frames import fit_frame
 from ...common.progress import Progress
@@ -16,6 +14,7 @@ from ...diffusion.device import place
 from ...diffusion.hub import resolve_model
 from ...diffusion.import_model import open_model
 from ...diffusion.model_directory import CARD, save_model
+from ..encode.sources import read_image
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -64,7 +63,7 @@ def calibrate_model(
     model = place(open_model(resolve_model(source)))
     if model.card.get("motion_calibration") and not replace:
         raise BadInputError(f"{source}: has a motion map, under which it was trained; --replace if you mean to")
-    images = [fit_frame(_read(path), *size) for path in files]
+    images = [fit_frame(read_image(path), *size) for path in files]
     with Progress("videos", len(set(buckets)) * len(images) * seeds) as progress:
         estimate = calibrate(
             model, images, frames=frames or model.unet.config.num_frames, fps=fps, buckets=buckets,
@@ -79,13 +78,3 @@ def calibrate_model(
     save_model(model, partial)
     partial.rename(out)
     return estimate, out
-
-
-def _read(path: Path) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise BadInputError(f"{path}: is no readable picture ({error})") from error
