@@ -143,9 +143,7 @@ def test_motion_that_does_not_listen_to_the_bucket_is_no_calibration(model, monk
     noise = np.random.default_rng(1)
     monkeypatch.setattr(sampling, "generate", lambda *_, **__: _sliding(noise.uniform(1, 2)))
     images = [np.zeros((128, 192, 3), np.uint8)] * 2
-    with pytest.raises(
-        BadInputError, match=r"does not rise with the bucket: rank correlation -?0\.\d+ over 20 "
-    ):
+    with pytest.raises(BadInputError, match=r"does not rise with the bucket: rank correlation -?0\.\d+ over 20 "):
         calibrate(model, images, fps=FPS, seeds=(0,))
     monkeypatch.setattr(sampling, "generate", lambda *_, **__: _sliding(1))
     with pytest.raises(BadInputError, match="rank correlation 0.00"):

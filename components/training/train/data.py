@@ -183,6 +183,11 @@ class SampleSource:
         """Channels of the latents, by the first sample."""
         return int(self.tensor(0, "latents" if is_window(self.rows[0]) else "mean", 0, 1).shape[1])
 
+    def context_width(self, kind: str) -> int:
+        """Width of what a model of a kind attends to, by the first sample."""
+        draw = middle_draw(0)
+        return int((self.text(draw) if kind in ("image", "text_to_video") else self.image(draw)).shape[-1])
+
     # tensors
 
     def tensor(self, row: int, name: str, first: int = 0, count: int | None = None) -> np.ndarray:

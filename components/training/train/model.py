@@ -69,6 +69,12 @@ def prepare_model(job: Job) -> tuple[VideoModel, SampleSource, SampleSource, Pla
             f"{job.samples}: latents have {channels} channels, the model takes {expected}; "
             "encode the samples with the model's own autoencoder"
         )
+    if (wide := sources["train"].context_width(model.kind)) != (takes := model.unet.config.cross_attention_dim):
+        encoder = "text" if model.kind in ("image", "text_to_video") else "image"
+        raise BadInputError(
+            f"{job.samples}: the {encoder} encoder's states are {wide} wide, the model takes {takes}; encode the "
+            f"samples with the model's own (encode.{encoder}_encoder)"
+        )
     return model, sources["train"], sources["held_out"], plan
 
 
