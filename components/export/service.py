@@ -23,7 +23,7 @@ class VideoService:
         """Load the model.
 
         Args:
-            model: a model directory of kind image_to_video.
+            model: of kind image_to_video: a model directory, a released one, or a file in the authors' layout.
             parameters: of ``config.pbtxt``, decoded: default_…, max_…, frames, height, width.
             device: torch's name of where it runs.
 
@@ -31,10 +31,10 @@ class VideoService:
             BadInputError: no model directory, or one of another kind.
         """
         from ..diffusion.device import place
-        from ..diffusion.model_directory import load_model
+        from ..diffusion.import_model import open_model
 
         self.parameters = dict(parameters)
-        self.model = load_model(model)
+        self.model = open_model(model)
         if self.model.kind != "image_to_video":
             raise BadInputError(f"{model}: a model of kind {self.model.kind!r}; image_to_video is what is served")
         place(self.model, device)
