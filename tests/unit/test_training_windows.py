@@ -124,7 +124,7 @@ def test_samples_that_hold_no_window_are_left_out_by_reason(sequence):
     _, row, _ = sequence
     short = row | {"sequence_frames": 20}
     usable, dropped = usable_rows([row, short, short], "video", stage_settings("video", {"frames": 25}))
-    assert usable == [row] and dropped == {"fewer than 25 frames": 2}
+    assert usable == [True, False, False] and dropped == {"fewer than 25 frames": 2}
     assert usable_rows([short], "video", stage_settings("video", {"frames": 14}))[1] == {}
     assert usable_rows([short], "image", stage_settings("image", {"frames": None}))[1] == {}
     with_images = stage_settings("video", {"frames": 25, "short_frames": [8, 1]})
