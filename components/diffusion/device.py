@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+
+from ..common.errors import BadInputError
 
 if TYPE_CHECKING:
     from .model_directory import VideoModel
@@ -29,3 +33,19 @@ def place(model: VideoModel, device: torch.device | str | None = None) -> VideoM
         if part is not None:
             part.to(device or default_device())
     return model
+
+
+@contextmanager
+def within_memory(what: str) -> Iterator[None]:
+    """Meanwhile a GPU whose memory is full is an error that says what to do.
+
+    Raises:
+        BadInputError: it was full.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise BadInputError(
+            f"the GPU's memory does not hold {what}: take fewer frames or a smaller size, or set CUDA_VISIBLE_DEVICES "
+            f"to nothing and have the processor compute it ({str(error).splitlines()[0][:150]})"
+        ) from error

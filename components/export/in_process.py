@@ -36,7 +36,7 @@ def generate_in_process(
     Raises:
         BadInputError: no such model, an adapter that does not fit or is merged in already, a value out of its bounds.
     """
-    from ..diffusion.device import default_device
+    from ..diffusion.device import default_device, within_memory
     from ..diffusion.hub import resolve_model
     from ..diffusion.lora import ADAPTER, apply_lora
     from .service import VideoService
@@ -56,7 +56,9 @@ def generate_in_process(
         request["motion_bucket"] = _bucket(model, service.model, asked)
     for path, weight in adapters:
         apply_lora(service.model.unet, path, weight)
-    with Progress("denoising steps", asked.get("steps") or parameters["default_steps"]) as progress:
+    size = "{frames} frames of {width}x{height} px".format(**service.parameters)
+    steps = asked.get("steps") or parameters["default_steps"]
+    with within_memory(size), Progress("denoising steps", steps) as progress:
 
         def count() -> bool:
             progress.advance()

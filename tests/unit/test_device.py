@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from svdflow.common.errors import BadInputError
 from svdflow.diffusion import device as device_module
 from svdflow.diffusion.autoencoder import load_autoencoder
 from svdflow.diffusion.conditioning import LOCAL_TEXT_ENCODER, build_feature_extractor, build_image_encoder
-from svdflow.diffusion.device import default_device, place
+from svdflow.diffusion.device import default_device, place, within_memory
 from svdflow.diffusion.model_directory import VideoModel
 from svdflow.diffusion.sampling import generate, generate_from_text
 from svdflow.diffusion.settings import TINY_UNET
@@ -15,6 +16,7 @@ from svdflow.diffusion.unet import build_video_unet
 from svdflow.training.encode import encoders as encoders_module
 from svdflow.training.encode.encoders import Encoders
 from svdflow.training.encode.settings import EncodeSettings
+from svdflow.training.train.endings import line_of
 from tests.other_device import DEVICE, SecondDevice
 
 
@@ -69,6 +71,21 @@ def test_a_gpu_is_taken_where_there_is_one(monkeypatch):
     for there, expected in ((False, "cpu"), (True, "cuda")):
         monkeypatch.setattr(device_module.torch.cuda, "is_available", lambda there=there: there)
         assert default_device() == torch.device(expected)
+
+
+def test_a_full_gpu_is_told_with_what_to_do():
+    with pytest.raises(BadInputError, match=r"does not hold 14 frames: take fewer frames.*tried 3 GiB"):
+        with within_memory("14 frames"):
+            raise torch.OutOfMemoryError("CUDA out of memory: tried 3 GiB\nmore of it")
+    try:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    except torch.OutOfMemoryError as error:
+        line = line_of(error, "video")
+    assert "set train_video.gradient_checkpointing=true" in line and "CUDA out of memory (test_device.py:" in line
+    try:
+        raise ValueError("two\nlines")
+    except ValueError as error:
+        assert line_of(error).startswith("ValueError: two lines (test_device.py:")
 
 
 def test_the_second_device_refuses_what_a_gpu_refuses():

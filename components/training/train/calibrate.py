@@ -10,7 +10,7 @@ from ...common.errors import BadInputError
 from ...common.frames import fit_frame
 from ...common.progress import Progress
 from ...diffusion.calibration import PROBED_BUCKETS, EstimatedCalibration, calibrate, store_calibration
-from ...diffusion.device import place
+from ...diffusion.device import place, within_memory
 from ...diffusion.hub import resolve_model
 from ...diffusion.import_model import open_model
 from ...diffusion.model_directory import CARD, save_model
@@ -64,9 +64,11 @@ def calibrate_model(
     if model.card.get("motion_calibration") and not replace:
         raise BadInputError(f"{source}: has a motion map, under which it was trained; --replace if you mean to")
     images = [fit_frame(read_image(path), *size) for path in files]
-    with Progress("videos", len(set(buckets)) * len(images) * seeds) as progress:
+    frames = frames or model.unet.config.num_frames
+    what = f"{frames} frames of {size[1]}x{size[0]} px"
+    with within_memory(what), Progress("videos", len(set(buckets)) * len(images) * seeds) as progress:
         estimate = calibrate(
-            model, images, frames=frames or model.unet.config.num_frames, fps=fps, buckets=buckets,
+            model, images, frames=frames, fps=fps, buckets=buckets,
             seeds=range(seeds), steps=steps, on_video=lambda bucket, _: progress.advance(note=f"bucket {bucket}"),
         )  # fmt: skip
     if out is None:
