@@ -71,11 +71,9 @@ def test_a_run_that_goes_astray_ends_and_keeps_the_last_checkpoint_from_before(d
         run.run()
 
 
-@pytest.mark.parametrize("zero_stage", range(4))
-def test_a_gradient_that_is_no_number_ends_the_run_and_leaves_no_checkpoint_of_its_step(
-    data, tmp_path, asked, zero_stage
-):
-    """DeepSpeed tells such a gradient's norm as -1, and makes its step all the same: the loss is still finite then."""
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_a_gradient_that_is_no_number_leaves_no_checkpoint_of_its_step(data, tmp_path, asked, zero_stage):
+    """The step is made all the same, at a finite loss: weights that are no numbers must not become a checkpoint."""
     run = trainer(data, tmp_path, asked, steps=8, checkpoint_every=1, zero_stage=zero_stage)
     losses_of = run.objective.losses_of
 
