@@ -206,8 +206,9 @@ def _refuse_noise(buckets: Sequence[int], scores: Sequence[float]) -> None:
     """Some rising map is nearest to any noise: only motion that follows the bucket makes one that means something."""
     from scipy.stats import spearmanr
 
-    if np.ptp(scores) == 0 or spearmanr(buckets, scores, alternative="greater").pvalue >= CHANCE:
-        found = 0.0 if np.ptp(scores) == 0 else float(spearmanr(buckets, scores).statistic)
+    same = np.ptp(scores) == 0
+    if same or not spearmanr(buckets, scores, alternative="greater").pvalue < CHANCE:  # of two videos it is no number
+        found = 0.0 if same else float(spearmanr(buckets, scores).statistic)
         raise BadInputError(
             f"the measured motion does not rise with the bucket: rank correlation {found:.2f} over {len(scores)} "
             f"videos with scores of {min(scores):.3g} to {max(scores):.3g}, which may be chance; the model may not "
