@@ -235,7 +235,11 @@ def generate(
         Path | None, typer.Option(help="A file with the bearer token that a gateway asks for; sent over TLS alone.")
     ] = None,
     model: Annotated[
-        Path | None, typer.Option(help="A model directory: generate in this process, without a server.")
+        Path | None,
+        typer.Option(
+            help="A model directory, svdflow's or a released one, a single file, or ORG/NAME\\[@REV]: generate in this "
+            "process, without a server."
+        ),
     ] = None,
     lora: Annotated[
         list[str] | None,
@@ -247,7 +251,16 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Another seed, another video.")] = None,
     fps: Annotated[int | None, typer.Option(help="Frames a second that the motion is made for.")] = None,
     motion_bucket: Annotated[int | None, typer.Option(help="How much motion, 0 to 255.")] = None,
+    motion_score: Annotated[
+        float | None,
+        typer.Option(
+            help="With --model, in its place: a motion score as clips are annotated with, by the model's map."
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="With --model. Default: as trained.")] = None,
+    height: Annotated[int | None, typer.Option(min=16, help="With --model, px. Default: as trained.")] = None,
+    width: Annotated[int | None, typer.Option(min=16, help="With --model, px. Default: as trained.")] = None,
 ) -> None:
     """Make a video that starts from a picture, by a served model or a model directory.
 
@@ -255,7 +268,8 @@ def generate(
     """
     from svdflow.export.generate import generate_file
 
-    asked = {"seed": seed, "fps": fps, "motion_bucket": motion_bucket, "steps": steps}
+    asked = {"seed": seed, "fps": fps, "motion_bucket": motion_bucket, "motion_score": motion_score, "steps": steps}
+    asked |= {"frames": frames, "height": height, "width": width}
     url = url or ("" if model else "127.0.0.1:8001")
     print(generate_file(image, out, url=url, model=model, token_file=token_file, lora=lora or (), **asked))
 

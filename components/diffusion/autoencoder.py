@@ -157,7 +157,7 @@ def encode_moments(vae: Any, pixels_FCHW: torch.Tensor, chunk: int = 8) -> tuple
     if height % factor or width % factor:
         raise BadInputError(f"frames of {width}x{height} px: both sides must be multiples of {factor}")
     with identities_skipped(vae):
-        posteriors = [vae.encode(part.to(vae.dtype)).latent_dist for part in pixels_FCHW.split(chunk)]
+        posteriors = [vae.encode(part.to(vae.device, vae.dtype)).latent_dist for part in pixels_FCHW.split(chunk)]
     return torch.cat([p.mode() for p in posteriors]), torch.cat([p.std for p in posteriors])
 
 
@@ -172,10 +172,12 @@ def decode_latents(vae: Any, latents_Fchw: torch.Tensor, chunk: int = 14) -> np.
     """Scaled latents [F, c, h, w] to uint8 frames [F, H, W, 3], ``chunk`` frames at a time."""
     parts = []
     temporal = hasattr(vae.decoder, "time_conv_out")
-    for part in (latents_Fchw / vae.config.scaling_factor).to(vae.dtype).split(chunk):
+    for part in (latents_Fchw / vae.config.scaling_factor).to(vae.device, vae.dtype).split(chunk):
         with identities_skipped(vae):
             pixels_FCHW = vae.decode(part, **({"num_frames": len(part)} if temporal else {})).sample.float()
-        parts.append(((pixels_FCHW / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+        parts.append(
+            ((pixels_FCHW / 2 + 0.5).clamp(0, 1) * 255).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
+        )
     return np.concatenate(parts)
 
 

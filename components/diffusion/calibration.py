@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # ours, all of them
 PROBED_BUCKETS = (1, 16, 32, 64, 96, 127, 160, 192, 224, 255)
+CHANCE = 0.05  # a rank correlation that models without any would reach so often is none
 FLOW_FPS, FLOW_SHORT_SIDE_PX = 2.0, 128  # the annotator's defaults; both are part of the unit
 
 
@@ -176,7 +177,7 @@ def calibrate(
 
     Raises:
         BadInputError: another kind of model, no images, fewer than two buckets or some out of range, or motion that
-        does not rise with the bucket.
+            does not rise with the bucket, by more than chance.
     """
     from .sampling import generate
 
@@ -197,7 +198,22 @@ def calibrate(
                 scores.append(motion_score(video_FHWC, fps, flow_fps, flow_short_side_px))
                 if on_video:
                     on_video(bucket, len(scores))
+    _refuse_noise(asked, scores)
     return fit_calibration(asked, scores, motion_unit(flow_fps, flow_short_side_px))
+
+
+def _refuse_noise(buckets: Sequence[int], scores: Sequence[float]) -> None:
+    """Some rising map is nearest to any noise: only motion that follows the bucket makes one that means something."""
+    from scipy.stats import spearmanr
+
+    same = np.ptp(scores) == 0
+    if same or not spearmanr(buckets, scores, alternative="greater").pvalue < CHANCE:  # of two videos it is no number
+        found = 0.0 if same else float(spearmanr(buckets, scores).statistic)
+        raise BadInputError(
+            f"the measured motion does not rise with the bucket: rank correlation {found:.2f} over {len(scores)} "
+            f"videos with scores of {min(scores):.3g} to {max(scores):.3g}, which may be chance; the model may not "
+            "listen to it, or more pictures, seeds or denoising steps are needed"
+        )
 
 
 def store_calibration(

@@ -137,7 +137,10 @@ def build_feature_extractor() -> Any:
 
 @torch.no_grad()
 def image_embeddings(image_encoder: Any, feature_extractor: Any, frames_FHWC: np.ndarray) -> torch.Tensor:
-    """uint8 frames [F, H, W, 3] to image embeddings [F, D]; the same arithmetic as diffusers' pipeline."""
+    """uint8 frames [F, H, W, 3] to image embeddings [F, D]; the same arithmetic as diffusers' pipeline.
+
+    The result lies on the encoder's device.
+    """
     from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
 
     pixels_FCHW = _resize_with_antialiasing(to_unit_range(frames_FHWC), (CLIP_SIDE_PX, CLIP_SIDE_PX))
@@ -149,7 +152,7 @@ def image_embeddings(image_encoder: Any, feature_extractor: Any, frames_FHWC: np
         do_rescale=False,
         return_tensors="pt",
     ).pixel_values
-    return image_encoder(inputs.to(image_encoder.dtype)).image_embeds.float()
+    return image_encoder(inputs.to(image_encoder.device, image_encoder.dtype)).image_embeds.float()
 
 
 @torch.no_grad()
@@ -223,6 +226,11 @@ class Conditions:
     context_BND: torch.Tensor
     vector_BK: torch.Tensor | None = None
     concat_BFchw: torch.Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Conditions:
+        """The same on a device."""
+        vector, concat = (None if part is None else part.to(device) for part in (self.vector_BK, self.concat_BFchw))
+        return Conditions(self.context_BND.to(device), vector, concat)
 
     def unconditional(self, context_BND: torch.Tensor | None = None) -> Conditions:
         """What guidance steers away from: zeros for context and conditioning latent, scalars kept.

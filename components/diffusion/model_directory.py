@@ -224,6 +224,12 @@ def parameterisation_of(config: dict[str, Any]) -> Parameterisation:
     from .discrete import PREDICTIONS, DiscreteSchedule
     from .edm import Parameterisation
 
+    scheduler = str(config.get("_class_name", ""))
+    if scheduler.startswith(("FlowMatch", "EDM")) or config.get("use_flow_sigmas"):
+        raise BadInputError(
+            f"{scheduler or 'a scheduler with flow sigmas'} noises latents in another way than Stable Diffusion and "
+            "Stable Video Diffusion do, and is not read here"
+        )
     prediction = config.get("prediction_type", "epsilon")  # diffusers' default, for old configurations
     if prediction not in PREDICTIONS:
         raise BadInputError(f"prediction_type {prediction!r} is none of {', '.join(PREDICTIONS)}")

@@ -1,4 +1,6 @@
-"""Sampling: noise and conditions in, frames out. Deterministic for a seed and a number of threads.
+"""Sampling: noise and conditions in, frames out. Deterministic for a seed, a device and a number of threads.
+
+A model computes where its parts lie; all noise is drawn in main memory, so that it is the same everywhere.
 
 For image-to-video models it computes what diffusers' StableVideoDiffusionPipeline computes.
 Legend: F frames, H, W pixel sides, c, h, w latent ones.
@@ -198,7 +200,10 @@ def _sample(
     away_BND: torch.Tensor | None = None,
 ) -> np.ndarray:
     frames = noise_1Fchw.shape[1]
-    model_fn = conditional_model_fn(model.unet, conditions, guidance, frames, guidance_shape, away_BND)
+    device = model.unet.device
+    away_BND = None if away_BND is None else away_BND.to(device)
+    model_fn = conditional_model_fn(model.unet, conditions.to(device), guidance, frames, guidance_shape, away_BND)
+    noise_1Fchw = noise_1Fchw.to(device)
     told = model.parameterisation
     if told.schedule is not None:
         latents_1Fchw = ddim_sample(

@@ -59,7 +59,7 @@ def find_weights(directory: Path, stem: str) -> tuple[list[Path], str | None]:
 def _shards(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInputError(f"{index}: no index of shards ({type(error).__name__}: {error})") from None
     paths = [index.parent / name for name in names]
     for path in paths:

@@ -125,11 +125,12 @@ def _sources(model: Path, model_sha256: str, card: dict[str, Any], settings: Eva
     loaded: dict[str, Any] = {}  # models are large, and not needed when every video is found
 
     def trained() -> Any:
+        from ..diffusion.device import place
         from ..diffusion.model_directory import load_model
 
         if MODEL not in loaded:
             loaded.clear()
-            loaded[MODEL] = load_model(model)
+            loaded[MODEL] = place(load_model(model))
         return loaded[MODEL]
 
     def untrained() -> Any:
@@ -161,7 +162,7 @@ def randomize(model: Any, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = type(model.unet).from_config(model.unet.config).eval().requires_grad_(False)
-    return dataclasses.replace(model, unet=unet)
+    return dataclasses.replace(model, unet=unet.to(model.unet.device))
 
 
 def motion_bucket(card: dict[str, Any], score: float | None) -> float:

@@ -11,13 +11,10 @@ from typing import Any
 import numpy as np
 
 from ..common.errors import BadInputError
-from ..common.identity import file_sha256
-from ..common.progress import Progress
 from ..common.storage import write_atomic
 from ..common.video import encode_mp4
 from .client import VideoClient
-from .model_config import request_parameters
-from .settings import ExportSettings
+from .in_process import SIZE, generate_in_process
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _MAX_PIXELS = 8192 * 8192
@@ -38,10 +35,11 @@ def generate_file(
         image: a PNG, JPEG, WebP or BMP file.
         out: the MP4 file to write.
         url: gRPC address of a server, as ``svdflow serve`` prints it.
-        model: a model directory, to do it in this process instead.
+        model: to do it in this process instead: a model directory, svdflow's or a released one, or a single file.
         token_file: holds the bearer token that the server's gateway asks for: a file, so that no command line shows it.
         lora: adapters to put on the model first, each as ``parse_lora`` reads it; several add up.
-        asked: seed, fps, motion_bucket, noise_aug, steps, guidance; None or absent takes the default.
+        asked: seed, fps, motion_bucket, noise_aug, steps, guidance; with ``model`` also frames, height, width and
+            motion_score. None or absent takes the default.
 
     Raises:
         BadInputError: no such image, neither or both of ``url`` and ``model``, a value out of its bounds, no token in
@@ -54,6 +52,12 @@ def generate_file(
             f"--lora {lora[0]}: a server puts no adapter on its model. Name a model directory by --model in place of "
             "--url; to serve it, export a model that has the adapter merged in, as the stage camera_motion hands it on"
         )
+    if model is None and (own := [name for name in (*SIZE, "motion_score") if asked.get(name) is not None]):
+        raise BadInputError(
+            f"--{own[0].replace('_', '-')}: a served model has a size of its own and takes motion buckets; name a "
+            "model directory by --model in place of --url"
+        )
+    asked = {name: value for name, value in asked.items() if value is not None}
     if bool(url) == (model is not None):
         raise BadInputError("say where to generate: either --url of a server or --model, a model directory")
     if out.suffix.lower() != ".mp4":
@@ -62,7 +66,7 @@ def generate_file(
     rgb = read_image(image)
     started = time.monotonic()
     if model is not None:
-        frames, parameters = _in_process(model, adapters, rgb, asked)
+        frames, parameters = generate_in_process(model, adapters, rgb, asked)
     else:
         with VideoClient(url, token=_token(token_file)) as client:
             frames, parameters = client.generate(rgb, **asked), client.parameters()
@@ -134,31 +138,3 @@ def _token(path: Path | None) -> str | None:
     if not token or len(token.split()) != 1:
         raise BadInputError(f"{path}: holds no token; a bearer token is one word")
     return token
-
-
-def _in_process(
-    model: Path, adapters: Sequence[tuple[Path, float]], rgb: np.ndarray, asked: dict[str, Any]
-) -> tuple[np.ndarray, dict[str, Any]]:
-    from ..diffusion.lora import ADAPTER, apply_lora
-    from .repository import read_card, video_size
-    from .service import VideoService
-
-    settings = ExportSettings()
-    size = dict(zip(("frames", "height", "width"), video_size(model, read_card(model), settings), strict=True))
-    parameters = request_parameters(settings) | size
-    merged = file_sha256(model / ADAPTER) if adapters and (model / ADAPTER).is_file() else None
-    for path, weight in adapters:
-        if weight > 0 and merged == file_sha256(path):
-            raise BadInputError(
-                f"--lora {path}: {model} has this adapter merged in already; name the model that it was trained on"
-            )
-    with Progress("denoising steps", asked.get("steps") or parameters["default_steps"]) as progress:
-        service = VideoService(model, parameters)
-        for path, weight in adapters:
-            apply_lora(service.model.unet, path, weight)
-
-        def count() -> bool:
-            progress.advance()
-            return False  # nobody who could go
-
-        return service.generate(rgb, asked, count), parameters

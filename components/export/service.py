@@ -23,21 +23,21 @@ class VideoService:
         """Load the model.
 
         Args:
-            model: a model directory of kind image_to_video.
+            model: of kind image_to_video: a model directory, a released one, or a file in the authors' layout.
             parameters: of ``config.pbtxt``, decoded: default_…, max_…, frames, height, width.
             device: torch's name of where it runs.
 
         Raises:
             BadInputError: no model directory, or one of another kind.
         """
-        from ..diffusion.model_directory import load_model
+        from ..diffusion.device import place
+        from ..diffusion.import_model import open_model
 
         self.parameters = dict(parameters)
-        self.model = load_model(model)
+        self.model = open_model(model)
         if self.model.kind != "image_to_video":
             raise BadInputError(f"{model}: a model of kind {self.model.kind!r}; image_to_video is what is served")
-        for part in (self.model.unet, self.model.vae, self.model.image_encoder):
-            part.to(device)
+        place(self.model, device)
 
     def generate(self, image: np.ndarray, asked: Mapping[str, Any], gone: Callable[[], bool] = bool) -> np.ndarray:
         """A video, uint8 [F, H, W, 3], that begins with an image, uint8 [h, w, 3] of any size.

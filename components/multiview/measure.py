@@ -168,9 +168,10 @@ def _orbits(
         found = root.find("generated_orbit", key)
         if found is None:
             if not loaded:
+                from ..diffusion.device import place
                 from ..diffusion.model_directory import load_model
 
-                loaded.append(load_model(directory))
+                loaded.append(place(load_model(directory)))
             found = {
                 "uri": root.put_bytes(pack_views(key, _generate(loaded[0], views, told, row["orbit_id"], settings)))
             }

@@ -23,6 +23,7 @@ from svdflow.training.train.draws import Plan
 from svdflow.training.train.live import LiveSource
 from svdflow.training.train.settings import stage_settings
 from tests.integration.clip_sets import clip_set
+from tests.other_device import DEVICE, SecondDevice
 
 SETTINGS = EncodeSettings(
     frames=4, fps=6, max_fps=12, max_frames=14, sizes=((48, 48), (32, 64)), crops=("centre", "end"), flips=True,
@@ -100,6 +101,12 @@ def test_the_tensors_without_the_cache_are_those_of_the_cache(root, manifests, t
             assert (given.picture is None) == (wanted.picture is None) == (kind != "image_to_video")
             if given.picture is not None:
                 np.testing.assert_array_equal(given.picture, wanted.picture)
+    with SecondDevice():  # as on a GPU: the trainer moves the autoencoder there, and the image encoder follows it
+        live.model.vae.to(DEVICE)
+        given = live.encode(draw, live.read(draw, "image_to_video"), "image_to_video")
+        assert live.model.image_encoder.device == DEVICE
+    np.testing.assert_allclose(given.latents, wanted.latents, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(given.context, wanted.context, rtol=1e-3, atol=1e-3)
     assert live.latent_channels == cached.latent_channels
     for one, other in zip(cached.rows, live.rows, strict=True):
         np.testing.assert_array_equal(first_picture(root, one), first_picture(root, other))

@@ -74,7 +74,7 @@ def test_what_cannot_be_done_is_refused_with_the_remedy(released, tmp_path):
     refused = run(released, "-o", tmp_path / "pictures")
     assert "is there already" in str(refused.exception)
     (tmp_path / "pictures" / "0.png").write_text("no picture")
-    assert "is no readable picture" in str(run(released, "-o", tmp_path / "out").exception)
+    assert "is no picture that can be read" in str(run(released, "-o", tmp_path / "out").exception)
     for path in (tmp_path / "pictures").iterdir():
         path.unlink()
     assert "holds no picture" in str(run(released, "-o", tmp_path / "out").exception)

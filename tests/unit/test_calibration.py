@@ -138,6 +138,18 @@ def test_motion_that_does_not_rise_is_no_calibration(model, monkeypatch):
         calibrate(model, [image], fps=FPS, buckets=(1, 100, 200), seeds=(0,))
 
 
+def test_motion_that_does_not_listen_to_the_bucket_is_no_calibration(model, monkeypatch):
+    """A rising map is nearest to noise too, and would be kept with the model as what its buckets mean."""
+    noise = np.random.default_rng(1)
+    monkeypatch.setattr(sampling, "generate", lambda *_, **__: _sliding(noise.uniform(1, 2)))
+    images = [np.zeros((128, 192, 3), np.uint8)] * 2
+    with pytest.raises(BadInputError, match=r"does not rise with the bucket: rank correlation -?0\.\d+ over 20 "):
+        calibrate(model, images, fps=FPS, seeds=(0,))
+    monkeypatch.setattr(sampling, "generate", lambda *_, **__: _sliding(1))
+    with pytest.raises(BadInputError, match="rank correlation 0.00"):
+        calibrate(model, images, fps=FPS, seeds=(0,))
+
+
 def test_what_cannot_be_calibrated_is_refused_before_anything_is_generated(model):
     image = np.zeros((128, 192, 3), np.uint8)
     with pytest.raises(BadInputError, match="a text_to_video model is the wrong kind"):

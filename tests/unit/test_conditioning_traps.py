@@ -104,7 +104,7 @@ def _seen_by_clip(frames: np.ndarray) -> torch.Tensor:
     seen: list[torch.Tensor] = []
 
     class Spy:
-        dtype = torch.float32
+        device, dtype = torch.device("cpu"), torch.float32
 
         def __call__(self, pixels: torch.Tensor):
             seen.append(pixels)
@@ -137,6 +137,8 @@ def test_frames_are_squeezed_to_a_square_and_not_cropped():
 
 class _Network:
     """Stands in for the UNet: remembers what it is given."""
+
+    device = torch.device("cpu")
 
     def __init__(self, config) -> None:
         self.config, self.calls = config, []

@@ -166,6 +166,9 @@ def test_a_schedulers_configuration_tells_prediction_and_schedule_and_comes_back
     ("config", "says"),
     [({"prediction_type": "flow_prediction"}, "'flow_prediction' is none of epsilon"),
      ({"beta_schedule": "squaredcos_cap_v2"}, "only scaled_linear and linear"),
+     ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, "FlowMatchEuler.* in another way"),
+     ({"_class_name": "EDMEulerScheduler", "prediction_type": "epsilon", "sigma_data": 0.5}, "EDMEuler.* is not read"),
+     ({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}, "UniPC.* in another way"),
      ({"trained_betas": [0.1]}, "betas of its own"), ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr")],
 )  # fmt: skip
 def test_a_schedule_that_is_not_known_is_refused_and_not_guessed(config, says):

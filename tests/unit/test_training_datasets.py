@@ -211,3 +211,15 @@ def test_motion_scores_of_a_mix_are_in_one_unit(tmp_path):
     write_manifest("samples", [sample("c", **large)], paths[1])
     with pytest.raises(BadInputError, match="px/0.5s@short128 and px/0.5s@short256, of which no one map"):
         read_datasets(paths[0], "video", settings)
+
+
+def test_captions_of_another_text_encoder_than_the_model_attends_to_are_refused(tmp_path):
+    from svdflow.training.train.job import Job
+    from svdflow.training.train.model import prepare_model
+    from tests.training_runs import UNET, make_autoencoder, make_samples, settings_for
+
+    root, samples = make_samples(tmp_path)
+    settings = settings_for(make_autoencoder(tmp_path / "vae"), unet=UNET | {"cross_attention_dim": 32})
+    job = Job("image", settings, samples, root.location, None, *[tmp_path / "x"] * 5, {})
+    with pytest.raises(BadInputError, match=r"text encoder's states are 16 wide, the model takes 32.*encode.text_enc"):
+        prepare_model(job)

@@ -107,6 +107,7 @@ def test_held_out_draws_are_fixed_and_cover_equal_shares_of_the_noise_distributi
         ({"batch": 7, "processes": 2}, "multiple of 2"),
         ({"batch": 8, "processes": 2, "accumulation": 3}, "multiple of 6"),
         ({"caption_weights": (0.5, 0.5, 0.5)}, "add up to 1"),
+        ({"image_dropout": 0.4}, "image_dropout"),  # embedding alone, both, frame alone: a third each at most
         ({"preset": "vidoe"}, "shipped ones are"),
         ({"stepps": 3}, "stepps"),
     ],

@@ -46,7 +46,7 @@ def asked():
 def trainer(data, folder, asked, **values):
     root, samples, autoencoder = data
     folder.mkdir(exist_ok=True)
-    settings = settings_for(autoencoder, processes=1, zero_stage=1, **values)
+    settings = settings_for(autoencoder, **({"processes": 1, "zero_stage": 1} | values))
     job = Job("image", settings, samples, root.location, None, folder / "checkpoints", None, folder / "logs",
               folder / "samples", folder / "model", {"init": None, "configuration": {}})  # fmt: skip
     return Trainer(job, asked, Heartbeat(folder, 0))
@@ -69,6 +69,24 @@ def test_a_run_that_goes_astray_ends_and_keeps_the_last_checkpoint_from_before(d
     run.objective.losses_of = lambda batch: fresh_losses(batch) * float("nan")
     with pytest.raises(TrainingDiverged, match="step 13: the loss is not a number"):
         run.run()
+
+
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_a_gradient_that_is_no_number_leaves_no_checkpoint_of_its_step(data, tmp_path, asked, zero_stage):
+    """The step is made all the same, at a finite loss: weights that are no numbers must not become a checkpoint."""
+    run = trainer(data, tmp_path, asked, steps=8, checkpoint_every=1, zero_stage=zero_stage)
+    losses_of = run.objective.losses_of
+
+    def losses(batch):
+        found = losses_of(batch)
+        return found + (found * 0).sqrt() if run.engine.step == 2 else found
+
+    run.objective.losses_of = losses
+    with pytest.raises(TrainingDiverged, match="step 3: the gradient norm is not a number"):
+        run.run()
+    kept, _ = newest_sound(tmp_path / "checkpoints")
+    assert kept.step == 2
+    assert all(t.isfinite().all() for t in load_file(kept.directory / "model.safetensors").values())
 
 
 def test_a_run_told_to_stop_while_it_validates_keeps_its_weights_and_ends_as_an_undisturbed_one(data, tmp_path, asked):

@@ -124,15 +124,15 @@ def test_samples_that_hold_no_window_are_left_out_by_reason(sequence):
     _, row, _ = sequence
     short = row | {"sequence_frames": 20}
     usable, dropped = usable_rows([row, short, short], "video", stage_settings("video", {"frames": 25}))
-    assert usable == [row] and dropped == {"fewer than 25 frames": 2}
+    assert usable == [True, False, False] and dropped == {"fewer than 25 frames": 2}
     assert usable_rows([short], "video", stage_settings("video", {"frames": 14}))[1] == {}
     assert usable_rows([short], "image", stage_settings("image", {"frames": None}))[1] == {}
     with_images = stage_settings("video", {"frames": 25, "short_frames": [8, 1]})
     still = row | {"sequence_frames": 1, "starts": [0]}
     usable, dropped = usable_rows([row, short, still], "video", with_images)
-    assert len(usable) == 3 and not dropped
+    assert usable == [True] * 3 and not dropped
     lengths = Gathering.of("video", with_images, True)
-    assert [size[0] for size in SampleSource(None, usable, lengths).buckets] == [25, 8, 1]
+    assert [size[0] for size in SampleSource(None, [row, short, still], lengths).buckets] == [25, 8, 1]
     with pytest.raises(ConfigError, match="must be fewer than frames, which is 8"):
         stage_settings("video", {"frames": 8, "short_frames": [8]})
     with pytest.raises(ConfigError, match="positive rates"):

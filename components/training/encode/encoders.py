@@ -13,11 +13,15 @@ import numpy as np
 from ...common.errors import BadInputError
 from ...common.identity import identity, tree_sha256
 from ...diffusion import autoencoder, conditioning
+from ...diffusion.device import default_device
 from .settings import EncodeSettings
 
 
 class Encoders:
-    """Loads each model when it is first used: a run that finds every clip encoded loads none."""
+    """Loads each model when it is first used: a run that finds every clip encoded loads none.
+
+    Those of frames compute on this process's GPU, if it has one.
+    """
 
     def __init__(self, settings: EncodeSettings) -> None:
         self.settings = settings
@@ -41,9 +45,7 @@ class Encoders:
 
     def moments(self, frames_FHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """uint8 frames to mean and log-variance of the scaled latents' posterior, float32 [F, C, H, W] each."""
-        return scaled_moments(
-            self._once("vae", lambda: autoencoder.load_autoencoder(self.settings.autoencoder)), frames_FHWC
-        )
+        return scaled_moments(self._once("vae", self._load_autoencoder), frames_FHWC)
 
     def texts(self, captions: list[str]) -> np.ndarray:
         """Captions to token states [N, L, E]; equal captions are encoded once."""
@@ -62,17 +64,21 @@ class Encoders:
     def images(self, frames_FHWC: np.ndarray) -> np.ndarray:
         """The embeddings of clean frames, [F, E]."""
         encoder, extractor = self._once("image", self._load_image_encoder)
-        return conditioning.image_embeddings(encoder, extractor, frames_FHWC).numpy()
+        return conditioning.image_embeddings(encoder, extractor, frames_FHWC).cpu().numpy()
+
+    def _load_autoencoder(self) -> Any:
+        return autoencoder.load_autoencoder(self.settings.autoencoder).to(default_device())
 
     def _load_image_encoder(self) -> tuple[Any, Any]:
         if self.settings.image_encoder == "local":
-            return conditioning.build_image_encoder(self.texts([""]).shape[-1]), conditioning.build_feature_extractor()
+            local = conditioning.build_image_encoder(self.texts([""]).shape[-1])
+            return local.to(default_device()), conditioning.build_feature_extractor()
         from transformers import CLIPVisionModelWithProjection
 
         encoder = CLIPVisionModelWithProjection.from_pretrained(
             self.settings.image_encoder, local_files_only=True, use_safetensors=True
         )
-        return encoder.eval().requires_grad_(False), conditioning.build_feature_extractor()
+        return encoder.to(default_device()).eval().requires_grad_(False), conditioning.build_feature_extractor()
 
     def _once(self, name: str, load: Any) -> Any:
         if name not in self._loaded:

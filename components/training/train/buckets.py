@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ...common.sample_tensors import WINDOW
 from .settings import StageSettings
 
 Bucket = tuple[int, int, int]  # frames, height, width
+COLUMNS = ("layout", "frames", "sequence_frames", "height", "width")  # that tell a sample's bucket
 
 
 def is_window(row: Mapping[str, Any]) -> bool:
@@ -49,15 +51,13 @@ def window_lengths(stage: str, settings: StageSettings) -> tuple[int, ...]:
     return () if settings.frames is None else (settings.frames, *settings.short_frames)
 
 
-def usable_rows(
-    rows: Sequence[dict[str, Any]], stage: str, settings: StageSettings
-) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """The samples that hold a window of the stage's, and how many do not, by reason."""
+def usable_rows(rows: Sequence[dict[str, Any]], stage: str, settings: StageSettings) -> tuple[list[bool], Counter[str]]:
+    """Whether each sample holds a window of the stage's, and how many do not, by reason."""
     lengths = window_lengths(stage, settings)
-    usable = [row for row in rows if window_frames(row, lengths) is not None]
+    usable = [window_frames(row, lengths) is not None for row in rows]
     dropped = Counter[str]()
-    if len(usable) < len(rows):
-        dropped[f"fewer than {min(lengths)} frames"] = len(rows) - len(usable)
+    if not all(usable):
+        dropped[f"fewer than {min(lengths)} frames"] = usable.count(False)
     return usable, dropped
 
 
@@ -74,14 +74,14 @@ def check_samples(rows: Sequence[dict[str, Any]], stage: str, settings: StageSet
     Raises:
         BadInputError: names the sizes and the remedy.
     """
-    usable, dropped = usable_rows(rows, stage, settings)
-    if rows and not usable:
+    usable, _ = usable_rows(rows, stage, settings)
+    if rows and not any(usable):
         longest = max(sequence_frames(row) for row in rows)
         raise BadInputError(
             f"{path}: no sample holds {settings.frames} frames, the longest holds {longest}; "
             f"lower train_{stage}.frames, or encode more frames of each clip"
         )
-    for row in usable:
+    for row in compress(rows, usable):
         for name, asked in (("height", settings.height), ("width", settings.width)):
             if asked not in (None, row[name]):
                 raise BadInputError(

@@ -6,15 +6,15 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from ...common.errors import BadInputError
 from ...common.frames import fit_frame
 from ...common.progress import Progress
 from ...diffusion.calibration import PROBED_BUCKETS, EstimatedCalibration, calibrate, store_calibration
+from ...diffusion.device import place, within_memory
 from ...diffusion.hub import resolve_model
 from ...diffusion.import_model import open_model
 from ...diffusion.model_directory import CARD, save_model
+from ..encode.sources import read_image
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -60,13 +60,15 @@ def calibrate_model(
         raise BadInputError(f"{source}: is no model directory of svdflow's; say with --out where to write one")
     if out is not None and out.exists():
         raise BadInputError(f"{out}: is there already; name a new directory")
-    model = open_model(resolve_model(source))
+    model = place(open_model(resolve_model(source)))
     if model.card.get("motion_calibration") and not replace:
         raise BadInputError(f"{source}: has a motion map, under which it was trained; --replace if you mean to")
-    images = [fit_frame(_read(path), *size) for path in files]
-    with Progress("videos", len(set(buckets)) * len(images) * seeds) as progress:
+    images = [fit_frame(read_image(path), *size) for path in files]
+    frames = frames or model.unet.config.num_frames
+    what = f"{frames} frames of {size[1]}x{size[0]} px"
+    with within_memory(what), Progress("videos", len(set(buckets)) * len(images) * seeds) as progress:
         estimate = calibrate(
-            model, images, frames=frames or model.unet.config.num_frames, fps=fps, buckets=buckets,
+            model, images, frames=frames, fps=fps, buckets=buckets,
             seeds=range(seeds), steps=steps, on_video=lambda bucket, _: progress.advance(note=f"bucket {bucket}"),
         )  # fmt: skip
     if out is None:
@@ -78,13 +80,3 @@ def calibrate_model(
     save_model(model, partial)
     partial.rename(out)
     return estimate, out
-
-
-def _read(path: Path) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise BadInputError(f"{path}: is no readable picture ({error})") from error

@@ -20,11 +20,13 @@ from ...common.sample_tensors import read_picture
 from ...common.shards import ShardReader
 from ...common.storage import DataRoot
 from ...common.windows import Window, choose_window, stride_for
-from .buckets import Bucket, bucket, is_window, sequence_fps, sequence_frames, window_frames, window_lengths
+from .buckets import COLUMNS, Bucket, bucket, is_window, sequence_fps, sequence_frames, window_frames, window_lengths
 from .draws import Draw, draw_latents, middle_draw
+from .packed_rows import only
 from .settings import StageSettings
 
 _OPEN_SHARDS = 64
+_TYPICAL = 10_000  # samples that a median is of
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,10 @@ class SampleSource:
 
     @cached_property
     def buckets(self) -> list[Bucket]:
-        """The bucket of each sample."""
-        return [bucket(row, self.gathering.lengths) for row in self.rows]
+        """The bucket of each sample; equal ones are one object."""
+        known: dict[Bucket, Bucket] = {}
+        found = (bucket(row, self.gathering.lengths) for row in only(self.rows, *COLUMNS))
+        return [known.setdefault(size, size) for size in found]
 
     def window(self, draw: Draw, single_frame: bool = False) -> Window:
         """The frames of the sample's sequence that a draw takes."""
@@ -167,9 +171,9 @@ class SampleSource:
 
     @property
     def typical_fps(self) -> float:
-        """The median rate of the samples' windows; pictures among them have none."""
+        """The median rate of the samples' windows, of many samples those at even distances; pictures have none."""
         moving = [row for row, (frames, _, _) in enumerate(self.buckets) if frames > 1] or range(len(self.rows))
-        rates = sorted(self.fps(middle_draw(row)) for row in moving)
+        rates = sorted(self.fps(middle_draw(row)) for row in moving[:: max(1, len(moving) // _TYPICAL)])
         return rates[len(rates) // 2]
 
     @property
@@ -182,6 +186,11 @@ class SampleSource:
     def latent_channels(self) -> int:
         """Channels of the latents, by the first sample."""
         return int(self.tensor(0, "latents" if is_window(self.rows[0]) else "mean", 0, 1).shape[1])
+
+    def context_width(self, kind: str) -> int:
+        """Width of what a model of a kind attends to, by the first sample."""
+        draw = middle_draw(0)
+        return int((self.text(draw) if kind in ("image", "text_to_video") else self.image(draw)).shape[-1])
 
     # tensors
 

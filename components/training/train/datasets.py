@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ...common.errors import BadInputError
-from ...common.manifests import read_rows
+from ...common.manifests import read_manifest, read_rows
+from . import buckets, held_apart
 from .buckets import check_samples, usable_rows
 from .held_apart import why_left_out
+from .packed_rows import PackedRows
 from .settings import MixedSamples, StageSettings
 
 
@@ -27,9 +28,9 @@ class Datasets:
         motion_unit: of the training samples' motion scores; "" when none has one, or it is unknown.
     """
 
-    train: list[dict[str, Any]]
+    train: PackedRows
     dataset: list[int]
-    held_out: list[dict[str, Any]]
+    held_out: PackedRows
     weights: tuple[float, ...]
     left_out: Counter[str] = field(default_factory=Counter)
     motion_unit: str = ""
@@ -79,34 +80,40 @@ def read_datasets(samples: Path, stage: str, settings: StageSettings) -> Dataset
         BadInputError: a manifest cannot be read, its samples are of another size, none is long enough, none is left
             to train on, or motion scores are of several units.
     """
-    train: list[dict[str, Any]] = []
+    train: list[PackedRows] = []
     dataset: list[int] = []
-    held_out: list[dict[str, Any]] = []
+    held_out: list[PackedRows] = []
     left_out = Counter[str]()
     paths = manifests_of(samples, settings)
-    manifests = [read_rows("samples", path) for path in paths]
-    for number, (path, rows, barred) in enumerate(zip(paths, manifests, why_left_out(manifests), strict=True)):
+    manifests = [PackedRows(read_manifest("samples", path)) for path in paths]
+    reasons = why_left_out([rows.only(*held_apart.COLUMNS) for rows in manifests])
+    for number, (path, rows, barred) in enumerate(zip(paths, manifests, reasons, strict=True)):
         left_out.update(reason for reason in barred if reason)
-        may = [row for row, reason in zip(rows, barred, strict=True) if not reason]
-        check_samples(may, stage, settings, path)
-        usable, dropped = usable_rows(may, stage, settings)
+        may = rows.where([not reason for reason in barred])
+        sizes = may.only(*buckets.COLUMNS)
+        check_samples(sizes, stage, settings, path)
+        holds_window, dropped = usable_rows(sizes, stage, settings)
         left_out.update(dropped)
-        mine = [row for row in usable if row["split"] == "train"]
+        usable = may.where(holds_window)
+        sides = [row["split"] for row in usable.only("split")]
+        mine = usable.where([side == "train" for side in sides])
         apart = len(rows) - len(may)
         if not mine and (number or apart):
             why = f"; {apart} show what a dataset of the mix holds out" if apart else ""
             remedy = "leave it out of mix" if number else "leave the other out of mix"
             raise BadInputError(f"{path}: holds no training sample that stage {stage} can use{why}; {remedy}")
-        train += mine
+        train.append(mine)
         dataset += [number] * len(mine)
         if not number:
-            held_out = [row for row in usable if row["split"] == "held_out"]
+            held_out.append(usable.where([side == "held_out" for side in sides]))
     weights = (settings.weight, *(part.weight for part in settings.mix))
-    return Datasets(train, dataset, held_out, weights, left_out, _motion_unit(train, paths))
+    whole = PackedRows.joined(train)
+    return Datasets(whole, dataset, held_out[0], weights, left_out, _motion_unit(whole, paths))
 
 
-def _motion_unit(rows: list[dict[str, Any]], paths: list[Path]) -> str:
-    units = {row["motion_unit"] for row in rows if row["motion_score"] is not None} - {None, ""}
+def _motion_unit(rows: PackedRows, paths: list[Path]) -> str:
+    scored = rows.only("motion_unit", "motion_score")
+    units = {row["motion_unit"] for row in scored if row["motion_score"] is not None} - {None, ""}
     if len(units) > 1:
         raise BadInputError(
             f"{', '.join(map(str, paths))}: motion scores are in {' and '.join(sorted(units))}, of which no one map to "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 
 from ...common.errors import SvdflowError
@@ -16,6 +17,24 @@ class TrainingFailed(SvdflowError):
 
 class TrainingInterrupted(SvdflowError):
     """Training was told to stop; a checkpoint is kept and the next run goes on from it."""
+
+
+def line_of(error: Exception, stage: str = "") -> str:
+    """What a worker tells of an error that is not of the family that tells its own remedy: one line, with the place.
+
+    Args:
+        error: as it was raised.
+        stage: names the settings.
+    """
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    told = " ".join(f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})".split())
+    if type(error).__name__ != "OutOfMemoryError":  # torch's, which nothing here needs to load
+        return told
+    section = f"train_{stage}." if stage else ""
+    return (
+        f"the GPU's memory is full: raise {section}accumulation or {section}zero_stage, or set "
+        f"{section}gradient_checkpointing=true (`svdflow train … --dry-run` says what fits); {told}"
+    )
 
 
 def error_line(folder: Path, echoes: bool = True) -> str | None:

@@ -122,13 +122,12 @@ def forecast_stage(
         peak_tflops: of the GPU, in 10^12 a second.
 
     Raises:
-        ConfigError: sides that the autoencoder or the U-Net cannot take.
+        ConfigError: sides that the autoencoder cannot take.
     """
     frames, height, width = size
-    coarsest = LATENT_FACTOR * 2 ** (len(unet.block_out_channels) - 1)
     for name, side in (("height", height), ("width", width)):
-        if side % coarsest:
-            raise ConfigError(f"train_{kind}.{name}: {side} px is no multiple of {coarsest}, which this U-Net needs")
+        if side % LATENT_FACTOR:
+            raise ConfigError(f"train_{kind}.{name}: {side} px is no multiple of {LATENT_FACTOR}, the autoencoder's")
     net = build_unet(kind, unet, settings)
     counts = _counts(net)
     trainable = sum(p.numel() for p in net.parameters() if p.requires_grad)

@@ -12,6 +12,7 @@ from typing import Any
 SAME = "their video is held out"
 ALIKE = "near-duplicates of a video that another dataset holds out"
 Rows = Sequence[Mapping[str, Any]]
+COLUMNS = ("split", "source_id", "clip_id", "group", "group_sources")  # that it is told by
 
 
 def why_left_out(manifests: Sequence[Rows]) -> list[list[str | None]]:

@@ -102,5 +102,5 @@ class LiveSource(SampleSource):
         return draw_latents(draw, mean, logvar) if self.gathering.sampled else mean
 
     def _embedded(self, picture_HWC: np.ndarray) -> np.ndarray:
-        encoder, extractor = self.model.image_encoder, self.model.feature_extractor
+        encoder, extractor = self.model.image_encoder.to(self.model.vae.device), self.model.feature_extractor
         return image_embeddings(encoder, extractor, picture_HWC[None])[0].cpu().numpy()

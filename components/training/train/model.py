@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from .datasets import read_datasets
 from .draws import Plan
 from .live import LiveSource
 from .objective import UNKNOWN_MOTION
+from .packed_rows import only
 from .settings import StageSettings
 from .start import parameterisation_to_train, unknown_motion
 
@@ -59,7 +61,8 @@ def prepare_model(job: Job) -> tuple[VideoModel, SampleSource, SampleSource, Pla
     places = list(zip(datasets.dataset, sources["train"].buckets, strict=True))
     plan = Plan(job.settings, places, datasets.weights)
     if job.stage != "image" and (job.settings.refit_motion or not _calibrated(model)):
-        scores = [row["motion_score"] for row in sources["train"].rows if row["motion_score"] is not None]
+        scored = only(sources["train"].rows, "motion_score")
+        scores = [row["motion_score"] for row in scored if row["motion_score"] is not None]
         if any(math.isfinite(score) for score in scores):
             model.card["motion_calibration"] = MotionCalibration.fit(scores, datasets.motion_unit).to_dict()
     channels = sources["train"].latent_channels
@@ -69,13 +72,19 @@ def prepare_model(job: Job) -> tuple[VideoModel, SampleSource, SampleSource, Pla
             f"{job.samples}: latents have {channels} channels, the model takes {expected}; "
             "encode the samples with the model's own autoencoder"
         )
+    if (wide := sources["train"].context_width(model.kind)) != (takes := model.unet.config.cross_attention_dim):
+        encoder = "text" if model.kind in ("image", "text_to_video") else "image"
+        raise BadInputError(
+            f"{job.samples}: the {encoder} encoder's states are {wide} wide, the model takes {takes}; encode the "
+            f"samples with the model's own (encode.{encoder}_encoder)"
+        )
     return model, sources["train"], sources["held_out"], plan
 
 
 def _source(
-    root: DataRoot, rows: list[dict[str, Any]], gathering: Gathering, cache: BlockCache | None, model: VideoModel
+    root: DataRoot, rows: Sequence[dict[str, Any]], gathering: Gathering, cache: BlockCache | None, model: VideoModel
 ) -> SampleSource:
-    if any(row["layout"] == CLIP for row in rows):
+    if any(row["layout"] == CLIP for row in only(rows, "layout")):
         return LiveSource(root, rows, gathering, cache, model)
     return SampleSource(root, rows, gathering, cache)
 

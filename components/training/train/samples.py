@@ -28,11 +28,12 @@ class _Network:
     """The network under training as sampling calls a U-Net: tensors in main memory in and out."""
 
     def __init__(self, net: Callable[..., Any], config: Any, device: torch.device) -> None:
-        self.net, self.config, self.device = net, config, device
+        self.net, self.config, self._place = net, config, device
+        self.device = torch.device("cpu")  # where sampling is to bring its tensors
 
     def __call__(self, sample: torch.Tensor, timestep: torch.Tensor, **given: Any) -> tuple[torch.Tensor]:
-        moved = {name: v.to(self.device) if torch.is_tensor(v) else v for name, v in given.items()}
-        return (self.net(sample.to(self.device), timestep.to(self.device), **moved)[0].float().cpu(),)
+        moved = {name: v.to(self._place) if torch.is_tensor(v) else v for name, v in given.items()}
+        return (self.net(sample.to(self._place), timestep.to(self._place), **moved)[0].float().cpu(),)
 
 
 def write_samples(

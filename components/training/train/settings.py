@@ -95,9 +95,8 @@ class StageSettings(Settings):
     p_mean: float = -1.2  # ln sigma ~ N(p_mean, p_std^2) [P D.2]
     p_std: float = Field(1.0, gt=0)
     text_dropout: float = Field(0.15, ge=0, le=1)  # [P D.2]
-    image_dropout: float = Field(
-        0.1, ge=0, le=1
-    )  # of embedding and frame together: each by itself and both, so often each. Ours: not published
+    # of embedding and frame together: each by itself and both, so often each, so a third at most. Ours: not published
+    image_dropout: float = Field(0.1, ge=0, le=1 / 3)
     embedding_dropout: float | None = Field(None, ge=0, le=1)  # one of these set: each is dropped by itself at its own
     frame_dropout: float | None = Field(
         None, ge=0, le=1

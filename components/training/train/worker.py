@@ -16,7 +16,7 @@ from pathlib import Path
 from ...common.errors import SvdflowError
 from ...common.processes import die_with_parent
 from ...common.storage import write_atomic
-from .endings import INTERRUPTED
+from .endings import INTERRUPTED, line_of
 from .heartbeat import Heartbeat
 from .job import Job
 from .signals import Asked
@@ -30,7 +30,7 @@ def main(path: str) -> int:
     folder, rank = Path(path).parent, int(os.environ.get("RANK", "0"))
     for old in (f"error-{rank}.txt", f"error-z{rank}.txt", *(["result.json"] if rank == 0 else [])):
         (folder / old).unlink(missing_ok=True)  # where a cluster has started all processes again
-    beat = Heartbeat(folder, rank)
+    beat, job = Heartbeat(folder, rank), None
     try:
         job = Job.read(Path(path))
         asked.within(job.settings.grace_s)
@@ -45,11 +45,11 @@ def main(path: str) -> int:
         return 1
     except Exception as error:
         traceback.print_exc()
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(last.filename).name}:{last.lineno}"
         # An error of the network is most often the echo of another process's failure: its line is read last.
-        name = f"error-z{rank}.txt" if "onnection" in str(error) or "gloo" in str(error) else f"error-{rank}.txt"
-        (folder / name).write_text(" ".join(f"{type(error).__name__}: {error} ({where})".split()))
+        echo = any(word in str(error) for word in ("onnection", "gloo", "NCCL"))
+        (folder / (f"error-z{rank}.txt" if echo else f"error-{rank}.txt")).write_text(
+            line_of(error, job.stage if job else "")
+        )
         return 1
     if result is None:
         return INTERRUPTED
