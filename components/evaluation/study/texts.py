@@ -39,6 +39,7 @@ def sample_texts(
     Raises:
         BadInputError: the list cannot be read, a name is no file's, or the model takes no text.
     """
+    from ...diffusion.device import place
     from ...diffusion.model_directory import load_model
     from ...diffusion.sampling import generate_from_text
 
@@ -46,7 +47,7 @@ def sample_texts(
     lacking = {name: text for name, text in rows.items() if not (out / f"{name}.mp4").exists()}
     if not lacking:
         return 0
-    loaded = load_model(model)
+    loaded = place(load_model(model))
     for name, text in track(lacking.items(), "videos", total=len(lacking)):
         noise = int(identity(video=name, seed=seed)[:8], 16)
         made = generate_from_text(
