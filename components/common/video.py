@@ -74,6 +74,11 @@ def open_video(source: Path | bytes) -> Any:
     return container
 
 
+def codec_name(stream: Any) -> str:
+    """What a stream is coded with (``av1``), whatever library decodes it."""
+    return str(stream.codec_context.codec.canonical_name)
+
+
 def probe(source: Path | bytes) -> VideoInfo:
     """Count and time the frames of a video by demuxing it, and decode the first one.
 
@@ -91,7 +96,7 @@ def probe(source: Path | bytes) -> VideoInfo:
             raise BadInputError(f"{label}: holds no frame")
         rotation = _rotation(first)
         width, height = (first.height, first.width) if rotation in (90, 270) else (first.width, first.height)
-        name, codec, rate = container.format.name, stream.codec_context.name, stream.average_rate or stream.guessed_rate
+        name, codec, rate = container.format.name, codec_name(stream), stream.average_rate or stream.guessed_rate
     with open_video(source) as container:
         stream = container.streams.video[0]
         times, last = [], Fraction(0)

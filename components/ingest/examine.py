@@ -23,10 +23,10 @@ from pydantic import Field
 
 from ..common.config import Settings
 from ..common.errors import BadInputError
-from ..common.video import MAX_PIXELS, open_video
+from ..common.video import MAX_PIXELS, codec_name, open_video
 from .letterbox import BarFinder
 
-VERSION = "3"
+VERSION = "4"
 _THUMBNAIL_PX = 128  # height
 _PLACES = 8  # where a video is looked at
 _FRAMES_A_PLACE = 12
@@ -116,7 +116,7 @@ def _examine(path: Path, settings: ProbeSettings) -> dict[str, Any]:
             _check_size(stream.codec_context.width, stream.codec_context.height, settings)
             if stream.disposition & av.stream.Disposition.attached_pic:
                 raise _Unusable("no video stream: only a cover picture")
-            name, codec, promised = container.format.name, stream.codec_context.name, stream.frames
+            name, codec, promised = container.format.name, codec_name(stream), stream.frames
             rate, tick_s = float(stream.average_rate or stream.guessed_rate or 0), stream.time_base
             times = _Times(tick_s, rate)
             audio = bool(container.streams.audio)

@@ -31,7 +31,7 @@ from .settings import SplitSettings
 from .show import Tally
 from .tar_shard import TarShard
 
-VERSION = "3"  # of the detection and the cutting together
+VERSION = "4"  # of the detection and the cutting together
 CUTTER_VERSION = "2"  # of the cutting alone: names the clips
 ENDS = ("key_frame", "cut")
 _CHECKSUMS: dict[str, Checksums] = {"packets": "packets", "ends": "frames", "every_frame": "frames", "off": "off"}
@@ -252,8 +252,8 @@ def _split_file(path: Path, unit: _Unit, root: DataRoot) -> dict[str, Any]:
                         "first_frame": span.first,
                         "last_frame": span.last,
                         "cut_evidence": json.dumps(_evidence(span, shots, cuts, scan, settings), sort_keys=True),
-                        "member": f"{clip_id}.mp4",
-                        "offset": shard.add(f"{clip_id}.mp4", clip),
+                        "member": f"{clip_id}{clip.suffix}",
+                        "offset": shard.add(f"{clip_id}{clip.suffix}", clip),
                         "bytes": clip.stat().st_size,
                         "frames": frames,
                         "fps": fps,
