@@ -26,7 +26,7 @@ _OPEN_OPTIONS = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a container says of its first video stream; width and height as displayed (after rotation)."""
+    """What a container says of its video stream; width and height as displayed (after rotation)."""
 
     container: str
     codec: str
@@ -63,7 +63,7 @@ def open_video(source: Path | bytes) -> Any:
     if not container.streams.video:
         container.close()
         raise BadInputError(f"{label}: has no video stream")
-    stream = container.streams.video[0]
+    stream = video_stream(container)
     if stream.codec_context is None:
         container.close()
         raise BadInputError(f"{label}: has no video stream of a codec that can be decoded")
@@ -72,6 +72,11 @@ def open_video(source: Path | bytes) -> Any:
         raise BadInputError(f"{label}: claims more than {MAX_PIXELS} pixels a frame")
     stream.thread_type = "NONE"
     return container
+
+
+def video_stream(container: Any) -> Any:
+    """The stream that a player shows, by FFmpeg's rule: no cover picture, and no preview before the film itself."""
+    return container.streams.best("video") or container.streams.video[0]
 
 
 def codec_name(stream: Any) -> str:
@@ -87,7 +92,7 @@ def probe(source: Path | bytes) -> VideoInfo:
     """
     label = _label(source)
     with open_video(source) as container:
-        stream = container.streams.video[0]
+        stream = video_stream(container)
         try:
             first = next(container.decode(stream), None)
         except av.error.FFmpegError as error:
@@ -98,7 +103,7 @@ def probe(source: Path | bytes) -> VideoInfo:
         width, height = (first.height, first.width) if rotation in (90, 270) else (first.width, first.height)
         name, codec, rate = container.format.name, codec_name(stream), stream.average_rate or stream.guessed_rate
     with open_video(source) as container:
-        stream = container.streams.video[0]
+        stream = video_stream(container)
         times, last = [], Fraction(0)
         try:
             for packet in container.demux(stream):
@@ -122,7 +127,7 @@ def decode(source: Path | bytes) -> Iterator[VideoFrame]:
         BadInputError: opening fails, or decoding breaks off.
     """
     with open_video(source) as container:
-        stream = container.streams.video[0]
+        stream = video_stream(container)
         start: float | None = None
         try:
             for index, frame in enumerate(container.decode(stream)):

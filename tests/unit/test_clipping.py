@@ -11,6 +11,7 @@ import pytest
 from field_coded import field_coded
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from odd_videos import behind_another
 from test_ingest import rotated
 
 from svdflow.common.errors import StorageError
@@ -128,6 +129,15 @@ def test_an_edit_list_hides_frames_and_clips_begin_behind_them(tmp_path, end):
         own = decoded(clip)
         assert len(own) == span.last - span.first + 1
         assert all(np.array_equal(a, b) for a, b in zip(own, source[span.first : span.last + 1], strict=True))
+
+
+def test_of_several_streams_the_film_is_cut(tmp_path):
+    """Behind a preview, whose packets lie between the film's."""
+    (tmp_path / "v").write_bytes(behind_another("libx264", 3, main=True))
+    ((span, clip),) = cut_everything(tmp_path / "v")[1]
+    source = [frame.rgb for frame in decode(tmp_path / "v")]
+    assert (span.first, span.last) == (0, 23) and source[0].shape == (64, 96, 3)
+    assert all(np.array_equal(a.rgb, b) for a, b in zip(decode(clip), source, strict=True))
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])

@@ -17,7 +17,7 @@ from typing import Any
 
 import av
 
-from ...common.video import open_video
+from ...common.video import open_video, video_stream
 from .clip_writer import ClipWriter, Sound, Span
 from .scan import SECOND_FIELD, Packets, Scan
 
@@ -144,7 +144,7 @@ def cut_clips(
     """
     waiting = sorted(spans, key=lambda span: span.begin, reverse=True)
     with open_video(path) as source, Sound(path if audio else None) as sound:
-        stream = source.streams.video[0]
+        stream = video_stream(source)
         writer: ClipWriter | None = None
         for number, packet in enumerate(video_packets(source)):
             if writer is None and waiting and number >= waiting[-1].begin:
@@ -164,7 +164,7 @@ def cut_clips(
 def video_packets(container: Any) -> Iterator[Any]:
     """The packets of the video stream in stream order; of a container that breaks off, those before the break."""
     try:
-        for packet in container.demux(container.streams.video[0]):
+        for packet in container.demux(video_stream(container)):
             if packet.size:
                 yield packet
     except av.error.FFmpegError:

@@ -16,7 +16,7 @@ import av
 import numpy as np
 
 from ...common.errors import BadInputError
-from ...common.video import open_video
+from ...common.video import open_video, video_stream
 from .cuts import CutFinder, Detection
 from .refresh import RefreshPoints
 
@@ -94,7 +94,7 @@ def scan_video(path: Path, finder: CutFinder, fps: float, checksums: Checksums =
     """
     scan = Scan(gap_s=finder.gap_s)
     with open_video(path) as container:
-        stream = container.streams.video[0]
+        stream = video_stream(container)
         decoder = stream.codec_context
         decoder.flags |= av.codec.context.Flags.copy_opaque  # frames then say which packet they came out of
         decoder.options = {"err_detect": "explode"}  # a picture that was mended is no frame of the source
