@@ -21,7 +21,7 @@ from svdflow.curation.split.clip_check import is_the_source, same_frames, same_p
 from svdflow.curation.split.clipping import cut_clips, plan_spans
 from svdflow.curation.split.cuts import shots_between
 from svdflow.curation.split.scan import Packets, scan_video
-from tests.split_footage import FPS, LOOSE, cut_everything, decoded, encode, find_cuts, shots
+from tests.split_footage import FPS, LOOSE, PIXELS, cut_everything, decoded, encode, find_cuts, shots
 
 OPEN_GOP = {"g": "10", "bf": "3", "x264-params": "open-gop=1:scenecut=0:b-pyramid=normal"}
 
@@ -174,6 +174,22 @@ def test_colour_tags_and_pixel_aspect_survive(tmp_path, container):
 
     assert tags(clip) == tags(buffer.getvalue())
     assert tags(clip)[0][:2] == (9, 18)
+
+
+@pytest.mark.parametrize(("codec", "container"), [("prores_ks", "mov"), ("libsvtav1", "mp4")])
+def test_rotation_and_pixel_aspect_that_only_the_container_tells_survive(tmp_path, codec, container):
+    with av.open(str(tmp_path / "v"), "w", format=container) as target:
+        stream = target.add_stream(codec, rate=12)
+        stream.height, stream.width, stream.pix_fmt = 96, 128, PIXELS.get(codec, "yuv420p")
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        stream.set_display_rotation(90)
+        for rgb in shots([20])[0]:
+            target.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+        target.mux(stream.encode())
+    ((_, clip),) = cut_everything(tmp_path / "v")[1]
+    with av.open(io.BytesIO(clip)) as opened:
+        assert opened.streams.video[0].sample_aspect_ratio == Fraction(4, 3)
+        assert next(opened.decode(video=0)).rotation == 90
 
 
 def test_sound_is_dropped_or_kept_in_step_with_the_pictures(tmp_path):

@@ -351,8 +351,9 @@ def test_a_corpus_of_bad_videos_stops_nothing_and_costs_no_good_clip(tmp_path):
     _, alone = run(tmp_path / "alone", {"good.mp4": files["good.mp4"]})
     report, rows = run(tmp_path / "all", files)
     spans = good_clips(tmp_path / "all", rows)
-    assert spans["good.mp4"] == [(row["first_frame"], row["last_frame"]) for _, row in alone]
-    assert spans["good.mp4"][0][1] < truth[0] == spans["good.mp4"][1][0]
+    first, second = sorted(spans["good.mp4"])
+    assert [first, second] == sorted((row["first_frame"], row["last_frame"]) for _, row in alone)
+    assert first[1] < truth[0] == second[0]
     for name in ("truncated.mkv", "truncated.ts", "tiny frames.mkv", "corrupted.mkv", "absurd times.mkv"):
         assert name in spans, f"{name} has good parts"
     assert max(row["end_s"] - row["start_s"] for _, row in rows) <= LOOSE.max_s

@@ -88,6 +88,8 @@ class ClipWriter:
             # of a codec that is read by a library that only reads (AV1 by dav1d), there is no encoder of that name
             self.copy = self.target.add_stream_from_template(stream, opaque=not _is_encoder(stream.codec_context.name))
             self.copy.time_base = stream.time_base
+            if stream.sample_aspect_ratio:  # the container alone may tell it
+                self.copy.codec_context.sample_aspect_ratio = stream.sample_aspect_ratio
             self.voice = self.target.add_stream_from_template(sound.stream) if sound.stream is not None else None
             self.target.start_encoding()
         except BaseException:
