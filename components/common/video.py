@@ -71,6 +71,7 @@ def open_video(source: Path | bytes) -> Any:
         container.close()
         raise BadInputError(f"{label}: claims more than {MAX_PIXELS} pixels a frame")
     stream.thread_type = "NONE"
+    stream.codec_context.thread_count = 1  # libraries of their own (dav1d) heed this alone
     return container
 
 

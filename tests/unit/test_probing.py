@@ -80,6 +80,22 @@ def test_of_several_streams_the_film_is_taken_and_no_cover_or_preview(tmp_path, 
     assert [frame.rgb.shape for frame in decode(tmp_path / "file.mp4")] == [(64, 96, 3)] * 24
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts this process's threads through /proc")
+@pytest.mark.parametrize(("codec", "options"), [("libsvtav1", {"preset": "12"}), ("libx264", {})])
+def test_a_video_is_decoded_in_this_thread_alone(tmp_path, codec, options):
+    """Workers are as many as cores; dav1d would start as many threads in each of them."""
+    (tmp_path / "v.mp4").write_bytes(video(24, codec=codec, options=options))
+
+    def threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    before = threads()
+    frames = decode(tmp_path / "v.mp4")
+    next(frames)
+    assert threads() <= before
+    assert len(list(frames)) == 23
+
+
 def test_frames_that_an_edit_list_hides_and_a_late_beginning_are_no_break(tmp_path):
     """Trimmed by a whole GOP at its beginning, of which no packet comes; and pictures from the tenth second on."""
     trimmed = facts(tmp_path, video(60, times_ms=[round((n - 30) * 1000 / 24) for n in range(60)]))

@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from field_coded import field_coded
 
 from svdflow.common.errors import BadInputError, ConfigError, StorageError
 from svdflow.common.fanout import Outcome
@@ -17,7 +18,8 @@ from svdflow.common.storage import DataRoot
 from svdflow.common.video import encode_mp4, probe
 from svdflow.curation.split import split as split_module
 from svdflow.curation.split.cuts import shots_between
-from svdflow.curation.split.settings import SplitSettings
+from svdflow.curation.split.scan import scan_video
+from svdflow.curation.split.settings import CutLevel, SplitSettings
 from svdflow.curation.split.split import split_videos
 from svdflow.curation.split.tar_shard import TarShard
 from tests.split_footage import FPS, LOOSE, cut_everything, decoded, encode, find_cuts, shots, write_videos
@@ -211,6 +213,20 @@ def good_clips(base: Path, rows: list) -> dict[str, list[tuple[int, int]]]:
         assert len(decoded(clip)) == row["frames"]
         spans.setdefault(name, []).append((row["first_frame"], row["last_frame"]))
     return spans
+
+
+@pytest.mark.parametrize("name", ["progressive.mp4", "fields.ts"])
+def test_a_video_is_decoded_once_for_all_levels_and_the_check(tmp_path, monkeypatch, name):
+    """Also where a frame comes in two packets, a field each, which are joined in a clip."""
+    path = tmp_path / name
+    path.write_bytes(field_coded(40) if name == "fields.ts" else encode(shots([20, 20])[0], g="6"))
+    scans = []
+    monkeypatch.setattr(split_module, "scan_video", lambda *args: scans.append(args) or scan_video(*args))
+    root, bytes_ = DataRoot.open(tmp_path / "data"), path.stat().st_size
+    blind = LOOSE.model_copy(update={"levels": (CutLevel(threshold=255.0),), "verify": "packets"})
+    unit = split_module._Unit("a" * 64, "", name, bytes_, FPS, 64, 64, None, None, root.location, blind)
+    (clip,) = split_module._split_file(path, unit, root)["clips"]
+    assert len(scans) == 1 and clip["frames"] == 40
 
 
 def test_damage_in_the_middle_costs_the_gop_it_lies_in(tmp_path):

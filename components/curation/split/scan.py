@@ -172,6 +172,8 @@ class _Reader:
         else:
             origin = len(scan.packets) - 1  # for damage; the packet that shows this frame is not known
         self.interlaced = self.interlaced or bool(frame.interlaced_frame)
+        if self.refresh and frame.interlaced_frame:
+            self.checksum_frames = True  # where its fields are coded one by one, packets are no frames
         self.size = self.size or (frame.width, frame.height)
         if (frame.width, frame.height) != self.size:
             self.damaged.add(origin)

@@ -213,8 +213,11 @@ def _require_readable(path: Path) -> None:
 def _split_file(path: Path, unit: _Unit, root: DataRoot) -> dict[str, Any]:
     settings = unit.settings
     scan = scan_video(path, _finder(settings), unit.fps, _CHECKSUMS[settings.verify])
-    if settings.verify == "packets" and SECOND_FIELD in scan.packets.shown:
-        scan = scan_video(path, _finder(settings), unit.fps)  # MP4 joins a frame's packets: told by its frames then
+    verify = settings.verify
+    if verify == "packets" and SECOND_FIELD in scan.packets.shown:
+        verify = "ends"  # a clip's file joins the packets of a frame: it is told by its frames
+        if not scan.checksums[0]:  # fields only later on: seldom
+            scan = scan_video(path, _finder(settings), unit.fps)
     cuts = merge_detections(scan.detections, scan.times_s, scan.gap_s)
     shots = shots_between(cuts, len(scan.pts))
     limits = (settings.min_s, settings.max_s)
@@ -233,7 +236,7 @@ def _split_file(path: Path, unit: _Unit, root: DataRoot) -> dict[str, Any]:
                 start_s, end_s = round(scan.times_s[span.first], 6), round(scan.end_s(span.last), 6)
                 frames = span.last - span.first + 1
                 fps = _mean_rate(frames, end_s - start_s, unit.fps)
-                if settings.verify != "off" and not is_the_source(clip, scan, span, settings.verify):
+                if verify != "off" and not is_the_source(clip, scan, span, verify):
                     _require_readable(clip)
                     dropped["not the source's frames"] += 1
                     lost["in clips that differ from the source"] += frames
