@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from odd_videos import behind_another
 from test_ingest import rotated
 
-from svdflow.common.errors import StorageError
+from svdflow.common.errors import BadInputError, StorageError
 from svdflow.common.video import decode, encode_mp4, probe
+from svdflow.curation.split import clip_writer
 from svdflow.curation.split.cascade import Cascade
 from svdflow.curation.split.clip_check import is_the_source, same_frames, same_packets
 from svdflow.curation.split.clipping import cut_clips, plan_spans
@@ -44,12 +45,13 @@ OPEN_GOP = {"g": "10", "bf": "3", "x264-params": "open-gop=1:scenecut=0:b-pyrami
         ("libsvtav1", "mp4", {"g": "8", "preset": "12"}),
         ("libsvtav1", "matroska", {"g": "8", "preset": "12"}),
         ("libvpx", "webm", {"g": "8"}),
+        ("wmv2", "asf", {"g": "8"}),
         ("mjpeg", "avi", {}),
         ("prores_ks", "mov", {}),
     ],
     ids=[
         *("closed", "b", "open", "mkv", "ts", "ts-open", "hevc-open", "mpeg4-b", "vp9-webm"),
-        *("avi-b", "mpeg2-b", "av1-mp4", "av1-mkv", "vp8-webm", "mjpeg-avi", "prores-mov"),
+        *("avi-b", "mpeg2-b", "av1-mp4", "av1-mkv", "vp8-webm", "wmv", "mjpeg-avi", "prores-mov"),
     ],
 )
 def test_clips_are_the_sources_own_frames_bit_for_bit(tmp_path, codec, container, options, end):
@@ -374,6 +376,15 @@ def test_a_shot_of_one_long_gop_has_no_clip_and_says_why():
     plan = plan_spans(made_stream([0], 500), times, [(0, 499)], "key_frame", 2.0, 20.0)
     assert not plan.spans and plan.lost_frames["in a GOP longer than a clip may be"] == 500
     assert {reason: n for reason, n in plan.dropped.items() if n} == {"GOP longer than a clip may be": 1}
+
+
+def test_a_codec_that_no_container_of_clips_holds_is_told(tmp_path, monkeypatch):
+    path = tmp_path / "v.mp4"
+    path.write_bytes(encode(shots([20])[0]))
+    monkeypatch.setattr(clip_writer, "_CONTAINERS", (("ivf", ".ivf"), ("webm", ".webm")))  # of VP8, VP9 and AV1
+    with pytest.raises(BadInputError, match=r"no container of clips can hold its stream \(h264: 'ivf' format"):
+        cut_everything(path)
+    assert [left.name for left in tmp_path.iterdir()] == ["v.mp4"]
 
 
 def test_a_disk_that_takes_no_more_says_nothing_of_the_video(tmp_path, monkeypatch):

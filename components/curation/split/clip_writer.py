@@ -13,8 +13,8 @@ from ...common.storage import is_storage_fault, storage_error
 from ...common.video import codec_name, open_video
 from .scan import SECOND_FIELD, Scan
 
-# in the order in which they are tried, with the suffix: MP4 knows no ProRes or DNxHD, and QuickTime no VP8
-_CONTAINERS = (("mp4", ".mp4"), ("mov", ".mov"), ("matroska", ".mkv"))
+# in the order in which they are tried, with the suffix: MP4 knows no ProRes, QuickTime no VP8, Matroska no WMV
+_CONTAINERS = (("mp4", ".mp4"), ("mov", ".mov"), ("matroska", ".mkv"), ("nut", ".nut"))
 
 
 @dataclass(frozen=True)

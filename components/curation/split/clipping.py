@@ -129,7 +129,7 @@ def cut_clips(
 ) -> Iterator[tuple[Span, Path]]:
     """The clips, one after the other, as files in ``directory``; one pass over the source, packet by packet.
 
-    They are MP4 files, or QuickTime or Matroska ones where MP4 cannot hold the codec: the suffix says which.
+    They are MP4 files, or others where MP4 cannot hold the codec (see ``clip_writer``): the suffix says which.
 
     Args:
         path: the source.

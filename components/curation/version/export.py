@@ -1,6 +1,6 @@
 """Repack the kept clips of a version: fresh WebDataset shards that hold nothing else, with manifests of their own.
 
-    <destination>/shards/train-000000.tar … held_out-000000.tar …  <clip>.mp4 (.mov, .mkv), <clip>.json of every clip
+    <destination>/shards/train-000000.tar … held_out-000000.tar …  <clip>.mp4 (.mov, .mkv, .nut), <clip>.json of each
     <destination>/manifests/{videos,clips,annotations,selection}.parquet      kept rows alone; URIs below destination
     <destination>/dataset.json · croissant.json · SHA256SUMS                   the latter for `sha256sum -c`
 
