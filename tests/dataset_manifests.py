@@ -26,7 +26,8 @@ def make_manifests(
     """
     rows: dict[str, list[dict]] = {kind: [] for kind in ("videos", "clips", "annotations", "selection")}
     for v in range(videos):
-        members = {f"{v:02d}{c}.mp4": movie(v, c) if movie else bytes([v, c]) * (500 + 100 * c) for c in range(2)}
+        suffix = ".mov" if v == 1 and not movie else ".mp4"  # of a codec that MP4 cannot hold
+        members = {f"{v:02d}{c}{suffix}": movie(v, c) if movie else bytes([v, c]) * (500 + 100 * c) for c in range(2)}
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as tar:
             for name, data in members.items():

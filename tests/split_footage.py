@@ -26,6 +26,9 @@ def shots(lengths: list[int], seed: int = 0, fade: int = 0) -> tuple[np.ndarray,
     return join_shots([make_scene([seed, n], length, 96, 128).frames for n, length in enumerate(lengths)], fade)
 
 
+PIXELS = {"prores_ks": "yuv422p10le", "mjpeg": "yuvj420p"}
+
+
 def encode(
     frames: np.ndarray,
     codec: str = "libx264",
@@ -38,7 +41,7 @@ def encode(
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as target:
         stream = target.add_stream(codec, rate=12, options={"threads": "1", **options})
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], PIXELS.get(codec, "yuv420p")
         if times:
             stream.codec_context.time_base = Fraction(1, 1200)
         voice = target.add_stream("aac", rate=16000, layout="mono") if sound else None

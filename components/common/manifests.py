@@ -306,6 +306,11 @@ def read_rows(kind: str, path: str | Path) -> list[dict[str, Any]]:
     return read_manifest(kind, path).to_pylist()
 
 
+def valid_text(text: str) -> str:
+    """A text as a manifest can hold it: JSON may name halves of a surrogate pair, which UTF-8 cannot."""
+    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+
+
 def read_blocks(kind: str, path: str | Path, columns: Sequence[str]) -> Iterator[pa.Table]:
     """Some columns of a manifest, BLOCK rows at a time, in the order of the file.
 

@@ -26,7 +26,7 @@ _OPEN_OPTIONS = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a container says of its first video stream; width and height as displayed (after rotation)."""
+    """What a container says of its video stream; width and height as displayed (after rotation)."""
 
     container: str
     codec: str
@@ -63,7 +63,7 @@ def open_video(source: Path | bytes) -> Any:
     if not container.streams.video:
         container.close()
         raise BadInputError(f"{label}: has no video stream")
-    stream = container.streams.video[0]
+    stream = video_stream(container)
     if stream.codec_context is None:
         container.close()
         raise BadInputError(f"{label}: has no video stream of a codec that can be decoded")
@@ -71,7 +71,18 @@ def open_video(source: Path | bytes) -> Any:
         container.close()
         raise BadInputError(f"{label}: claims more than {MAX_PIXELS} pixels a frame")
     stream.thread_type = "NONE"
+    stream.codec_context.thread_count = 1  # libraries of their own (dav1d) heed this alone
     return container
+
+
+def video_stream(container: Any) -> Any:
+    """The stream that a player shows, by FFmpeg's rule: no cover picture, and no preview before the film itself."""
+    return container.streams.best("video") or container.streams.video[0]
+
+
+def codec_name(stream: Any) -> str:
+    """What a stream is coded with (``av1``), whatever library decodes it."""
+    return str(stream.codec_context.codec.canonical_name)
 
 
 def probe(source: Path | bytes) -> VideoInfo:
@@ -82,7 +93,7 @@ def probe(source: Path | bytes) -> VideoInfo:
     """
     label = _label(source)
     with open_video(source) as container:
-        stream = container.streams.video[0]
+        stream = video_stream(container)
         try:
             first = next(container.decode(stream), None)
         except av.error.FFmpegError as error:
@@ -91,9 +102,9 @@ def probe(source: Path | bytes) -> VideoInfo:
             raise BadInputError(f"{label}: holds no frame")
         rotation = _rotation(first)
         width, height = (first.height, first.width) if rotation in (90, 270) else (first.width, first.height)
-        name, codec, rate = container.format.name, stream.codec_context.name, stream.average_rate or stream.guessed_rate
+        name, codec, rate = container.format.name, codec_name(stream), stream.average_rate or stream.guessed_rate
     with open_video(source) as container:
-        stream = container.streams.video[0]
+        stream = video_stream(container)
         times, last = [], Fraction(0)
         try:
             for packet in container.demux(stream):
@@ -117,7 +128,7 @@ def decode(source: Path | bytes) -> Iterator[VideoFrame]:
         BadInputError: opening fails, or decoding breaks off.
     """
     with open_video(source) as container:
-        stream = container.streams.video[0]
+        stream = video_stream(container)
         start: float | None = None
         try:
             for index, frame in enumerate(container.decode(stream)):

@@ -23,10 +23,10 @@ from pydantic import Field
 
 from ..common.config import Settings
 from ..common.errors import BadInputError
-from ..common.video import MAX_PIXELS, open_video
+from ..common.video import MAX_PIXELS, codec_name, open_video, video_stream
 from .letterbox import BarFinder
 
-VERSION = "3"
+VERSION = "4"
 _THUMBNAIL_PX = 128  # height
 _PLACES = 8  # where a video is looked at
 _FRAMES_A_PLACE = 12
@@ -112,15 +112,18 @@ class _Unusable(BadInputError):
 def _examine(path: Path, settings: ProbeSettings) -> dict[str, Any]:
     try:
         with open_video(path) as container:
-            stream = container.streams.video[0]
+            stream = video_stream(container)
             _check_size(stream.codec_context.width, stream.codec_context.height, settings)
             if stream.disposition & av.stream.Disposition.attached_pic:
                 raise _Unusable("no video stream: only a cover picture")
-            name, codec, promised = container.format.name, stream.codec_context.name, stream.frames
+            name, codec, promised = container.format.name, codec_name(stream), stream.frames
             rate, tick_s = float(stream.average_rate or stream.guessed_rate or 0), stream.time_base
             times = _Times(tick_s, rate)
             audio = bool(container.streams.audio)
             start, header_s = stream.start_time or 0, (container.duration or 0) / av.time_base
+            stream_s = float((stream.duration or 0) * tick_s)
+            if name.startswith("matroska"):  # its length counts from zero, wherever the pictures begin
+                header_s -= max(0.0, float(start * tick_s))
             for packet in _packets(container, stream, times.faults):
                 times.add(packet)
         times.finish()
@@ -130,7 +133,7 @@ def _examine(path: Path, settings: ProbeSettings) -> dict[str, Any]:
         reach_s = float((times.highest - times.lowest) * tick_s)
         places = [0.0, *np.linspace(0, reach_s, _PLACES, endpoint=False)[1:]]
         with open_video(path) as container:
-            _look(container, container.streams.video[0], places, start, looked, settings)
+            _look(container, video_stream(container), places, start, looked, settings)
         if not looked.frames:
             raise _Unusable(f"damaged: no frame of it decodes ({looked.why})")
         if times.count < 2:
@@ -139,7 +142,8 @@ def _examine(path: Path, settings: ProbeSettings) -> dict[str, Any]:
         if not _FRAME_RATES[0] <= fps <= _FRAME_RATES[1]:
             raise _Unusable(f"damaged: {fps:.4g} frames a second are no video's rate")
         faults = times.faults + looked.faults
-        if name.startswith("mov") and promised > times.packets:
+        # an edit list may hide whole GOPs, of which no packet comes: then the stream lasts no longer either
+        if name.startswith("mov") and promised > times.packets and stream_s > times.span_s + 2 / fps:
             faults.append(f"breaks off: {times.packets} of {promised} frames are there")
         elif header_s > (1.5 if audio else 1.1) * duration_s + 0.5:  # sound may go on for longer
             faults.append(f"breaks off: {duration_s:.3g} of {header_s:.3g} s are there")

@@ -214,8 +214,14 @@ def _validator(headers: Message) -> str | None:
 
 
 def _retry_after(headers: Message) -> float:
+    """What a server asks for in s, by a number or by a date, which is held against its own clock."""
     asked = headers.get("Retry-After", "").strip()
-    return min(float(asked), _LONGEST_WAIT_S) if asked.isdecimal() else 0.0
+    try:
+        dates = () if asked.isdecimal() else (parsedate_to_datetime(asked), parsedate_to_datetime(headers["Date"]))
+        seconds = (dates[0] - dates[1]).total_seconds() if dates else float(asked)
+    except (TypeError, ValueError):
+        return 0.0
+    return min(max(seconds, 0.0), _LONGEST_WAIT_S)
 
 
 def _why(error: Exception) -> str:

@@ -12,7 +12,7 @@ import os
 import posixpath
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from urllib.parse import unquote, urlsplit
 
 from ..common.errors import BadInputError
@@ -21,6 +21,7 @@ from .uris import scheme_of, split_s3, text_without_secrets, without_secrets
 
 _OWN_COLUMNS = ("uri", "name", "licence", "license", "description")
 _BATCH = 4096
+_LONGEST_HEADER = 1 << 16
 
 
 class _Refused(Exception):
@@ -54,7 +55,7 @@ def _source(row: dict[str, Any], number: int, location: str, settings: ListSetti
     except _Refused as refused:
         fault = str(refused)
     kept = settings.kept_query
-    others = {name: _plain(value, kept) for name, value in row.items() if name not in _OWN_COLUMNS}
+    others = {name: _plain(value, kept) for name, value in row.items() if name and name not in _OWN_COLUMNS}
     return Source(
         name=text_without_secrets(_text(row.get("name")), kept) or recorded or f"row {number}",
         uri=recorded,
@@ -121,7 +122,7 @@ def _resolve_local(uri: str, location: str, settings: ListSettings) -> tuple[str
 def _csv_rows(path: Path, location: str) -> Iterator[dict[str, Any]]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, strict=True)
+            reader = csv.DictReader(stream, strict=True, delimiter=_delimiter(stream))
             reader.fieldnames = _columns([name or "" for name in reader.fieldnames or []], location)
             for row in reader:
                 if None in row:
@@ -131,6 +132,14 @@ def _csv_rows(path: Path, location: str) -> Iterator[dict[str, Any]]:
                 yield row
     except (csv.Error, UnicodeDecodeError, OSError) as error:
         raise BadInputError(f"{location}: cannot be read as CSV in UTF-8: {error}") from None
+
+
+def _delimiter(stream: TextIO) -> str:
+    """What parts the fields: the comma, else what spreadsheets write where the comma is the decimal point."""
+    header = stream.readline(_LONGEST_HEADER)
+    stream.seek(0)
+    named = (d for d in ",;\t" if any(name.strip().strip('"').lower() == "uri" for name in header.split(d)))
+    return next(named, ",")
 
 
 def _parquet_rows(path: Path, location: str) -> Iterator[dict[str, Any]]:
@@ -143,7 +152,7 @@ def _parquet_rows(path: Path, location: str) -> Iterator[dict[str, Any]]:
             for batch in file.iter_batches(batch_size=_BATCH):
                 for row in batch.to_pylist():
                     yield dict(zip(names, row.values(), strict=True))
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise BadInputError(f"{location}: cannot be read as Parquet: {str(error).splitlines()[0]}") from None
 
 
@@ -152,12 +161,14 @@ def _columns(names: list[str], location: str) -> list[str]:
     names = [name.strip().lower() if name.strip().lower() in _OWN_COLUMNS else name.strip() for name in names]
     if "uri" not in names:
         raise BadInputError(f"{location}: has no column uri, only {', '.join(names) or 'none at all'}; add it")
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if twice := sorted({name for name in names if name and names.count(name) > 1}):
         raise BadInputError(f"{location}: has the column {twice[0]!r} twice; rename one")
     return names
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, bytes):  # texts of a file whose writer did not mark them as such
+        value = value.decode("utf-8", "replace")
     return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value).strip()
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ..common.config import Settings
 from ..common.errors import BadInputError
+from ..common.manifests import valid_text
 from .uris import scheme_of, split_s3
 
 LIST_SUFFIXES = (".csv", ".parquet")
@@ -134,7 +135,7 @@ def _about(stem: str, read: Callable[[str], bytes | None]) -> dict[str, Any]:
                 raise ValueError("no JSON object")
             for name in ("description", "licence", "source"):
                 if isinstance(loaded.get(name), str):
-                    about[name] = loaded[name].strip() or None
+                    about[name] = valid_text(loaded[name]).strip() or None
         except (OSError, ValueError, RecursionError) as error:
             why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             about["sidecar_fault"] = f"{stem}{suffix}: {(why or type(error).__name__).splitlines()[0]}"

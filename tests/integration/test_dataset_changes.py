@@ -132,8 +132,10 @@ def _exported(place: Path) -> dict[str, bytes]:
     for shard in sorted((place / "shards").iterdir()):
         with tarfile.open(shard) as tar:
             names = tar.getnames()
-            assert [Path(name).suffix for name in names] == [".mp4", ".json"] * (len(names) // 2)
+            assert [Path(name).stem for name in names[::2]] == [Path(name).stem for name in names[1::2]]
+            assert {Path(name).suffix for name in names[1::2]} == {".json"}
             for name in names[::2]:
+                assert Path(name).suffix == (".mov" if "clip01" in name else ".mp4"), "as in the version's own shard"
                 member = tar.extractfile(name)
                 assert member is not None
                 found[Path(name).stem] = member.read()
@@ -157,6 +159,7 @@ def test_an_export_holds_the_kept_clips_and_nothing_else(bench, tmp_path):
     root = DataRoot.open(place)
     for row in read_rows("clips", place / "manifests/clips.parquet"):  # usable as a data root as it is
         assert root.read_range(row["shard_uri"], row["offset"], row["bytes"]) == _exported(place)[row["clip_id"]]
+        assert row["member"] == row["clip_id"] + (".mov" if row["video_id"] == "video1" else ".mp4")
     assert {row["video_id"] for row in read_rows("videos", place / "manifests/videos.parquet")} == {"video0", "video1"}
     assert all(row["keep"] for row in read_rows("selection", place / "manifests/selection.parquet"))
     for written in (place / "manifests").iterdir():  # in canonical form

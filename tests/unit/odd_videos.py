@@ -69,6 +69,24 @@ def video(
     return data
 
 
+def behind_another(codec: str, frames: int, container: str = "matroska", main: bool = False) -> bytes:
+    """A film of 24 frames whose container has another stream of small pictures first: a cover, or a preview."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container) as out:
+        streams: list[Any] = [out.add_stream(codec, rate=2), out.add_stream("libx264", rate=24, options={"g": "12"})]
+        for stream, (width, height) in zip(streams, [(32, 32), (96, 64)], strict=True):
+            stream.width, stream.height = width, height
+            stream.pix_fmt = "yuvj420p" if stream.codec_context.name == "mjpeg" else "yuv420p"
+        if main:
+            streams[1].disposition = av.stream.Disposition.default
+        for stream, count in zip(streams, [frames, 24], strict=True):
+            for index in range(count):
+                picture = texture(index, stream.height, stream.width)
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            out.mux(stream.encode())
+    return buffer.getvalue()
+
+
 def sound_only() -> bytes:
     """An MP4 with a sound track alone."""
     buffer = io.BytesIO()

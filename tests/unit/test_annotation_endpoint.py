@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from svdflow.common.config import load_settings
-from svdflow.common.errors import ServiceError
+from svdflow.common.errors import ConfigError, ServiceError
 from svdflow.common.video import VideoFrame
 from svdflow.curation.annotate import endpoint as module
 from svdflow.curation.annotate import prompts
@@ -145,6 +145,7 @@ def test_a_busy_server_is_left_alone_for_as_long_as_it_asks_within_reason(endpoi
         b"[" * 100_000,
         chat("x" * (2 << 20)),
         chat("  "),
+        chat("word " * 2000),
         chat(["words"]),
         chat(None),
     ],
@@ -213,3 +214,24 @@ def test_a_new_prompt_or_model_is_another_identity_and_another_address_is_not(en
     assert identity(endpoint_model="other") != before != identity(video_caption_frames=4)
     monkeypatch.setitem(prompts.PROMPTS, "caption_video", prompts.Prompt("2", "What happens?"))
     assert identity() != before
+
+
+def test_a_caption_is_text_that_a_manifest_can_hold(endpoint, waits) -> None:
+    """A model may stop in the middle of a character: JSON can hold half a surrogate pair, UTF-8 cannot."""
+    _Server.script = [(200, b'{"choices": [{"message": {"content": "a smile \\ud83d"}}]}')]
+    (found,) = annotator_of("caption_video", endpoint).measure([clip()])
+    assert isinstance(found, dict) and found["caption_video"].startswith("a smile ")
+    assert found["caption_video"].encode("utf-8")
+
+
+def test_a_key_out_of_a_file_may_end_with_a_line_end(endpoint, waits, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SVDFLOW_CAPTION_KEY", "sesame\n")
+    assert ask(endpoint, "say", []) == "a dog runs" and not waits
+    assert _Server.asked[0][0]["Authorization"] == "Bearer sesame"
+
+
+@pytest.mark.parametrize("url", ["http://me:sesame@host/v1", "https://host/v1?api-key=sesame"])
+def test_an_address_with_a_secret_in_it_is_refused_without_telling_it(endpoint, url) -> None:
+    with pytest.raises(ConfigError, match="SVDFLOW_CAPTION_KEY") as caught:
+        load(endpoint.model_copy(update={"endpoint_url": url}))
+    assert "sesame" not in str(caught.value)

@@ -28,6 +28,15 @@ def test_hard_cuts_are_found_at_their_very_frame(tmp_path, lengths):
         assert all(find.score >= find.threshold for find in cut.evidence)
 
 
+@pytest.mark.parametrize(("length", "seed"), [(1, 8), (1, 50), (2, 43), (2, 50)])
+def test_a_shot_of_one_or_two_frames_hides_neither_of_its_cuts(tmp_path, length, seed):
+    """A flash, or what a bad cut left over: the greater change lies in the window that the lesser is held against."""
+    frames, truth = shots([24, length, 24], seed=seed)
+    (tmp_path / "v.mp4").write_bytes(encode(frames, g="12", crf="18"))
+    found, cuts = find_cuts(tmp_path / "v.mp4")
+    assert not any(a < cut <= b for cut in truth for a, b in shots_between(cuts, len(found.pts)))
+
+
 def dissolve(length: int, still: int = 24, pair: tuple[int, int] = (1, 5)) -> np.ndarray:
     """One flat picture that turns into another over ``length`` frames: no two neighbours differ much."""
     mix = np.concatenate([np.zeros(still), np.linspace(0, 1, length), np.ones(still)])

@@ -31,8 +31,9 @@ COMPONENTS = Path(__file__).resolve().parents[2] / "components"
 
 IN_PODS = {  # of a fan-out, where SVDFLOW_FANOUT is set; tests/integration/test_fanout_steps.py runs these steps
     "common/decoding.py", "common/sample_tensors.py", "common/video.py", "curation/annotate/look.py",
-    "curation/split/clip_check.py", "curation/split/clipping.py", "curation/split/scan.py", "curation/split/split.py",
-    "evaluation/held_out.py", "ingest/examine.py", "training/encode/sources.py",
+    "curation/split/clip_check.py", "curation/split/clip_writer.py", "curation/split/clipping.py",
+    "curation/split/scan.py", "curation/split/split.py", "evaluation/held_out.py", "ingest/examine.py",
+    "training/encode/sources.py",
 }  # fmt: skip
 BY_HAND = {"diffusion/train_autoencoder.py", "export/generate.py", "training/train/calibrate.py"}  # no step calls these
 OWN_PICTURES = {"common/orbit_views.py"}  # of evaluate's own videos and generated objects; of others' objects in pods

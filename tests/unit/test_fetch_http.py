@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from email.utils import formatdate
 from pathlib import Path
 
 import numpy as np
@@ -105,11 +106,12 @@ def test_a_busy_server_is_tried_again_after_growing_pauses(server, part):
     assert time.monotonic() - started >= 0.8 * 0.02 * (1 + 2 + 4 + 8)
 
 
-def test_retry_after_is_heeded(server, part):
+@pytest.mark.parametrize("kind", ["seconds", "date"])
+def test_retry_after_is_heeded(server, part, kind):
     def busy(request):
         server.file("/a.mp4", DATA)
-        request.send_response(503)
-        request.send_header("Retry-After", "1")
+        request.send_response(429)
+        request.send_header("Retry-After", "1" if kind == "seconds" else formatdate(time.time() + 2, usegmt=True))
         request.send_header("Content-Length", "0")
         request.end_headers()
 
@@ -367,6 +369,7 @@ def test_an_answer_that_is_no_http_is_given_up(part):
 
 FETCH = """
 import sys
+from email.utils import formatdate
 from pathlib import Path
 from svdflow.ingest.fetch import FetchSettings, connect_patiently, download
 from svdflow.ingest.fetch_http import connect_http

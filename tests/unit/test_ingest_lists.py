@@ -304,3 +304,32 @@ def test_names_that_repeat_are_numbered_in_no_time_and_as_ever():
     names = {s.name for s in with_unique_names([Source("a", "a", "a")] * 30_000)}
     assert len(names) == 30_000 and f"a ({30_000})" in names
     assert time.process_time() - started < 5  # by trying every number for each it would be minutes
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_a_spreadsheets_other_delimiters_and_empty_columns_are_understood(tmp_path, delimiter):
+    rows = [["URI", "Licence", "note", "", ""], ["a.mp4", "MIT", "4,5", "", ""]]
+    (tmp_path / "a.csv").write_text("\ufeff" + "\n".join(delimiter.join(row) for row in rows), encoding="utf-8")
+    (only,) = find_sources(str(tmp_path / "a.csv"), OPEN)
+    assert (only.uri, only.licence, json.loads(only.metadata)) == ("a.mp4", "MIT", {"note": "4,5"})
+
+
+def test_texts_that_a_parquet_writer_did_not_mark_as_such_are_read(tmp_path):
+    pq.write_table(pa.table({"uri": [b"a.mp4"], "licence": [b"CC0-1.0"]}), tmp_path / "a.parquet")
+    (only,) = find_sources(str(tmp_path / "a.parquet"), OPEN)
+    assert (only.uri, only.licence) == ("a.mp4", "CC0-1.0")
+
+
+def test_a_time_beyond_the_calendar_is_one_clear_line(tmp_path):
+    table = pa.table({"uri": ["a.mp4"], "when": pa.array([10**15], pa.timestamp("s"))})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(BadInputError, match="cannot be read as Parquet"):
+        find_sources(str(tmp_path / "a.parquet"), OPEN)
+
+
+def test_half_a_surrogate_pair_in_a_sidecar_does_not_cost_the_run(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    (tmp_path / "a.json").write_text('{"description": "a smile \\ud83d", "licence": "MIT"}')
+    (only,) = find_sources(str(tmp_path), OPEN)
+    assert only.licence == "MIT" and only.description.startswith("a smile ")
+    assert only.description.encode()  # so that a manifest can hold it

@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pytest
 from odd_videos import (
+    behind_another,
     damaged,
     framed,
     sound_only,
@@ -21,6 +22,7 @@ from odd_videos import (
     y4m,
 )
 
+from svdflow.common.video import decode
 from svdflow.ingest.examine import ProbeSettings, examine
 from svdflow.ingest.letterbox import BarFinder
 
@@ -65,6 +67,41 @@ def test_codecs_and_containers_are_told_with_equal_times(tmp_path, codec, contai
     assert info["codec"] == told and container in info["container"]
     assert info["frames"] == 36 and info["fps"] == pytest.approx(24) and not info["variable_fps"]
     assert info["duration_s"] == pytest.approx(1.5, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("codec", "frames", "container", "main"),
+    [("mjpeg", 1, "matroska", False), ("libx264", 3, "mp4", True), ("libx264", 3, "matroska", True)],
+    ids=["cover", "preview-mp4", "preview-mkv"],
+)
+def test_of_several_streams_the_film_is_taken_and_no_cover_or_preview(tmp_path, codec, frames, container, main):
+    info = facts(tmp_path, behind_another(codec, frames, container, main))
+    assert (info["width"], info["height"], info["frames"], info["fps"]) == (96, 64, 24, 24.0)
+    assert [frame.rgb.shape for frame in decode(tmp_path / "file.mp4")] == [(64, 96, 3)] * 24
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts this process's threads through /proc")
+@pytest.mark.parametrize(("codec", "options"), [("libsvtav1", {"preset": "12"}), ("libx264", {})])
+def test_a_video_is_decoded_in_this_thread_alone(tmp_path, codec, options):
+    """Workers are as many as cores; dav1d would start as many threads in each of them."""
+    (tmp_path / "v.mp4").write_bytes(video(24, codec=codec, options=options))
+
+    def threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    before = threads()
+    frames = decode(tmp_path / "v.mp4")
+    next(frames)
+    assert threads() <= before
+    assert len(list(frames)) == 23
+
+
+def test_frames_that_an_edit_list_hides_and_a_late_beginning_are_no_break(tmp_path):
+    """Trimmed by a whole GOP at its beginning, of which no packet comes; and pictures from the tenth second on."""
+    trimmed = facts(tmp_path, video(60, times_ms=[round((n - 30) * 1000 / 24) for n in range(60)]))
+    assert trimmed["frames"] == 30 and trimmed["duration_s"] == pytest.approx(30 / 24, abs=2e-3)
+    late = facts(tmp_path, video(48, container="matroska", times_ms=[10_000 + round(n * 1000 / 24) for n in range(48)]))
+    assert late["frames"] == 48 and late["duration_s"] == pytest.approx(2.0, abs=5e-2)
 
 
 @pytest.mark.parametrize(

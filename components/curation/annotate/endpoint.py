@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...common.errors import ConfigError, ServiceError, SvdflowError
+from ...common.manifests import valid_text
 from ...common.report import jpeg_data_uri
 from .annotator import ClipView, ModelAnnotator, register
 from .captioners import caption_columns
@@ -25,6 +26,7 @@ from .settings import AnnotateSettings
 
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
 _LARGEST_ANSWER = 1 << 20
+_LONGEST_CAPTION = 8192  # characters: of a server that heeds no max_tokens
 _LONGEST_WAIT_S = 30.0
 _PICTURE_PX = 512
 
@@ -59,7 +61,7 @@ def ask(settings: AnnotateSettings, prompt: str, pictures: list[str]) -> str:
         "temperature": 0,
     }
     headers = {"Content-Type": "application/json"}
-    if key := os.environ.get(settings.endpoint_key_variable):
+    if key := os.environ.get(settings.endpoint_key_variable, "").strip():  # a file's last line end is no part of it
         headers["Authorization"] = f"Bearer {key}"
     url = settings.endpoint_url.rstrip("/") + "/chat/completions"
     opener = urllib.request.build_opener(_NoRedirect)
@@ -72,9 +74,10 @@ def ask(settings: AnnotateSettings, prompt: str, pictures: list[str]) -> str:
         try:
             with opener.open(request, timeout=settings.endpoint_timeout_s) as answer:
                 words = json.loads(answer.read(_LARGEST_ANSWER))["choices"][0]["message"]["content"]
-            if isinstance(words, str) and words.strip():
-                return words
-            reason = "its answer is empty"
+            if isinstance(words, str) and words.strip() and len(words) <= _LONGEST_CAPTION:
+                return valid_text(words)
+            told = isinstance(words, str) and words.strip()
+            reason = f"its answer has more than {_LONGEST_CAPTION} characters" if told else "its answer is empty"
         except urllib.error.HTTPError as error:
             reason = f"it answers {error.code} {error.reason}"
             asked_wait_s = _seconds(error.headers.get("Retry-After"))
@@ -113,6 +116,11 @@ class _Endpoint(ModelAnnotator):
         if not settings.endpoint_url.startswith(("http://", "https://")) or not settings.endpoint_model:
             raise ConfigError(
                 f"annotate.{self.axis}=endpoint needs annotate.endpoint_url (as http://host:8000/v1) and endpoint_model"
+            )
+        if set("@?#") & set(settings.endpoint_url):  # settings are written to reports: a secret has no place there
+            raise ConfigError(
+                "annotate.endpoint_url: may hold no user, password or query; the key goes into the environment, as "
+                f"{settings.endpoint_key_variable} (annotate.endpoint_key_variable)"
             )
 
     def config(self) -> dict[str, Any]:

@@ -58,6 +58,8 @@ class _Level:
         self.number = 0  # of the next look
         self.frame_of: dict[int, int] = {}  # look to frame, the last few
         self.picture: Any = None
+        self.scores: dict[int, float] = {}  # of the last looks, where a cut may hide one beside it
+        self.cuts: set[int] = set()  # looks that are cuts
         self.run: list[Detection] = []  # looks with a weak score or a strong one, one after the other
         self.run_start: Any = None  # the picture before them
         self.run_end: Any = None
@@ -74,6 +76,8 @@ class _Level:
 
     def finish(self) -> list[Detection]:
         rest = self._feed(self.frame_of[self.number - 1], self.padding) if self.number else []
+        for look in range(self.number - 2 * self.padding, self.number - self.padding):
+            rest += self._beside_a_cut(look)
         return rest + self._end_run()
 
     def _feed(self, index: int, times: int) -> list[Detection]:
@@ -88,8 +92,31 @@ class _Level:
             before = self.frame_of.get(at - 1, -1)
             if 0 <= before < self.frame_of[at]:
                 finds += self._judge(before + 1, self.frame_of[at], bool(cuts))
+            if self.padding:
+                self.scores[self.number] = self.detector.newest
+                self.scores.pop(self.number - 3 * self.padding - 1, None)
+                self.cuts |= {cut.frame_num for cut in cuts}
+                finds += self._beside_a_cut(self.number - 2 * self.padding)
             self.number += 1
         return finds
+
+    def _beside_a_cut(self, look: int) -> list[Detection]:
+        """A cut that AdaptiveDetector does not see, for a greater one lies within its window.
+
+        Shots of one or two frames are flashes, and what is left over at the end of a badly cut shot. A change is then
+        held against its other neighbours, by the detector's own threshold.
+        """
+        window = range(look - self.padding, look + self.padding + 1)
+        score = self.scores.get(look, 0.0)
+        if look in self.cuts or not self.cuts.intersection(window) or score < _ADAPTIVE_MIN_CONTENT:
+            return []
+        others = [self.scores[n] for n in window if n != look and n in self.scores and n not in self.cuts]
+        ratio = _times_the_mean(score, others)
+        if ratio < self.level.threshold or self.frame_of.get(look - 1, -1) in (-1, self.frame_of[look]):
+            return []
+        self.cuts.add(look)
+        first, last = self.frame_of[look - 1] + 1, self.frame_of[look]
+        return [Detection("adaptive", first, last, round(ratio, 4), self.level.threshold, self.level.fps)]
 
     def _judge(self, first: int, last: int, strong: bool) -> list[Detection]:
         """What a look finds: PySceneDetect's own verdict or, at a level with weak scores, the run that it ends."""
@@ -123,6 +150,12 @@ class _Level:
         return run if across.process_frame(FrameTimecode(1, _RATE), self.run_end) else []
 
 
+def _times_the_mean(score: float, others: Sequence[float]) -> float:
+    """AdaptiveDetector's score: how many times the mean of its neighbours a change is."""
+    around = sum(others) / len(others) if others else 0.0
+    return min(score / around, 255.0) if around >= 1e-5 else 255.0
+
+
 def _detector(level: CutLevel) -> Any:
     """A PySceneDetect detector that also tells the score of its last find as ``score``."""
     from scenedetect.detectors import AdaptiveDetector, ContentDetector, HashDetector, HistogramDetector
@@ -136,8 +169,11 @@ def _detector(level: CutLevel) -> Any:
         @property
         def score(self) -> float:
             scores = [score for _, score in self._buffer]
-            around = (sum(scores) - scores[self.window_width]) / (len(scores) - 1)
-            return min(scores[self.window_width] / around, 255.0) if around >= 1e-5 else 255.0
+            return _times_the_mean(scores.pop(self.window_width), scores)
+
+        @property
+        def newest(self) -> float:
+            return self._buffer[-1][1] if self._buffer else 0.0
 
     class Histogram(HistogramDetector):
         @property

@@ -20,7 +20,7 @@ def is_the_source(clip: Path, scan: Scan, span: Span, how: str) -> bool:
     """Check a clip against its source.
 
     Args:
-        clip: the MP4.
+        clip: its file.
         scan: of the source, with the checksums that ``how`` needs.
         span: what the clip holds.
         how: "packets": by its packets, where these tell (see ``refresh``), else as "ends"; "ends": its first and its
@@ -51,7 +51,7 @@ def same_frames(clip: Path, scan: Scan, span: Span, every_frame: bool) -> bool:
     """Whether a clip decodes to the source's frames, bit for bit.
 
     Args:
-        clip: the MP4.
+        clip: its file.
         scan: of the source, with the frames' checksums.
         span: what the clip holds.
         every_frame: decode all of it; else its first and its last GOP.

@@ -1,4 +1,4 @@
-"""Clips by stream copy: which packets make a clip that decodes by itself, and the MP4 that holds them.
+"""Clips by stream copy: which packets make a clip that decodes by itself, and the pass that copies them.
 
 Nothing is encoded again: every frame of a clip is bit-identical with the source's. A clip begins at a key frame,
 without the frames that are shown before it and lie behind it in the stream (open GOP: they need the GOP before). It
@@ -17,29 +17,9 @@ from typing import Any
 
 import av
 
-from ...common.errors import BadInputError
-from ...common.storage import is_storage_fault, storage_error
-from ...common.video import open_video
+from ...common.video import open_video, video_stream
+from .clip_writer import ClipWriter, Sound, Span
 from .scan import SECOND_FIELD, Packets, Scan
-
-
-@dataclass(frozen=True)
-class Span:
-    """A clip to be cut.
-
-    Attributes:
-        first: its first frame, display index in the source; a key frame.
-        last: its last frame, inclusive.
-        begin: index of its first packet in stream order.
-        end: index after its last packet.
-        shot: which shot it is of.
-    """
-
-    first: int
-    last: int
-    begin: int
-    end: int
-    shot: int
 
 
 @dataclass(frozen=True)
@@ -147,7 +127,9 @@ def _whole_until(packets: Packets, begin: int, first: int, wanted: int) -> tuple
 def cut_clips(
     path: Path, scan: Scan, spans: Sequence[Span], directory: Path, audio: bool = False
 ) -> Iterator[tuple[Span, Path]]:
-    """The clips, one after the other, as MP4 files in ``directory``; one pass over the source, packet by packet.
+    """The clips, one after the other, as files in ``directory``; one pass over the source, packet by packet.
+
+    They are MP4 files, or others where MP4 cannot hold the codec (see ``clip_writer``): the suffix says which.
 
     Args:
         path: the source.
@@ -157,16 +139,16 @@ def cut_clips(
         audio: keep the first audio stream, as far as a clip's pictures last.
 
     Raises:
-        BadInputError: MP4 cannot hold the codec.
+        BadInputError: none of the containers can hold the codec.
         StorageError: the clips cannot be written: that says nothing of the video.
     """
     waiting = sorted(spans, key=lambda span: span.begin, reverse=True)
-    with open_video(path) as source, _Sound(path if audio else None) as sound:
-        stream = source.streams.video[0]
-        writer: _Mp4Writer | None = None
+    with open_video(path) as source, Sound(path if audio else None) as sound:
+        stream = video_stream(source)
+        writer: ClipWriter | None = None
         for number, packet in enumerate(video_packets(source)):
             if writer is None and waiting and number >= waiting[-1].begin:
-                writer = _Mp4Writer(path, stream, scan, waiting.pop(), directory / "clip.mp4", sound)
+                writer = ClipWriter(path, stream, scan, waiting.pop(), directory, sound)
             if writer is not None:
                 writer.take(number, packet)
                 if number + 1 >= writer.span.end:
@@ -179,135 +161,10 @@ def cut_clips(
             raise RuntimeError(f"reading breaks off before frame {left.last}, which had been read")
 
 
-class _Mp4Writer:
-    """An MP4 of packets in stream order, with times from zero. Decoding times are made anew from the order alone."""
-
-    def __init__(self, source: Path, stream: Any, scan: Scan, span: Span, path: Path, sound: _Sound) -> None:
-        self.source, self.span, self.path, self.scan = source, span, path, scan
-        shown = (scan.packets.shown[n] for n in range(span.begin, span.end))
-        order = [scan.pts[n] for n in shown if n >= span.first]
-        self.early = sorted(order)
-        self.start = self.early[0]
-        self.delay = max(early - pts for early, pts in zip(self.early, order, strict=True))
-        self.written = 0
-        self.waiting: Any = None  # the packet to be written next: its second field may follow
-        self.codec = stream.codec_context.name
-        try:
-            self.target = av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"})
-            self.copy = self.target.add_stream_from_template(stream)
-            self.copy.time_base = stream.time_base
-            self.seconds = float(stream.time_base)
-            length_s = scan.end_s(span.last) - scan.times_s[span.first]
-            self.sound = sound.of_clip(self.target, self.start * self.seconds, length_s)
-        except (av.error.FFmpegError, ValueError) as error:
-            raise self._refused(error) from error
-
-    def take(self, number: int, packet: Any) -> None:
-        shown = self.scan.packets.shown[number]
-        if shown == SECOND_FIELD:  # one sample of an MP4 holds both
-            self.waiting = _joined(self.waiting, packet) if self.waiting else None
-            return
-        self._flush()
-        if shown < self.span.first:  # a leading frame of an open GOP
-            return
-        packet.pts = self.scan.pts[shown] - self.start
-        packet.dts = self.early[self.written] - self.start - self.delay
-        self.written += 1
-        self.waiting = packet
-
-    def _flush(self) -> None:
-        packet, self.waiting = self.waiting, None
-        if packet is None:
-            return
-        packet.stream = self.copy
-        try:
-            self._write_sound(packet.dts * self.seconds)
-            self.target.mux(packet)
-        except (av.error.FFmpegError, ValueError) as error:
-            raise self._refused(error) from error
-
-    def close(self) -> Path:
-        self._flush()
-        try:
-            self._write_sound(float("inf"))
-            self.target.close()
-        except (av.error.FFmpegError, ValueError) as error:
-            raise self._refused(error) from error
-        return self.path
-
-    def _write_sound(self, until_s: float) -> None:
-        while self.sound and float(self.sound[0].pts * self.sound[0].time_base) <= until_s:
-            self.target.mux(self.sound.pop(0))
-
-    def _refused(self, error: BaseException) -> BaseException:
-        """What to raise: a verdict on the stream, unless the machine is at fault."""
-        if is_storage_fault(error):
-            return storage_error(self.path, OSError(getattr(error, "errno", 0), getattr(error, "strerror", "")))
-        if isinstance(error, (OSError, MemoryError)):
-            return error
-        return BadInputError(f"{self.source}: MP4 cannot hold its stream ({self.codec}: {str(error).splitlines()[0]})")
-
-
-def _joined(first: Any, second: Any) -> Any:
-    """The packet of a frame out of those of its two fields."""
-    packet = av.Packet(bytes(first) + bytes(second))
-    packet.pts, packet.dts, packet.time_base = first.pts, first.dts, first.time_base
-    packet.duration, packet.is_keyframe = first.duration + second.duration, first.is_keyframe
-    return packet
-
-
-class _Sound:
-    """The first audio stream of a source, read alongside the pictures: a second reader that keeps pace with the clips.
-
-    None to have no sound. A source without an audio stream has none either.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self.container = open_video(path) if path is not None else None
-        streams = self.container.streams.audio if self.container else []
-        self.stream = streams[0] if streams else None
-        self.packets = iter(self.container.demux(self.stream)) if self.container and self.stream else iter(())
-        self.held: Any = None
-
-    def __enter__(self) -> _Sound:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.container:
-            self.container.close()
-
-    def of_clip(self, target: Any, start_s: float, length_s: float) -> list[Any]:
-        """The packets that begin within a clip, their times moved to the clip's, ready to be written."""
-        if self.stream is None:
-            return []
-        copy = target.add_stream_from_template(self.stream)
-        start = round(start_s / self.stream.time_base)
-        kept = []
-        while (packet := self._next()) is not None:
-            at_s = float(packet.pts * packet.time_base) - start_s
-            if at_s >= length_s:
-                self.held = packet
-                break
-            if at_s >= 0:
-                packet.pts = packet.dts = packet.pts - start
-                packet.stream = copy
-                kept.append(packet)
-        return kept
-
-    def _next(self) -> Any:
-        packet, self.held = self.held, None
-        try:
-            while packet is None or not packet.size or packet.pts is None:
-                packet = next(self.packets)
-        except (StopIteration, av.error.FFmpegError):
-            return None
-        return packet
-
-
 def video_packets(container: Any) -> Iterator[Any]:
     """The packets of the video stream in stream order; of a container that breaks off, those before the break."""
     try:
-        for packet in container.demux(container.streams.video[0]):
+        for packet in container.demux(video_stream(container)):
             if packet.size:
                 yield packet
     except av.error.FFmpegError:

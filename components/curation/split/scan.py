@@ -16,7 +16,7 @@ import av
 import numpy as np
 
 from ...common.errors import BadInputError
-from ...common.video import open_video
+from ...common.video import open_video, video_stream
 from .cuts import CutFinder, Detection
 from .refresh import RefreshPoints
 
@@ -94,11 +94,12 @@ def scan_video(path: Path, finder: CutFinder, fps: float, checksums: Checksums =
     """
     scan = Scan(gap_s=finder.gap_s)
     with open_video(path) as container:
-        stream = container.streams.video[0]
+        stream = video_stream(container)
         decoder = stream.codec_context
         decoder.flags |= av.codec.context.Flags.copy_opaque  # frames then say which packet they came out of
         decoder.options = {"err_detect": "explode"}  # a picture that was mended is no frame of the source
-        reader = _Reader(scan, finder, float(stream.time_base), fps, checksums, decoder)
+        untimed = container.format.name == "avi"  # it tells when a frame is decoded, and not when it is shown
+        reader = _Reader(scan, finder, float(stream.time_base), fps, checksums, decoder, untimed)
         try:
             for packet in container.demux(stream):
                 reader.take(packet)
@@ -114,7 +115,14 @@ class _Reader:
     """Takes packets in and fills a Scan."""
 
     def __init__(
-        self, scan: Scan, finder: CutFinder, seconds: float, fps: float, checksums: Checksums, context: Any
+        self,
+        scan: Scan,
+        finder: CutFinder,
+        seconds: float,
+        fps: float,
+        checksums: Checksums,
+        context: Any,
+        untimed: bool = False,
     ) -> None:
         self.scan, self.finder, self.seconds = scan, finder, seconds
         self.refresh = RefreshPoints(context) if checksums == "packets" else None
@@ -129,6 +137,7 @@ class _Reader:
         self.damaged: set[int] = set()
         self.later = array("b")  # whether a packet may be the second field of the one before
         self.interlaced = False  # any frame
+        self.untimed = untimed
 
     def take(self, packet: Any) -> None:
         number = len(self.scan.packets)
@@ -163,6 +172,8 @@ class _Reader:
         else:
             origin = len(scan.packets) - 1  # for damage; the packet that shows this frame is not known
         self.interlaced = self.interlaced or bool(frame.interlaced_frame)
+        if self.refresh and frame.interlaced_frame:
+            self.checksum_frames = True  # where its fields are coded one by one, packets are no frames
         self.size = self.size or (frame.width, frame.height)
         if (frame.width, frame.height) != self.size:
             self.damaged.add(origin)
@@ -170,7 +181,8 @@ class _Reader:
         if frame.is_corrupt:
             self.damaged.add(origin)
             self.note_fault(f"frame {index} is damaged")
-        pts = frame.pts if frame.pts is not None else (scan.pts[-1] + self.shown_pts if scan.pts else 0)
+        told = frame.dts if self.untimed else frame.pts
+        pts = told if told is not None else (scan.pts[-1] + self.shown_pts if scan.pts else 0)
         step = pts - scan.pts[-1] if scan.pts else 0
         if scan.pts and step <= 0:
             scan.detections.append(Detection("timestamps", index, index))

@@ -31,8 +31,8 @@ from .settings import SplitSettings
 from .show import Tally
 from .tar_shard import TarShard
 
-VERSION = "3"  # of the detection and the cutting together
-CUTTER_VERSION = "2"  # of the cutting alone: names the clips
+VERSION = "4"  # of the detection and the cutting together
+CUTTER_VERSION = "3"  # of the cutting alone: names the clips
 ENDS = ("key_frame", "cut")
 _CHECKSUMS: dict[str, Checksums] = {"packets": "packets", "ends": "frames", "every_frame": "frames", "off": "off"}
 _THUMBNAIL_PX = 96
@@ -213,8 +213,11 @@ def _require_readable(path: Path) -> None:
 def _split_file(path: Path, unit: _Unit, root: DataRoot) -> dict[str, Any]:
     settings = unit.settings
     scan = scan_video(path, _finder(settings), unit.fps, _CHECKSUMS[settings.verify])
-    if settings.verify == "packets" and SECOND_FIELD in scan.packets.shown:
-        scan = scan_video(path, _finder(settings), unit.fps)  # MP4 joins a frame's packets: told by its frames then
+    verify = settings.verify
+    if verify == "packets" and SECOND_FIELD in scan.packets.shown:
+        verify = "ends"  # a clip's file joins the packets of a frame: it is told by its frames
+        if not scan.checksums[0]:  # fields only later on: seldom
+            scan = scan_video(path, _finder(settings), unit.fps)
     cuts = merge_detections(scan.detections, scan.times_s, scan.gap_s)
     shots = shots_between(cuts, len(scan.pts))
     limits = (settings.min_s, settings.max_s)
@@ -233,7 +236,7 @@ def _split_file(path: Path, unit: _Unit, root: DataRoot) -> dict[str, Any]:
                 start_s, end_s = round(scan.times_s[span.first], 6), round(scan.end_s(span.last), 6)
                 frames = span.last - span.first + 1
                 fps = _mean_rate(frames, end_s - start_s, unit.fps)
-                if settings.verify != "off" and not is_the_source(clip, scan, span, settings.verify):
+                if verify != "off" and not is_the_source(clip, scan, span, verify):
                     _require_readable(clip)
                     dropped["not the source's frames"] += 1
                     lost["in clips that differ from the source"] += frames
@@ -252,8 +255,8 @@ def _split_file(path: Path, unit: _Unit, root: DataRoot) -> dict[str, Any]:
                         "first_frame": span.first,
                         "last_frame": span.last,
                         "cut_evidence": json.dumps(_evidence(span, shots, cuts, scan, settings), sort_keys=True),
-                        "member": f"{clip_id}.mp4",
-                        "offset": shard.add(f"{clip_id}.mp4", clip),
+                        "member": f"{clip_id}{clip.suffix}",
+                        "offset": shard.add(f"{clip_id}{clip.suffix}", clip),
                         "bytes": clip.stat().st_size,
                         "frames": frames,
                         "fps": fps,

@@ -1,6 +1,6 @@
 """Repack the kept clips of a version: fresh WebDataset shards that hold nothing else, with manifests of their own.
 
-    <destination>/shards/train-000000.tar …  held_out-000000.tar …     <clip>.mp4 and <clip>.json for every kept clip
+    <destination>/shards/train-000000.tar … held_out-000000.tar …  <clip>.mp4 (.mov, .mkv, .nut), <clip>.json of each
     <destination>/manifests/{videos,clips,annotations,selection}.parquet      kept rows alone; URIs below destination
     <destination>/dataset.json · croissant.json · SHA256SUMS                   the latter for `sha256sum -c`
 
@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -195,7 +195,7 @@ def _write_shard(shard: _Shard, remote: DataRoot, destination: DataRoot, folder:
     with open(path, "wb") as stream, tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for row, data in _read_ahead(remote, shard.rows):
             clip = row["clip_id"]
-            _add(tar, f"{clip}.mp4", data)
+            _add(tar, clip + PurePosixPath(row["member"]).suffix, data)
             offsets[clip] = tar.offset - _blocks(len(data))
             _add(tar, f"{clip}.json", json.dumps(_note(row, row["note"] or {}), sort_keys=True).encode())
     record = {"sha256": file_sha256(path), "md5": file_md5(path), "bytes": path.stat().st_size, "offsets": offsets}
@@ -255,7 +255,7 @@ def _write_manifests(connection: Any, folder: Path) -> dict[str, Path]:
     queries = {
         "videos": "SELECT * FROM videos WHERE video_id IN (FROM kept SELECT video_id) ORDER BY video_id",
         "clips": """SELECT kept.* EXCLUDE (shard_uri, "offset", member), places.shard_uri, places."offset",
-                           clip_id || '.mp4' AS member
+                           clip_id || regexp_extract(member, '[.][^./]+$') AS member
                     FROM kept JOIN places USING (clip_id) ORDER BY clip_id""",
         "annotations": "SELECT * FROM annotations WHERE clip_id IN (FROM kept SELECT clip_id) ORDER BY clip_id",
         "selection": "SELECT * FROM selection WHERE clip_id IN (FROM kept SELECT clip_id) ORDER BY clip_id",
