@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 import threading
 
+from tests.ports import free_port
+
 
 class FlakyDoor:
     """A TCP relay on 127.0.0.1 to ``target_port``. Use as a context manager; ``shut`` and ``open`` at will."""
@@ -14,7 +16,7 @@ class FlakyDoor:
         self._lock = threading.Lock()
         self._streams: set[socket.socket] = set()
         self._listener: socket.socket | None = None
-        self.port = 0
+        self.port = free_port()  # its own for good: ``open`` listens on it again
         self.connections = 0
 
     def __enter__(self) -> FlakyDoor:
@@ -30,7 +32,6 @@ class FlakyDoor:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", self.port))
         listener.listen(64)
-        self.port = listener.getsockname()[1]
         self._listener = listener
         threading.Thread(target=self._take, args=(listener,), daemon=True).start()
 

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import threading
 
 import pytest
@@ -16,14 +15,9 @@ from tests.fakes.kube_controllers import Controllers
 from tests.fakes.kube_kubelet import Container, as_process
 from tests.fakes.kube_rules import TRAINJOBS
 from tests.fakes.kube_store import wait_for
+from tests.ports import free_port
 from tests.train_job_site import kubeconfig
 from tests.training_runs import make_autoencoder, make_samples, settings_for
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def nodes_here(container: Container) -> int:

@@ -17,7 +17,8 @@ from svdflow.common.storage import DataRoot
 from svdflow.training.train.endings import TrainingFailed, TrainingInterrupted
 from svdflow.training.train.prometheus_metrics import VARIABLE
 from svdflow.training.train.train import train_stage
-from tests.scraping import free_port, scraped
+from tests.ports import free_port
+from tests.scraping import scraped
 from tests.training_runs import (
     UNET,
     make_autoencoder,

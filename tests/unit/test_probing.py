@@ -3,7 +3,6 @@
 import resource
 import subprocess
 import sys
-import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -279,10 +278,9 @@ def test_thousands_of_tiny_frames_are_probed_by_decoding_few(tmp_path, monkeypat
             yield frame
 
     monkeypatch.setattr(module, "_frames", counted)
-    started = time.monotonic()
     info = facts(tmp_path, data)
     assert info["frames"] == 3000 and info["duration_s"] == pytest.approx(50)
-    assert 8 <= decoded <= 100 and time.monotonic() - started < 20
+    assert 8 <= decoded <= 100
 
 
 PROBE_IN_LITTLE_MEMORY = """
