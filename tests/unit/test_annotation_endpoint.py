@@ -27,7 +27,7 @@ class _Server(BaseHTTPRequestHandler):
     asked: list[tuple[dict, dict]] = []
     speak = staticmethod(lambda body: "a dog runs")
     busy, most_busy = 0, 0
-    lock, over = threading.Lock(), threading.Event()
+    lock, over, six = threading.Lock(), threading.Event(), threading.Barrier(6)
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -40,6 +40,8 @@ class _Server(BaseHTTPRequestHandler):
             if answer == "hang":
                 self.over.wait(120)
                 return
+            if answer == "meet":
+                self.six.wait(120)
             if answer == "hang up":
                 return
             payload = answer if isinstance(answer, bytes) else chat(answer)
@@ -194,9 +196,9 @@ def test_a_server_that_is_not_there_is_told(endpoint: AnnotateSettings, waits) -
 def test_requests_for_many_clips_are_under_way_at_once_and_a_refused_one_costs_its_own_clip(endpoint, waits) -> None:
     def speak(body: dict) -> object:
         text = body["messages"][0]["content"][0]["text"]
-        return "hang" if "slow" in text else b"no" if "bad" in text else f"joined {text.split()[-1]}"
+        return "meet" if "slow" in text else b"no" if "bad" in text else f"joined {text.split()[-1]}"
 
-    _Server.speak = staticmethod(speak)
+    _Server.speak, _Server.six = staticmethod(speak), threading.Barrier(6)  # answered when all six are there
     annotator = annotator_of("caption_summary", endpoint.model_copy(update={"endpoint_requests": 8}))
     said = [f"slow {n}" for n in range(6)] + ["bad", "good", ""]
     found = annotator.measure([clip(n, caption_image=text, caption_video=None) for n, text in enumerate(said)])
