@@ -1,7 +1,7 @@
 """Ports for what tests start: nobody else is given them between being chosen and being listened on.
 
 A port that the system hands out (``bind`` to 0) may be handed out again as soon as it is let go: to another test, or to
-a connection that goes out. These lie below the range of which it hands out, above those of the embedded object store,
+a connection that goes out. These lie below the range of which it hands out, and below those of servers of our own,
 and each process of a parallel run has a part of its own.
 """
 
@@ -9,7 +9,7 @@ import itertools
 import os
 import socket
 
-_FIRST, _EACH, _PARTS = 23_000, 600, 16
+_FIRST, _EACH, _PARTS = 2_000, 600, 16
 _own = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _PARTS
 _places = itertools.count(os.getpid())  # two runs at once on one machine begin at different ones
 
