@@ -32,7 +32,7 @@ from .processes import die_with_parent
 from .storage import write_atomic
 from .store_endpoint import DEFAULT_BUCKET, StoreEndpoint
 
-_START_TIMEOUT_S = 60.0
+_START_TIMEOUT_S = 180.0  # it takes two seconds, where nothing else is at work
 _STOP_TIMEOUT_S = 3.0  # weed now and then never ends when told to; its files are whole by then
 _PORT_WAIT_S = 5.0  # a server that was just killed still holds its port for a moment
 _PORTS = ("s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "admin")

@@ -262,7 +262,7 @@ def test_killed_in_the_middle_it_goes_on_and_ends_in_the_same_bytes(
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        psutil.wait_procs(children, timeout=120)
+        psutil.wait_procs(children, timeout=600)
         assert not (tmp_path / "killed.parquet").exists()
     before = kept(roots[1])
     assert kill_at[-1] <= before < 60

@@ -247,7 +247,7 @@ def test_a_step_killed_right_after_it_created_its_job_goes_on_in_the_next_one(la
         step.kill()
         step.wait()
         go.set()
-        again = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        again = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["found"] == {"done": 4}
     assert [request.status for request in lab.api.asked("POST")].count(201) == 1 and not lab.files()

@@ -54,7 +54,7 @@ def test_a_session_has_the_container_s_environment_and_nobody_else_can_read_it(t
     assert place.stat().st_mode & 0o777 == 0o600
     code = f"from pathlib import Path\nfrom svdflow.training.train.mpi import session\nsession(Path({str(place)!r}))"
     asked = {**os.environ, "SSH_ORIGINAL_COMMAND": "echo $SVDFLOW_S3_ENDPOINT $SSH_CONNECTION", "SSH_CONNECTION": "me"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=asked, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=asked, timeout=600)
     assert done.stdout == "http://store me\n"
     monkeypatch.delenv("SSH_ORIGINAL_COMMAND", raising=False)
     assert mpi.main(["session"]) == 2, "no shell"
@@ -89,7 +89,7 @@ def node(tmp_path: Path) -> Iterator[Path]:
 
 def ssh(node: Path, *command: str) -> subprocess.CompletedProcess[str]:
     asked = ["ssh", "-F", node / "ssh_config", "127.0.0.1", *command]
-    return subprocess.run(asked, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+    return subprocess.run(asked, capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL)
 
 
 @needs_sshd

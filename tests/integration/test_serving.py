@@ -284,7 +284,7 @@ def test_no_process_and_no_shared_memory_is_left_when_the_owner_is_killed(tmp_pa
     assert len(children) == 3  # the supervisor, the server, the python backend
     process.send_signal(signal.SIGKILL)
     process.wait()
-    _, left = psutil.wait_procs(children, timeout=120.0)
+    _, left = psutil.wait_procs(children, timeout=600.0)
     assert [p for p in left if p.status() != psutil.STATUS_ZOMBIE] == []
     assert {name for name in set(os.listdir("/dev/shm")) - before if name.startswith("svdflow-")} == set()
 

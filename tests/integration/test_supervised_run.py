@@ -155,7 +155,7 @@ def test_a_second_run_in_a_busy_work_directory_is_refused_and_the_first_goes_on(
 def test_a_failed_step_gives_one_line_and_the_run_still_ends_in_a_report(tmp_path):
     workdir = tmp_path / "failed"
     process = command(compiled(tmp_path, fine, failing, fine), workdir)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 1
     assert "failing: clip 7: is not a clip; leave it out" in out
     assert "Traceback" not in err
@@ -174,7 +174,7 @@ def test_a_read_only_work_directory_gives_one_line(tmp_path):
         pytest.skip("this machine does not let root mount a tmpfs")
     try:
         process = command(compiled(tmp_path, fine), place / "run")
-        _, err = process.communicate(timeout=300)
+        _, err = process.communicate(timeout=600)
         assert process.returncode == 1
         assert "cannot be used as work directory" in err and err.count("\n") == 1
     finally:
@@ -189,7 +189,7 @@ def test_a_full_disk_gives_one_line_before_any_work_is_done(tmp_path):
         pytest.skip("this machine does not let root mount a tmpfs")
     try:
         process = command(compiled(tmp_path, fine), place / "run")
-        _, err = process.communicate(timeout=300)
+        _, err = process.communicate(timeout=600)
         assert process.returncode == 1
         assert "MB are free" in err and err.count("\n") == 1
     finally:

@@ -244,7 +244,7 @@ def test_sigterm_ends_the_job_if_the_run_was_stopped_and_not_if_the_pod_was_evic
         deadline = {"spec": {"activeDeadlineSeconds": 0}}
         site.api.store.update(WORKFLOWS, NS, "run-a", lambda o: {**o, **deadline})
     os.kill(process.pid, signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     last = output.strip().splitlines()[-1]
     assert process.returncode == 1 and last.startswith("TrainingInterrupted")
     if stopped:

@@ -174,7 +174,7 @@ assert private_memory_bytes(os.getpid()) - before > len(mine) * 0.9
 def test_file_pages_are_not_a_process_s_own_memory(tmp_path):
     (tmp_path / "weights").write_bytes(b"w" * (64 << 20))
     # In a process of its own: threads that other tests left behind take and give back memory too.
-    subprocess.run([sys.executable, "-c", OWN_MEMORY, str(tmp_path / "weights")], check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", OWN_MEMORY, str(tmp_path / "weights")], check=True, timeout=600)
 
 
 def threads(n: int) -> tuple[str | None, str]:

@@ -316,7 +316,7 @@ def test_absurd_headers_do_not_take_memory(tmp_path, name, data):
         [sys.executable, "-c", PROBE_IN_LITTLE_MEMORY, str(tmp_path / "absurd")],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     error, peak_kib = json.loads(done.stdout.splitlines()[-1])
