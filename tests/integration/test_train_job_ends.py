@@ -295,7 +295,7 @@ def test_what_real_controllers_wrote_is_understood(played, recording, name, erro
             for line in lines
             if line.get("event") and line["event"]["object"]["kind"] == "TrainJob"
         )
-    with replaying(played.api.store, path, name):
+    with replaying(played.api.store, path, name, deleted=says != "the image of pod"):
         step = played.step("run-a")
         if error is None:
             wait_for(lambda: played.train_jobs())
@@ -328,7 +328,8 @@ def test_a_job_that_never_starts_is_given_up_with_what_the_controllers_said(play
         events = [event.get("message", "") for event in played.api.store.objects(EVENTS)]
         return any(says[-1] in line for line in (*step.lines, *events))
 
-    with replaying(played.api.store, RECORDINGS / f"{recording}.jsonl", name):
+    waits = {"quota_wait_s": 1.0} if "admitted" in says[0] else {"start_wait_s": 0.01}
+    with replaying(played.api.store, RECORDINGS / f"{recording}.jsonl", name, deleted=False):
         step = played.step("run-a")
-        failed(step.impatient_once(told, quota_wait_s=1.0, start_wait_s=0.01), TrainingFailed, *says)
+        failed(step.impatient_once(told, **waits), TrainingFailed, *says)
     assert played.train_jobs() == {}
