@@ -74,7 +74,7 @@ def kill_everything(process: subprocess.Popen, workdir: Path) -> None:
     for pid in doomed:
         _kill(pid)
     process.wait()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while (left := _processes_of(workdir)) and time.monotonic() < deadline:
         for pid in left:  # started or orphaned while we looked
             _kill(pid)

@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def run_in_processes(
-    processes: int, cases: dict, folder: Path, timeout_s: float = 300
+    processes: int, cases: dict, folder: Path, timeout_s: float = 1800
 ) -> dict[str, dict[str, torch.Tensor]]:
     """Run cases (see ``engine_runs.run_cases``) in one torchrun of so many processes."""
     folder.mkdir(parents=True, exist_ok=True)

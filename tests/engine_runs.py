@@ -5,7 +5,6 @@
 
 import json
 import os
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from svdflow.training.train.draws import Plan
 from svdflow.training.train.engine import Engine, start_processes
 from svdflow.training.train.objective import Objective
 from svdflow.training.train.settings import StageSettings, stage_settings
+from tests.ports import free_port
 from tests.training_runs import UNET, make_samples
 
 BATCH = 4
@@ -166,10 +166,7 @@ def one_process() -> Iterator[None]:
 
     The group stays for the next test module: DeepSpeed remembers the first one for as long as the process lives.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    before = dict(os.environ)
+    before, port = dict(os.environ), free_port()
     os.environ.update(worker_environment() | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1",
                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"})  # fmt: skip
     threads = torch.get_num_threads()

@@ -39,7 +39,7 @@ class Lab:
         return IndexedJobs(self.root, "squares", key, FanoutSettings(**given), together, self.connect, look_s=0.05)
 
     def connect(self) -> Cluster:
-        return Cluster(self.api.configuration, NAMESPACE, patience_s=20)
+        return Cluster(self.api.configuration, NAMESPACE, patience_s=120)
 
     def tasks(self, *names: str) -> list[Task]:
         place = self.folder / "tries"
@@ -47,7 +47,7 @@ class Lab:
         return [Task(number, name, str(place)) for number, name in enumerate(names)]
 
     def run(self, names: tuple[str, ...], **how: Any) -> dict[int, Outcome]:
-        outcomes = list(map_units(square, self.tasks(*names), "tasks", timeout_s=30, executor=self.executor(**how)))
+        outcomes = list(map_units(square, self.tasks(*names), "tasks", timeout_s=300, executor=self.executor(**how)))
         found = {outcome.unit.number: outcome for outcome in outcomes}
         assert len(found) == len(outcomes) == len(names)
         return found
@@ -99,7 +99,7 @@ def good(outcome: Outcome) -> bool:
 def limits() -> Any:
     from svdflow.common.fanout import Limits
 
-    return Limits(30.0)
+    return Limits(300.0)
 
 
 def workflow_of(lab: Lab, name: str) -> dict[str, Any]:

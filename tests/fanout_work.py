@@ -52,11 +52,11 @@ def square(task: Task) -> Done:
         os.kill(os.getpid(), signal.SIGSEGV)
     if task.name == "kill the pod":  # as the kernel does with all of a container's processes
         os.kill(os.getppid(), signal.SIGKILL)
-        time.sleep(60)
+        time.sleep(600)
     if task.name == "no disk":
         raise StorageError("the disk is full")
-    if task.name == "slow":
-        time.sleep(0.3)
+    if task.name == "hold":
+        time.sleep(600)
     return Done(task.number**2, bytes([0, 255, task.number % 256]), task.ratio, os.getpid())
 
 

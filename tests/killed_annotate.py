@@ -83,7 +83,7 @@ def annotate(base: Path, moment: int = 0, side: str = "before") -> bool:
     (base / "commits").write_bytes(b"")
     command = [sys.executable, str(base / "driver.py"), str(base), str(moment), side]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, start_new_session=True, stderr=subprocess.PIPE, env=environment, timeout=300)
+    ended = subprocess.run(command, start_new_session=True, stderr=subprocess.PIPE, env=environment, timeout=600)
     assert ended.returncode in (0, -signal.SIGKILL), ended.stderr.decode()
     return ended.returncode == 0
 

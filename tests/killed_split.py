@@ -50,6 +50,6 @@ def start(base: Path, moment: int = 0, side: str = "before") -> subprocess.Popen
 
 def finished(base: Path, process: subprocess.Popen) -> int:
     """Waits for the step; 0 when it ended by itself, with the manifest written."""
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode in (0, -signal.SIGKILL), errors.decode()
     return process.returncode

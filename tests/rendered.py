@@ -39,7 +39,7 @@ def rendered() -> dict[str, list[Manifest]]:
     program = kubectl()
 
     def render(place: str) -> list[Manifest]:
-        done = subprocess.run([program, "kustomize", str(INFRA / place)], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([program, "kustomize", str(INFRA / place)], capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, f"infra/{place}: {done.stderr}"
         return [document for document in yaml.load_all(done.stdout, LOADER) if document]
 

@@ -1,7 +1,6 @@
 """What a scraper sees: figures by name and labels, read by Prometheus' own parser."""
 
 import http.client
-import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -12,15 +11,9 @@ from prometheus_client.parser import text_string_to_metric_families
 Figures = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
-
-
 def get(port: int, path: str = "/metrics", method: str = "GET", **headers: str) -> tuple[int, str, str]:
     """Status, content type and text of an answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
     try:
         connection.request(method, path, headers=headers)
         answer = connection.getresponse()
@@ -75,5 +68,5 @@ def training(text: str) -> dict[str, float]:
 
 def complaints(text: str, promtool: str) -> str:
     """What Prometheus' linter says about an exposition; nothing when all is well."""
-    done = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, text=True, timeout=600)
     return done.stdout + done.stderr if done.returncode else ""

@@ -71,7 +71,7 @@ class Step:
         self.result: dict[str, Any] | None = None
         self.error: BaseException | None = None
         self.cluster = Cluster(lambda: site.api.configuration("step"), NS, patience_s=settings.patience_s)
-        self.job = site.job(**stage)
+        self.job, self.settings = site.job(**stage), settings
         self._thread = threading.Thread(target=self._run, args=(site, workflow, settings), daemon=True)
         self._thread.start()
 
@@ -84,9 +84,19 @@ class Step:
         except BaseException as error:
             self.error = error
 
-    def join(self, seconds: float = 30) -> "Step":
+    def join(self, seconds: float = 120) -> "Step":
         self._thread.join(seconds)
         assert not self._thread.is_alive(), self.lines
+        return self
+
+    def impatient_once(self, seen: Callable[[], object] | str, **waits: float) -> "Step":
+        """Let its waits be so long from when something was seen on; by default a line of its own with these words.
+
+        What a step has not seen yet when its patience ends it cannot name, and how soon it sees it is the machine's
+        business.
+        """
+        wait_for(seen if callable(seen) else lambda: any(seen in line for line in self.lines))
+        self.settings.__dict__.update(waits)  # settings do not change, but here
         return self
 
     def kill(self) -> None:
@@ -111,7 +121,7 @@ class Site:
         (work / "samples.parquet").write_bytes(b"samples")
 
     def settings(self, **values: Any) -> TrainJobSettings:
-        given = {"work": self.work, "processes_per_node": 2, "patience_s": 20.0, **values}
+        given = {"work": self.work, "processes_per_node": 2, "patience_s": 120.0, **values}
         return TrainJobSettings(**given)
 
     def job(self, **values: Any) -> Job:
@@ -227,7 +237,7 @@ def failed(step: Step, error: type[SvdflowError], *says: str) -> str:
 
 def watching(step: Step) -> None:
     """Wait until the step itself has seen all pods run: what happens before that it cannot know."""
-    wait_for(lambda: any("runs on" in line for line in step.lines), 30)
+    wait_for(lambda: any("runs on" in line for line in step.lines))
 
 
 def owners(site: Site, name: str = NAME) -> list[str]:

@@ -140,7 +140,7 @@ def send(root: DataRoot, number: int, ranks: Iterable[int]) -> None:
                 pass
 
 
-def when(condition: Callable[[], bool], act: Callable[[], None], within_s: float = 400) -> threading.Thread:
+def when(condition: Callable[[], bool], act: Callable[[], None], within_s: float = 1800) -> threading.Thread:
     """Do something as soon as a condition holds, in a thread."""
 
     def watch():

@@ -33,6 +33,7 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 IN_PODS = "__svdflow_in_pods__"  # attribute of functions that pods may be asked to call
 _POLL_S = 0.2
+_START_S = 300.0  # a worker may take to start: an interpreter and its libraries, on a busy machine
 _MEMORY_POLL_S = 0.05  # a process fills some 100 MB in this time
 _MEMORY_SHARE = 0.8  # of this machine, for all workers together
 # One thread a worker: the work is spread over processes already, and sums over threads differ in the last bits, so that
@@ -186,8 +187,7 @@ class LocalProcesses:
                         return
                     ready = wait([worker.pipe for worker in busy], timeout=0 if done else _POLL_S)
                     for worker in list(busy):
-                        late = time.monotonic() - worker.started_at > limits.timeout_s
-                        if worker.pipe not in ready and not late:
+                        if worker.says_it_has_started() or (worker.pipe not in ready and not worker.late(limits)):
                             continue
                         busy.remove(worker)
                         outcome, healthy = worker.collect(units, limits.timeout_s, memory_bytes)
@@ -226,6 +226,7 @@ class _Worker:
     unit = -1  # index of the unit at work, or of the last one
     attempt = 0
     started_at = 0.0
+    ready = False
     over_memory = False
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -242,6 +243,20 @@ class _Worker:
             self.pipe.send(units[index])
         except OSError:
             pass  # the worker is gone: collect() says so
+
+    def says_it_has_started(self) -> bool:
+        """Its first message, once: until then a unit's time does not run."""
+        if self.ready or not self.pipe.poll():
+            return False
+        try:
+            self.pipe.recv()
+        except (EOFError, OSError):
+            return False  # it is gone: collect() says so
+        self.ready, self.started_at = True, time.monotonic()
+        return True
+
+    def late(self, limits: Limits) -> bool:
+        return time.monotonic() - self.started_at > limits.timeout_s + (0 if self.ready else _START_S)
 
     def collect(self, units: Sequence[Any], timeout_s: float, memory_bytes: int) -> tuple[Outcome, bool]:
         """The outcome of the unit at work, and whether the worker can take another."""
@@ -304,6 +319,7 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
     die_with_parent()
     _be_killed_first()
+    pipe.send("started")
     while True:
         try:
             unit = pipe.recv()

@@ -27,11 +27,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from .errors import ServiceError
+from .ports import free_port, is_free
 from .processes import die_with_parent
 from .storage import write_atomic
 from .store_endpoint import DEFAULT_BUCKET, StoreEndpoint
 
-_START_TIMEOUT_S = 60.0
+_START_TIMEOUT_S = 180.0  # it takes two seconds, where nothing else is at work
 _STOP_TIMEOUT_S = 3.0  # weed now and then never ends when told to; its files are whole by then
 _PORT_WAIT_S = 5.0  # a server that was just killed still holds its port for a moment
 _PORTS = ("s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "admin")
@@ -361,23 +362,13 @@ def _takes_writes(endpoint: StoreEndpoint) -> bool:
         return False
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
-
-
 def _usable(name: str, port: int) -> bool:
-    return _is_free(port) and (name != "admin" or _is_free(port + _ADMIN_GRPC_SHIFT))
+    return is_free(port) and (name != "admin" or is_free(port + _ADMIN_GRPC_SHIFT))
 
 
 def _becomes_free(port: int) -> bool:
     deadline = time.monotonic() + _PORT_WAIT_S
-    while not _is_free(port):
+    while not is_free(port):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.1)
@@ -385,9 +376,5 @@ def _becomes_free(port: int) -> bool:
 
 
 def _free_port(name: str, taken: set[int]) -> int:
-    """A free port below the range from which the system hands out its own: it is likely free the next time too."""
-    for _ in range(1000):
-        port = 10_000 + secrets.randbelow(10_000) + (0 if name == "admin" else 2_000)
-        if port not in taken and _usable(name, port):
-            return port
-    raise ServiceError("no free port on 127.0.0.1 between 10000 and 22000; stop what listens there and run again")
+    port = free_port(taken)
+    return port if _usable(name, port) else _free_port(name, {*taken, port})

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -21,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..common.errors import BadInputError, ServiceError
+from ..common.ports import free_port, is_free
 from .request import MODEL_NAME
 
 _HOST = "127.0.0.1"
@@ -97,7 +97,7 @@ class TritonServer:
                     "run the export step"
                 )
         for what, port in self._asked_ports.items():
-            if port is not None and not _port_is_free(port):
+            if port is not None and not is_free(port):
                 raise ServiceError(
                     f"port {port} on {_HOST} is taken: another server uses it; "
                     f"choose another {what} port, or 0 for a free one"
@@ -312,26 +312,11 @@ def _scratch_directory() -> Path:
 
 
 def _choose_ports(asked: dict[str, int | None]) -> dict[str, int]:
-    sockets, ports = [], {}
-    for what, port in asked.items():
-        if port is None:
-            sockets.append(socket.socket())
-            sockets[-1].bind((_HOST, 0))
-            port = sockets[-1].getsockname()[1]
-        ports[what] = port
-    for opened in sockets:
-        opened.close()
+    ports = {what: port for what, port in asked.items() if port is not None}
+    for what in asked:
+        if what not in ports:
+            ports[what] = free_port(ports.values())
     return ports
-
-
-def _port_is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((_HOST, port))
-        except OSError:
-            return False
-    return True
 
 
 def _get(url: str) -> bytes | None:

@@ -26,7 +26,7 @@ import yaml
 from svdflow.training.train.prometheus_metrics import VARIABLE
 from svdflow.training.train.train import train_stage
 from tests.monitoring import alerts, autoscaler_queries, dashboard_queries, rules
-from tests.scraping import free_port
+from tests.ports import free_port
 from tests.training_runs import make_autoencoder, make_samples, settings_for
 
 OTHERS = Path(__file__).resolve().parents[1] / "data" / "cluster_metrics.prom"

@@ -34,7 +34,7 @@ class Run:
         return json.loads((self.workdir / "summary.json").read_text())
 
 
-def svdflow(*arguments: str | Path, timeout: float = 900) -> subprocess.CompletedProcess:
+def svdflow(*arguments: str | Path, timeout: float = 3600) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "svdflow.pipelines.cli", *map(str, arguments)]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=timeout, env=os.environ | {"OMP_NUM_THREADS": "1"}
@@ -58,7 +58,7 @@ def run_command(workdir: Path, source: Path, *more: str) -> list[str]:
     ]
 
 
-def run_svd(workdir: Path, source: Path, *more: str, timeout: float = 1200) -> Run:
+def run_svd(workdir: Path, source: Path, *more: str, timeout: float = 3600) -> Run:
     done = subprocess.run(
         run_command(workdir, source, *more),
         capture_output=True,
@@ -84,7 +84,7 @@ def processes_of(workdir: Path) -> list[str]:
 
 
 def run_and_end(workdir: Path, source: Path, step: str, signum: int, after: Callable[[list[dict]], bool]) -> list[str]:
-    """Start the run, end the command when ``after`` holds of the step's events; returns what is left 10 s later."""
+    """Start the run, end the command when ``after`` holds of the step's events; returns what stays."""
     process = subprocess.Popen(run_command(workdir, source), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def reached() -> bool:
@@ -93,12 +93,12 @@ def run_and_end(workdir: Path, source: Path, step: str, signum: int, after: Call
         return process.poll() is not None or after([e for e in lines if e["step"] == step])
 
     try:
-        assert wait_for(reached, 600), f"the run never came to {step}"
+        assert wait_for(reached, 3600), f"the run never came to {step}"
         assert process.poll() is None, f"the run ended before {step} could be interrupted; see {workdir}/logs"
     finally:
         process.send_signal(signum)
-        process.wait(15)
-    wait_for(lambda: not processes_of(workdir), 10)
+        process.wait(120)
+    wait_for(lambda: not processes_of(workdir), 120)
     return processes_of(workdir)
 
 

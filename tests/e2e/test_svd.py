@@ -147,7 +147,7 @@ def test_a_product_service_gets_a_video_for_a_picture_through_the_served_model(f
         )
     finally:
         server.send_signal(signal.SIGINT)
-        server.wait(30)
+        server.wait(120)
     assert processes_of(finished.workdir) == []
 
 

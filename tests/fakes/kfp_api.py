@@ -407,7 +407,7 @@ class _Handler(BaseHTTPRequestHandler):
                 fault.times -= 1
         how = fault.how if fault else ""
         if how == "hang":
-            self.fake.closing.wait(20)
+            self.fake.closing.wait(600)
         if how in ("drop", "hang"):
             self.close_connection = True
             return

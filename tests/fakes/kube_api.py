@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from ..ports import free_port
 from .kube_patches import json_patch, merge_patch
 from .kube_rules import PODS, RESOURCES, RUNTIMES, admit, invalid, unknown_fields
 from .kube_store import Object, Refused, Resource, Selector, Store, bad_request, parse_fields, parse_labels
@@ -79,7 +80,7 @@ class KubeAPI:
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
         self._server: ThreadingHTTPServer | None = None
-        self.port = 0
+        self.port = free_port()  # its own for good: ``start`` listens on it again
 
     # running it
 
@@ -99,7 +100,6 @@ class KubeAPI:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(*self.certificate)
             self._server.socket = context.wrap_socket(self._server.socket, True, do_handshake_on_connect=False)
-        self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     def stop(self) -> None:

@@ -100,6 +100,12 @@ class Controllers:
         self._mark(pod, reason, message)
         self.store.delete(PODS, meta["namespace"], meta["name"])
 
+    def drain(self, pods: list[Object]) -> None:
+        """All pods of a node are evicted at once: nothing else happens to them meanwhile."""
+        with self._lock:
+            for pod in pods:
+                self.evict(pod)
+
     def lose_node(self, pod: Object) -> None:
         """The pod's node answers no more: its pods are removed by force, without a last state."""
         self._mark(pod, "DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint")

@@ -71,7 +71,7 @@ def succeed(container: Container) -> int:
 
 def until_told(container: Container) -> int:
     """Runs until it is told to end."""
-    container.told.wait(60)
+    container.told.wait(600)
     return TERM
 
 

@@ -23,13 +23,18 @@ _SERVED = {(r.api_version, r.kind): r for r in RESOURCES}
 
 @contextmanager
 def replaying(
-    store: Store, path: Path, name: str, kind: str = "TrainJob", speed: float = 50.0
+    store: Store, path: Path, name: str, kind: str = "TrainJob", speed: float = 50.0, deleted: bool = True
 ) -> Iterator[threading.Event]:
     """Wait for a created object of ``kind``, then write what the recording has for ``name``, ``speed`` times as fast.
+
+    Without ``deleted`` only until who made the recording deleted the job: it waits for whoever looks at it.
 
     Yields an event that is set when the recording is at its end.
     """
     events = _recorded(path, name, kind)
+    if not deleted:
+        gone = [at for at, (_, change, obj) in enumerate(events) if change == "DELETED" and obj["kind"] == kind]
+        del events[min(gone, default=len(events)) :]
     over, stop = threading.Event(), threading.Event()
     thread = threading.Thread(target=_play, args=(store, events, name, kind, speed, over, stop), daemon=True)
     thread.start()

@@ -527,8 +527,8 @@ def _without(obj: Object, key: str) -> Object:
     return {k: v for k, v in obj.items() if k != key}
 
 
-def wait_for(condition: Callable[[], Any], timeout_s: float = 10.0) -> Any:
-    """Wait until something holds; for tests."""
+def wait_for(condition: Callable[[], Any], timeout_s: float = 120.0) -> Any:
+    """Wait until something holds; for tests. The time is for what never comes to pass, however busy the machine."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         assert time.monotonic() < deadline, "it did not come to pass"

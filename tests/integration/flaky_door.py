@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import socket
 import threading
+from contextlib import suppress
+
+from tests.ports import free_port
 
 
 class FlakyDoor:
@@ -14,8 +17,10 @@ class FlakyDoor:
         self._lock = threading.Lock()
         self._streams: set[socket.socket] = set()
         self._listener: socket.socket | None = None
-        self.port = 0
+        self.port = free_port()  # its own for good: ``open`` listens on it again
         self.connections = 0
+        self.closed = threading.Event()
+        self._bytes_left: int | None = None
 
     def __enter__(self) -> FlakyDoor:
         self.open()
@@ -30,7 +35,7 @@ class FlakyDoor:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", self.port))
         listener.listen(64)
-        self.port = listener.getsockname()[1]
+        self.closed.clear()
         self._listener = listener
         threading.Thread(target=self._take, args=(listener,), daemon=True).start()
 
@@ -42,9 +47,15 @@ class FlakyDoor:
                 listener.shutdown(socket.SHUT_RDWR)
                 listener.close()
             for stream in self._streams:
-                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-                stream.shutdown(socket.SHUT_RDWR)
+                with suppress(OSError):  # its other end has gone already
+                    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                    stream.shutdown(socket.SHUT_RDWR)
             self._streams.clear()
+        self.closed.set()
+
+    def shut_after(self, size: int) -> None:
+        """Be shut once so many more bytes have gone through, in the middle of whatever they belong to."""
+        self._bytes_left = size
 
     def _take(self, listener: socket.socket) -> None:
         while True:
@@ -63,10 +74,20 @@ class FlakyDoor:
             for source, sink in ((near, far), (far, near)):
                 threading.Thread(target=self._relay, args=(source, sink), daemon=True).start()
 
+    def _is_over(self, size: int) -> bool:
+        with self._lock:
+            if self._bytes_left is None or (left := self._bytes_left - size) > 0:
+                self._bytes_left = self._bytes_left and left
+                return False
+            self._bytes_left = None
+            return True
+
     def _relay(self, source: socket.socket, sink: socket.socket) -> None:
         try:
             while data := source.recv(1 << 16):
                 sink.sendall(data)
+                if self._is_over(len(data)):
+                    self.shut()
         except OSError:
             pass
         with self._lock:

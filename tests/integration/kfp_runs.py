@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,19 @@ TOKEN = "ey.secret.token"
 def quick_client(fake: FakePipelines, **options: Any) -> Client:
     """A client of the fake, with its token, that pauses for milliseconds."""
     access = Access(fake.url, "svdflow", Secret("the token in a test", value=fake.token) if fake.token else None)
-    return Client(access, **({"patience_s": 5.0, "timeout_s": (2, 2), "pause_s": 0.01} | options))
+    return Client(access, **({"patience_s": 120.0, "timeout_s": (120, 120), "pause_s": 0.01} | options))
+
+
+def hurried_while(fake: FakePipelines, client: Client) -> Client:
+    """The client waits for a second for what the fake is not going to answer, and for long for all else."""
+    once, patient_s = client.once, client.timeout_s
+
+    def asked(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        client.timeout_s = (1, 1) if any(fault.times for fault in fake.faults) else patient_s
+        return once(call, *arguments, **named)
+
+    client.once = asked  # type: ignore[method-assign]
+    return client
 
 
 def environment_file(directory: Path, fake: FakePipelines, extra: str = "") -> str:

@@ -144,4 +144,4 @@ def test_the_store_is_served_to_other_clients_with_the_keys_it_names(work, monke
         listed = boto3.client("s3", endpoint_url=url).list_objects_v2(Bucket="svdflow", Prefix="datasets/")
         assert any(entry["Key"].endswith(".dir") for entry in listed["Contents"])
         serving.send_signal(signal.SIGINT)
-        assert serving.wait(30) == 0
+        assert serving.wait(120) == 0

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -120,16 +121,21 @@ def test_more_failed_pods_than_allowed_fail_the_step_and_the_next_run_begins_ane
 
 
 def test_at_its_deadline_what_is_not_done_is_set_aside(lab):
-    with pods_do(lab, first_only):
-        found = lab.run(tuple("abcdef"), deadline_s=400)  # a hundredth of a second each, here
-    assert sorted(number for number, o in found.items() if good(o)) == [0, 1, 2]
-    assert {o.error for o in found.values() if not o.ok} == {"the fan-out's deadline was over"}
+    with pods_do(lab, first_only) as cluster:
+        cluster.jobs.second = 60.0
+        outcomes = lab.executor(deadline_s=400).run(square, lab.tasks(*"abcdef"), None, limits())
+        done = [next(outcomes) for _ in range(3)]
+        cluster.jobs.second = 0.0  # the time is over
+        late = list(outcomes)
+    assert sorted(outcome.unit.number for outcome in done) == [0, 1, 2] and all(map(good, done))
+    assert sorted(outcome.unit.number for outcome in late) == [3, 4, 5]
+    assert {outcome.error for outcome in late} == {"the fan-out's deadline was over"}
 
 
-def test_quota_that_is_never_granted_ends_with_the_queue_s_own_words(lab, capsys):
+def test_quota_that_is_never_granted_ends_with_the_queue_s_own_words(lab, capsys, monkeypatch):
     with pods_do(lab, at_once) as cluster:
         cluster.jobs.hold = True
-        workload(lab)
+        monkeypatch.setattr(lab.api.store, "create", with_workloads(lab))
         with pytest.raises(ServiceError, match=r"not let run within 0.3 s by queue fan-out: .*unused quota for cpu"):
             lab.run(("a",), quota_wait_s=0.3)
     assert "waits in queue fan-out: couldn't assign flavors" in capsys.readouterr().err
@@ -176,7 +182,7 @@ def test_evicted_pods_are_replaced_and_nothing_that_was_kept_is_done_again(lab):
         reader.start()
         pod = wait_for(lambda: [p for p in lab.api.store.objects(PODS) if p["status"].get("phase") == "Running"])[0]
         cluster.evict(pod)
-        reader.join(60)
+        reader.join(120)
     assert len(thread) == 2 and all(map(good, thread))
     assert lab.jobs()[0]["status"].get("failed", 0) == 0
 
@@ -197,7 +203,7 @@ def test_a_lost_node_costs_no_unit_and_is_not_counted(lab):
         reader.start()
         pod = wait_for(lambda: [p for p in lab.api.store.objects(PODS) if p["status"].get("phase") == "Running"])[0]
         cluster.lose_node(pod)
-        reader.join(60)
+        reader.join(120)
     assert len(found) == 2 and all(map(good, found))
 
 
@@ -205,7 +211,7 @@ def test_credentials_that_expire_half_way_are_read_anew(lab):
     renewed = threading.Event()
 
     def held_back(container: Container) -> Any:
-        renewed.wait(30)
+        renewed.wait(120)
         return at_once(container)
 
     def connect() -> Cluster:
@@ -223,7 +229,7 @@ def test_credentials_that_expire_half_way_are_read_anew(lab):
         lab.api.expire("token")
         renewed.set()
         lab.api.cut_streams()
-        reader.join(60)
+        reader.join(120)
     assert len(found) == 4 and all(map(good, found))
 
 
@@ -231,17 +237,17 @@ def test_a_step_killed_right_after_it_created_its_job_goes_on_in_the_next_one(la
     go = threading.Event()
 
     def held_back(container: Container) -> Any:
-        go.wait(60)
+        go.wait(120)
         return at_once(container)
 
     command = [sys.executable, "-m", "tests.benchmarks.fanout_step", lab.api.url, str(lab.folder), "2", "2"]
     with pods_do(lab, held_back):
         step = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        wait_for(lab.jobs, 60)
+        wait_for(lab.jobs)
         step.kill()
         step.wait()
         go.set()
-        again = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        again = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["found"] == {"done": 4}
     assert [request.status for request in lab.api.asked("POST")].count(201) == 1 and not lab.files()
@@ -251,7 +257,7 @@ def test_the_api_server_may_be_away_for_a_while(lab):
     ready = threading.Event()
 
     def held_back(container: Container) -> Any:
-        ready.wait(30)
+        ready.wait(120)
         return at_once(container)
 
     with pods_do(lab, held_back):
@@ -262,8 +268,8 @@ def test_the_api_server_may_be_away_for_a_while(lab):
         wait_for(lambda: lab.api.store.objects(PODS))
         with lab.api.away():
             ready.set()
-            wait_for(lambda: lab.jobs()[0].get("status", {}).get("succeeded") == 2, 30)
-        reader.join(60)
+            wait_for(lambda: lab.jobs()[0].get("status", {}).get("succeeded") == 2)
+        reader.join(120)
     assert len(found) == 4 and all(map(good, found))
 
 
@@ -282,29 +288,34 @@ def test_a_pod_that_writes_nonsense_costs_its_own_units(lab):
 
 
 def test_a_worker_that_is_told_to_end_keeps_what_it_has(lab, tmp_path):
-    plan, _ = write_plan(lab.root, "squares", square, None, lab.tasks("a", *["slow"] * 40), 41, 1, limits())
+    plan, _ = write_plan(lab.root, "squares", square, None, lab.tasks("a", "b", "c", "hold", "d"), 5, 1, limits())
     environment = {**os.environ, "JOB_COMPLETION_INDEX": "0", "SVDFLOW_DATA_ROOT": lab.root.location}
     command = [sys.executable, "-m", "svdflow.common.fanout_worker", plan.name]
     worker = subprocess.Popen(command, env=environment)
-    wait_for(lambda: lab.tries(3), 30)
+    wait_for(lambda: lab.tries(3))
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(20) == 75
+    assert worker.wait(120) == 75
     kept = read_part(lab.root, plan, 0)
-    assert kept.begun == 1 and not kept.done and 1 <= len(kept.outcomes) < 41
+    assert kept.begun == 1 and not kept.done and {0, 1} <= set(kept.outcomes) <= {0, 1, 2}
 
 
-def workload(lab: Lab) -> None:
-    """Kueue's account of why the next Job waits."""
+def with_workloads(lab: Lab) -> Callable[..., Any]:
+    """Makes objects, with every Job Kueue's account of why it waits."""
     from tests.fakes.kube_rules import WORKLOADS
 
     told = "couldn't assign flavors to pod set main: insufficient unused quota for cpu in flavor svdflow-cpu-spot"
 
-    def write() -> None:
-        (job,) = wait_for(lab.jobs)
+    make = lab.api.store.create
+
+    def create(resource: Any, namespace: str, obj: dict[str, Any], *how: Any) -> dict[str, Any]:
+        job = make(resource, namespace, obj, *how)
+        if resource is not JOBS:
+            return job
         labels = {"kueue.x-k8s.io/job-uid": job["metadata"]["uid"]}
         made = {"metadata": {"name": "job-squares", "labels": labels}, "spec": {"active": True}}
-        lab.api.store.create(WORKLOADS, NAMESPACE, made)
+        make(WORKLOADS, NAMESPACE, made)
         waits = {"type": "QuotaReserved", "status": "False", "reason": "WaitingForQuota", "message": told}
         lab.api.store.set_status(WORKLOADS, NAMESPACE, "job-squares", conditions=[waits])
+        return job
 
-    threading.Thread(target=write, daemon=True).start()
+    return create

@@ -51,10 +51,10 @@ class Followed:
         with KubeAPI() as api:
             executor = IndexedJobs(
                 root, "recorded", "key", self._settings, squares_together,
-                lambda: WithPods(api.configuration, "svdflow", patience_s=10), look_s=0.05,
+                lambda: WithPods(api.configuration, "svdflow", patience_s=120), look_s=0.05,
             )  # fmt: skip
             with replaying(api.store, RECORDINGS / f"indexed_job_{self._recording}.jsonl", self._job, "Job", speed=30):
-                for outcome in executor.run(square, self._tasks, None, Limits(10)):
+                for outcome in executor.run(square, self._tasks, None, Limits(300)):
                     assert not outcome.ok or outcome.value.square == outcome.unit.number**2
                     self.outcomes.append(outcome)
         return {outcome.unit.number: outcome.error for outcome in self.outcomes}

@@ -13,6 +13,7 @@ import pytest
 from kfp import compiler, dsl
 
 from svdflow.common.manifests import read_rows
+from tests.holding import holding
 from tests.waiting import wait_for
 
 MB = 1000**2
@@ -62,14 +63,15 @@ def curation(tmp_path) -> Path:
     return tmp_path / "curate.yaml"
 
 
-def start(ir: Path, workdir: Path, source: Path) -> subprocess.Popen:
+def start(ir: Path, workdir: Path, source: Path, **environment: str) -> subprocess.Popen:
     script = (
         "import sys; from pathlib import Path; from svdflow.pipelines.local.run import run_pipeline\n"
         "r = run_pipeline('curate', Path(sys.argv[2]), 'test', {}, {'source': sys.argv[3]}, ir=Path(sys.argv[1]))\n"
         "print('\\n'.join(r.errors)); sys.exit(r.status)"
     )
     arguments = [sys.executable, "-c", script, str(ir), str(workdir), str(source)]
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | environment
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def fill(path: Path) -> None:
@@ -98,11 +100,13 @@ def test_a_disk_that_fills_in_mid_run_gives_one_line_loses_nothing_and_the_next_
 ):
     workdir = small_disk / "run"
     kept = workdir / "data" / "results" / "annotate"
-    process = start(curation, workdir, source)
-    assert wait_for(lambda: process.poll() is not None or len(list(kept.rglob("*.json"))) >= 3, 120)
+    environment, go_on = holding(tmp_path / "hold", r"/results/annotate/.*\.json$", after=3)
+    process = start(curation, workdir, source, **environment)
+    assert wait_for(lambda: process.poll() is not None or len(list(kept.rglob("*.json"))) >= 3, 600)
     assert process.poll() is None, process.communicate()
     fill(small_disk / "filler")
-    out, err = process.communicate(timeout=120)
+    go_on.touch()
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 1
     assert out.count("\n") == 1 and "annotate" in out and "full" in out and "run again" in out, out
     assert "Traceback" not in err
@@ -112,14 +116,14 @@ def test_a_disk_that_fills_in_mid_run_gives_one_line_loses_nothing_and_the_next_
 
     (small_disk / "filler").unlink()
     process = start(curation, workdir, source)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=1200)
     assert process.returncode == 0, (out, err[-2000:])
     assert {path: path.stat().st_mtime_ns for path in before if path.suffix == ".json"} == {
         path: written for path, written in before.items() if path.suffix == ".json"
     }, "work that was recorded was done again"
     whole = tmp_path / "undisturbed"
     process = start(curation, whole, source)
-    assert process.wait(300) == 0
+    assert process.wait(1200) == 0
     for kind in ("videos", "clips", "annotations"):
         manifests = [place / "manifests" / f"{kind}.parquet" for place in (workdir, whole)]
         assert read_rows(kind, manifests[0]), kind

@@ -21,7 +21,7 @@ from svdflow.pipelines.cluster.runs import get_run, list_runs
 from svdflow.pipelines.cluster.stamp import Stamped
 from svdflow.pipelines.cluster.submit import Version, experiment_id, start_run, upload
 from tests.fakes.kfp_api import FakePipelines
-from tests.integration.kfp_runs import TOKEN, quick_client, stamped
+from tests.integration.kfp_runs import TOKEN, hurried_while, quick_client, stamped
 
 ARGUMENTS = {"workdir": "/work/runs/curation"}
 
@@ -76,8 +76,7 @@ def test_the_right_one_is_found_among_more_than_fit_on_a_page(fake, stamped):
 @pytest.mark.parametrize("how", ["drop", "503", "500", "429", "hang"])
 def test_reads_go_on_when_the_server_comes_back(fake, how):
     fake.fault("GET", how, times=2)
-    client = quick_client(fake, timeout_s=(1, 1))
-    assert list_runs(client, 5) == []
+    assert list_runs(hurried_while(fake, quick_client(fake)), 5) == []
     assert fake.count("GET /apis/v2beta1/runs") == 3
 
 
@@ -92,7 +91,7 @@ def test_no_request_waits_longer_than_its_time_out(fake):
     since = time.monotonic()
     with pytest.raises(NoAnswer, match="does not answer"):
         list_runs(quick_client(fake, timeout_s=(0.5, 0.5), patience_s=0), 5)
-    assert time.monotonic() - since < 15, "the fake would hang for 20 s"
+    assert time.monotonic() - since < 300, "the fake would hang for ten minutes"
 
 
 def test_a_server_that_is_not_there_is_told_at_once():

@@ -71,7 +71,7 @@ def test_the_sdk_is_told_what_exists_and_what_does_not(client, package):
 def test_the_sdk_runs_waits_for_and_ends_runs(client, package, fake):
     run_id = started(client, package)
     fake.script(run_id, lambda: fake.at(run_id, "ingest", "RUNNING"), lambda: fake.end(run_id, "SUCCEEDED"))
-    ended = client.wait_for_run_completion(run_id, timeout=20, sleep_duration=0.01)
+    ended = client.wait_for_run_completion(run_id, timeout=600, sleep_duration=0.01)
     assert ended.state == "SUCCEEDED" and ended.service_account == "pipeline-runner"
     names = {detail.display_name for detail in ended.run_details.task_details}
     assert {"ingest", "ingest-driver", "executor", "executor(0)"} <= names

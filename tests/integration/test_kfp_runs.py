@@ -22,7 +22,7 @@ from svdflow.pipelines.registry import compiled_path, pipeline_spec
 from tests.fakes.kfp_api import FakePipelines
 from tests.fakes.kube_api import KubeAPI
 from tests.fakes.kube_rules import TRAINJOBS, WORKFLOWS
-from tests.integration.kfp_runs import TOKEN, environment_file, quick_client, started, svdflow
+from tests.integration.kfp_runs import TOKEN, environment_file, hurried_while, quick_client, started, svdflow
 from tests.train_job_site import kubeconfig, role
 
 CONSOLE = "system:serviceaccount:svdflow:console"
@@ -137,7 +137,7 @@ def test_a_task_whose_driver_failed_is_failed(fake, client, run_id):
 @pytest.mark.parametrize("how", ["503", "drop", "hang"])
 def test_watching_outlasts_a_server_that_is_away(fake, client, run_id, how):
     fake.script(run_id, lambda: fake.at(run_id, "ingest", "RUNNING"), lambda: fake.end(run_id, "SUCCEEDED"))
-    client = quick_client(fake, timeout_s=(1, 1))
+    client = hurried_while(fake, quick_client(fake))
     run = runs.get_run(client, run_id)
     assert run.state == "RUNNING"
     fake.script(run_id)
@@ -394,6 +394,6 @@ def test_ctrl_c_ends_the_watching_and_not_the_run(fake, run_id):
         shown = [process.stderr.readline() for _ in range(2)]
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read().decode()
-        assert process.wait(30) == 130
+        assert process.wait(120) == 130
     assert b"ingest: running" in shown[1] and f"svdflow runs stop {run_id}" in rest and "Traceback" not in rest
     assert fake.count(":terminate") == 0 and fake.runs[run_id].body["state"] == "RUNNING"

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import pytest
 
 from svdflow.training.train import mpi
 from tests.fakes.kube_store import wait_for
+from tests.ports import free_port
 
 RUNTIME = Path(__file__).resolve().parents[2] / "infra" / "components" / "training-runtime"
 SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin"
@@ -25,22 +25,22 @@ needs_sshd = pytest.mark.skipif(not SSHD, reason="no sshd here, or not installed
 def test_sigterm_to_the_launcher_is_sigusr2_to_what_it_runs_and_its_exit_status_comes_back(tmp_path):
     child = "import signal, sys, pathlib, time\n"
     child += "signal.signal(signal.SIGUSR2, lambda *_: sys.exit(75))\n"
-    child += f"pathlib.Path({str(tmp_path / 'up')!r}).touch()\ntime.sleep(60)\n"
+    child += f"pathlib.Path({str(tmp_path / 'up')!r}).touch()\ntime.sleep(600)\n"
     launcher = subprocess.Popen([sys.executable, "-m", mpi.__name__, "launch", sys.executable, "-c", child])
-    wait_for((tmp_path / "up").exists, 30)
+    wait_for((tmp_path / "up").exists)
     launcher.send_signal(signal.SIGTERM)
-    assert launcher.wait(30) == 75
+    assert launcher.wait(120) == 75
 
 
 def test_what_hangs_is_left_to_mpirun_after_the_grace(tmp_path):
     child = "import signal, pathlib, time\nsignal.signal(signal.SIGUSR2, signal.SIG_IGN)\n"
-    child += f"pathlib.Path({str(tmp_path / 'up')!r}).touch()\ntime.sleep(60)\n"
+    child += f"pathlib.Path({str(tmp_path / 'up')!r}).touch()\ntime.sleep(600)\n"
     code = f"import sys\nfrom svdflow.training.train.mpi import launch\ncommand = {[sys.executable, '-c', child]}\n"
     code += "sys.exit(launch(command, 0.3))"
     launcher = subprocess.Popen([sys.executable, "-c", code])
-    wait_for((tmp_path / "up").exists, 30)
+    wait_for((tmp_path / "up").exists)
     launcher.send_signal(signal.SIGTERM)
-    assert launcher.wait(30) == 128 + signal.SIGTERM
+    assert launcher.wait(120) == 128 + signal.SIGTERM
 
 
 def test_what_cannot_be_started_is_told_in_a_line():
@@ -54,7 +54,7 @@ def test_a_session_has_the_container_s_environment_and_nobody_else_can_read_it(t
     assert place.stat().st_mode & 0o777 == 0o600
     code = f"from pathlib import Path\nfrom svdflow.training.train.mpi import session\nsession(Path({str(place)!r}))"
     asked = {**os.environ, "SSH_ORIGINAL_COMMAND": "echo $SVDFLOW_S3_ENDPOINT $SSH_CONNECTION", "SSH_CONNECTION": "me"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=asked, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=asked, timeout=600)
     assert done.stdout == "http://store me\n"
     monkeypatch.delenv("SSH_ORIGINAL_COMMAND", raising=False)
     assert mpi.main(["session"]) == 2, "no shell"
@@ -67,9 +67,7 @@ def node(tmp_path: Path) -> Iterator[Path]:
     keys.mkdir()
     subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-b", "521", "-N", "", "-f", keys / "id_rsa"], check=True)
     shutil.copy(keys / "id_rsa.pub", keys / "authorized_keys")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     start = f"import sys, pathlib, svdflow.training.train.mpi as mpi\nplace = pathlib.Path({str(tmp_path / 'env')!r})\n"
     (tmp_path / "session").write_text(f"#!{sys.executable}\n{start}mpi.session(place)\n")
     (tmp_path / "session").chmod(0o755)
@@ -86,12 +84,12 @@ def node(tmp_path: Path) -> Iterator[Path]:
     assert sshd.stderr and "listening" in sshd.stderr.readline()
     yield tmp_path
     sshd.terminate()
-    sshd.wait(10)
+    sshd.wait(120)
 
 
 def ssh(node: Path, *command: str) -> subprocess.CompletedProcess[str]:
     asked = ["ssh", "-F", node / "ssh_config", "127.0.0.1", *command]
-    return subprocess.run(asked, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    return subprocess.run(asked, capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL)
 
 
 @needs_sshd

@@ -145,31 +145,37 @@ def test_a_request_out_of_bounds_is_told_what_it_may_be(client, image):
 
 
 def test_a_client_that_gave_up_does_not_keep_the_server_busy(client, image):
+    """In time of the processor: how busy the machine is does not count."""
+    started = processor_s()
     with pytest.raises(ServiceError, match="no answer"):
-        client.generate(image, steps=60, guidance=(3, 3), timeout_s=0.3)
-    started = time.monotonic()
-    client.generate(image, steps=1)
-    quick = time.monotonic() - started
-    started = time.monotonic()
-    client.generate(image, steps=60, guidance=(3, 3))
-    assert quick < (time.monotonic() - started) / 2
+        client.generate(image, steps=100, guidance=(3, 3), timeout_s=0.3)
+    client.generate(image, steps=1)  # after the other one, for there is one model
+    given_up = processor_s() - started
+    started = processor_s()
+    client.generate(image, steps=100, guidance=(3, 3))
+    assert 0 < given_up < (processor_s() - started) / 2
 
 
 def test_requests_beyond_the_queue_are_refused_at_once(client, image):
     outcomes: list[str] = []
+    refused = threading.Event()
 
     def ask() -> None:
-        try:
-            outcomes.append(str(client.generate(image, steps=12).shape))
-        except ServiceError as error:
-            outcomes.append(str(error))
+        """More than the queue holds, again and again: a slow machine may send the first ones one after another."""
+        while not refused.is_set() and len(outcomes) < 200:
+            try:
+                outcomes.append(str(client.generate(image, steps=12).shape))
+            except ServiceError as error:
+                outcomes.append(str(error))
+                if "queue is full" in str(error):
+                    refused.set()
 
     threads = [threading.Thread(target=ask) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert any("queue is full" in outcome for outcome in outcomes)
+    assert refused.is_set()
     assert "(3, 48, 64, 3)" in outcomes
 
 
@@ -220,6 +226,12 @@ def servers() -> set[int]:
     return found
 
 
+def processor_s() -> float:
+    """Time of the processor that this process's Triton servers have taken so far."""
+    own = {child.pid for child in psutil.Process().children(recursive=True)} & servers()
+    return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in own)
+
+
 def below(process: subprocess.Popen) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
@@ -239,10 +251,10 @@ def test_a_model_that_does_not_load_ends_in_one_line_with_its_cause(tmp_path):
 def test_a_backend_that_crashes_while_loading_is_not_waited_for(tmp_path):
     repository = light_repository(tmp_path / "r", "import os; os.abort()")
     started = time.monotonic()
-    server = TritonServer(repository, start_timeout_s=100, log=tmp_path / "log")
+    server = TritonServer(repository, start_timeout_s=1200, log=tmp_path / "log")
     with pytest.raises(ServiceError, match="loads the model died"), server:
         pass
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 300
 
 
 def test_a_repository_without_the_model_is_refused_before_a_server_starts(tmp_path):
@@ -272,7 +284,7 @@ def test_no_process_and_no_shared_memory_is_left_when_the_owner_is_killed(tmp_pa
     assert len(children) == 3  # the supervisor, the server, the python backend
     process.send_signal(signal.SIGKILL)
     process.wait()
-    _, left = psutil.wait_procs(children, timeout=10.0)
+    _, left = psutil.wait_procs(children, timeout=600.0)
     assert [p for p in left if p.status() != psutil.STATUS_ZOMBIE] == []
     assert {name for name in set(os.listdir("/dev/shm")) - before if name.startswith("svdflow-")} == set()
 
@@ -282,7 +294,7 @@ def test_ctrl_c_ends_the_foreground_server_cleanly(tmp_path):
     process, _ = start_serving(repository)
     children = below(process)
     process.send_signal(signal.SIGINT)
-    assert process.wait(20.0) == 0
+    assert process.wait(120.0) == 0
     assert process.stdout is not None and process.stdout.read().endswith("stopped\n")
     assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
 

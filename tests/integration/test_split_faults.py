@@ -54,6 +54,6 @@ def test_killed_at_random_moments_again_and_again_it_still_ends_the_same(undistu
             os.killpg(process.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)
     assert finished(tmp_path, start(tmp_path)) == 0
     assert (tmp_path / "clips.parquet").read_bytes() == manifest

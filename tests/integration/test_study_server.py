@@ -18,12 +18,12 @@ from urllib.parse import urlencode
 
 import pytest
 
+from svdflow.common.ports import free_port  # above those that browsers refuse
 from svdflow.common.video import encode_mp4
 from svdflow.evaluation.study.settings import StudySettings
 from svdflow.evaluation.study.study import Study, create_study
 from svdflow.evaluation.study.votes import read_votes
 from svdflow.ingest.footage import make_scene
-from tests.scraping import free_port
 from tests.waiting import wait_for
 
 CODE = "invited1"
@@ -68,7 +68,7 @@ def start(study: Study, port: int) -> subprocess.Popen:
 
 
 def came_up(process: subprocess.Popen, port: int) -> bool:
-    wait_for(lambda: process.poll() is not None or answers(port), 60)
+    wait_for(lambda: process.poll() is not None or answers(port), 300)
     return process.poll() is None
 
 
@@ -81,7 +81,7 @@ def answers(port: int) -> bool:
 
 def ask(port: int, method: str, path: str, form: dict[str, str] | None = None, cookie: str = "", **headers: str):
     """Status, headers and body."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
     if form is not None:
         headers["Content-Type"] = "application/x-www-form-urlencoded"
     if cookie:
@@ -191,7 +191,7 @@ def test_two_servers_do_not_take_votes_of_one_study(study):
             [str(SVDFLOW), "study", "serve", str(study.folder), "--port", "1"],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
         )
         assert second.returncode == 1 and "another server is taking this study's votes" in second.stderr
 
@@ -199,7 +199,7 @@ def test_two_servers_do_not_take_votes_of_one_study(study):
 def test_from_votes_to_a_profile_by_the_commands(tmp_path, study):
     def svdflow(*words: str, status: int = 0) -> str:
         done = subprocess.run(
-            [str(SVDFLOW), "study", *words], capture_output=True, text=True, timeout=120, cwd=tmp_path
+            [str(SVDFLOW), "study", *words], capture_output=True, text=True, timeout=600, cwd=tmp_path
         )
         assert done.returncode == status, done.stderr
         return done.stdout + done.stderr
@@ -216,7 +216,7 @@ def test_from_votes_to_a_profile_by_the_commands(tmp_path, study):
     assert "Drop 25 % on motion" in svdflow("choose", "f", "-o", "mine.yaml")
     assert "Which video looks better?" in (tmp_path / "f" / "results.html").read_text()
     shown_ = subprocess.run(
-        [str(SVDFLOW), "settings", "--profile", "mine.yaml"], capture_output=True, text=True, timeout=60, cwd=tmp_path
+        [str(SVDFLOW), "settings", "--profile", "mine.yaml"], capture_output=True, text=True, timeout=600, cwd=tmp_path
     )
     assert re.search(r"motion_percent: 25(\.0)?$", shown_.stdout, re.M), shown_.stderr
 
@@ -244,7 +244,7 @@ async def in_a_browser(port: int) -> dict:
         browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             told = Path(profile) / "DevToolsActivePort"
-            assert await asyncio.to_thread(wait_for, lambda: told.exists() and told.read_text().count("\n"), 60)
+            assert await asyncio.to_thread(wait_for, lambda: told.exists() and told.read_text().count("\n"), 300)
             async with aiohttp.ClientSession() as session:
                 async with session.get(f"http://127.0.0.1:{told.read_text().split()[0]}/json") as answer:
                     page = next(tab for tab in await answer.json() if tab["type"] == "page")
@@ -264,7 +264,7 @@ async def visit(socket_, port: int) -> dict:
         number += 1
         await socket_.send_json({"id": number, "method": method, "params": parameters})
         while True:
-            message = json.loads((await socket_.receive(timeout=60)).data)
+            message = json.loads((await socket_.receive(timeout=300)).data)
             if message.get("method") == "Log.entryAdded":
                 complaints.append(message["params"]["entry"]["text"])
             if message.get("id") == number:
@@ -274,7 +274,7 @@ async def visit(socket_, port: int) -> dict:
         return (await command("Runtime.evaluate", expression=expression)).get("result", {}).get("value")
 
     async def until(expression: str):
-        for _ in range(1200):
+        for _ in range(6000):
             if (found := await value(expression)) not in (None, False, "[]"):
                 return found
             await asyncio.sleep(0.05)

@@ -10,7 +10,7 @@ from svdflow.common.cluster.errors import ClusterError
 from svdflow.training.train.endings import TrainingFailed, TrainingInterrupted
 from tests.fakes.kube_kubelet import Container, Ending, until_told
 from tests.fakes.kube_replay import replaying
-from tests.fakes.kube_rules import TRAINJOBS, WORKFLOWS
+from tests.fakes.kube_rules import EVENTS, TRAINJOBS, WORKFLOWS
 from tests.fakes.kube_store import wait_for
 from tests.train_job_site import (
     NAME,
@@ -56,7 +56,7 @@ def test_out_of_memory_is_told_with_the_pod_and_what_to_do(make):
 
 def test_an_evicted_pod_is_no_fault_of_the_job_and_its_peers_echo_is_not_taken_for_the_cause(make):
     def peer(container: Container) -> int:
-        container.told.wait(20)
+        container.told.wait(120)
         if container.index == 0:
             (attempt_folder(container) / "error-z0.txt").write_text("Connection closed by peer")
         return 1
@@ -73,8 +73,7 @@ def test_a_drained_node_costs_a_restart_and_no_more(make):
     site = make(trains_when_begun_again(begun))
     step = site.step()
     watching(step)
-    for pod in site.running():
-        site.cluster.evict(pod)
+    site.cluster.drain(site.running())
     assert step.join().result == {"steps": 7} and len(begun) == 4
 
 
@@ -103,15 +102,16 @@ def test_a_job_that_somebody_deletes_is_told_as_such(make):
 
 
 def test_what_takes_too_long_is_ended_by_the_cluster_itself(make):
-    site = make(until_told)
+    site = make(until_told, second=60.0)
     step = site.step(timeout_s=20)
     assert site.running() and site.train_jobs()[NAME]["spec"]["activeDeadlineSeconds"] == 20
+    site.cluster.second = 0.0  # its time is over
     failed(step, TrainingInterrupted, "it took longer than it may")
 
 
 def test_a_hanging_process_on_any_node_is_named_and_the_job_ended(make):
     site = make(lambda c: beats_until(c, moves=10 if c.index else 11))
-    failed(site.step(hang_timeout_s=0.5), TrainingFailed, "training process 2 (pid 3) has got nothing done", "step 10")
+    failed(site.step(hang_timeout_s=2.0), TrainingFailed, "training process 2 (pid 3) has got nothing done", "step 10")
     assert site.train_jobs() == {}
 
 
@@ -121,8 +121,9 @@ def test_a_hanging_process_on_any_node_is_named_and_the_job_ended(make):
 def test_quota_that_is_never_granted_ends_with_the_queues_own_words(make):
     site = make(gpus=4)
     site.cluster.free = 1
-    step = site.step("run-a", site.settings(quota_wait_s=0.3))
+    step = site.step("run-a")
     words = "insufficient unused quota for nvidia.com/gpu in flavor h100, 3 more needed"
+    step.impatient_once(words, quota_wait_s=0.3)
     failed(step, TrainingFailed, "queue research has not admitted it for 0.3 s", "WaitingForQuota", words, "deleted")
     assert site.train_jobs() == {}
     assert any(words in line for line in step.lines), "told while it waits, too"
@@ -130,11 +131,11 @@ def test_quota_that_is_never_granted_ends_with_the_queues_own_words(make):
 
 def test_more_than_the_queue_has_and_a_queue_that_is_not_there_are_told_apart(make):
     site = make(gpus=2)
-    failed(
-        site.step("run-a", site.settings(quota_wait_s=0.2)), TrainingFailed, "ExceedsMaxQuota", "maximum capacity (2)"
-    )
-    missing = site.settings(quota_wait_s=0.2, queue="nobodys")
-    failed(site.step("run-a", missing), TrainingFailed, "Misconfigured", "LocalQueue nobodys doesn't exist")
+    step = site.step("run-a").impatient_once("maximum capacity (2)", quota_wait_s=0.2)
+    failed(step, TrainingFailed, "ExceedsMaxQuota", "maximum capacity (2)")
+    missing = site.step("run-a", site.settings(queue="nobodys"))
+    missing.impatient_once("LocalQueue nobodys", quota_wait_s=0.2)
+    failed(missing, TrainingFailed, "Misconfigured", "LocalQueue nobodys doesn't exist")
 
 
 def test_waiting_out_a_time_does_not_take_the_job_from_another_run(make):
@@ -149,13 +150,14 @@ def test_waiting_out_a_time_does_not_take_the_job_from_another_run(make):
 
 def test_an_image_that_cannot_be_had_and_a_pod_that_no_node_takes_are_told_apart(make):
     site = make(until_told)
-    wait_s = site.settings(start_wait_s=0.3)
     site.cluster.kubelet.image_error = ("ImagePullBackOff", 'Back-off pulling image "registry.example/train:1"')
-    text = failed(site.step("run-a", wait_s), TrainingFailed, "the image of pod", "ImagePullBackOff: Back-off pulling")
+    step = site.step("run-a").impatient_once("the image of pod", start_wait_s=0.3)
+    text = failed(step, TrainingFailed, "the image of pod", "ImagePullBackOff: Back-off pulling")
     assert "waited for 0.3 s" in text
     site.cluster.kubelet.image_error = None
     site.cluster.kubelet.unschedulable = "0/2 nodes are available: 2 Insufficient nvidia.com/gpu."
-    failed(site.step("run-a", wait_s), TrainingFailed, "no node takes pod", "2 Insufficient nvidia.com/gpu")
+    step = site.step("run-a").impatient_once("no node takes pod", start_wait_s=0.3)
+    failed(step, TrainingFailed, "no node takes pod", "2 Insufficient nvidia.com/gpu")
     assert site.train_jobs() == {}
 
 
@@ -174,7 +176,7 @@ def test_a_job_that_gives_its_quota_back_waits_again_and_goes_on(make):
 
 def test_a_step_rides_out_an_api_server_that_is_away(make):
     go = threading.Event()
-    site = make(lambda c: trains(c) if go.wait(20) else 1)
+    site = make(lambda c: trains(c) if go.wait(120) else 1)
     step = site.step()
     site.running()
     with site.api.away():
@@ -185,7 +187,7 @@ def test_a_step_rides_out_an_api_server_that_is_away(make):
 
 def test_credentials_that_expire_half_way_are_renewed(make):
     go = threading.Event()
-    site = make(lambda c: trains(c) if go.wait(20) else 1)
+    site = make(lambda c: trains(c) if go.wait(120) else 1)
     step = site.step()
     site.running()
     step.cluster._configure = lambda: site.api.configuration("renewed")
@@ -205,13 +207,13 @@ def test_broken_connections_and_a_lost_answer_change_nothing_and_no_log_line_is_
             container.log(f"{container.index}: step {number}")
             if number == 30:
                 said.set()
-                go.wait(20)
+                go.wait(120)
         return trains(container)
 
     site = make(behaviour)
     site.api.fail("POST", "trainjobs", lose="answer")
     step = site.step()
-    assert said.wait(20)
+    assert said.wait(120)
     wait_for(lambda: any("step 30" in line for line in step.lines))
     for _ in range(3):
         site.api.cut_streams()
@@ -232,7 +234,7 @@ def test_what_is_not_allowed_says_which_role_to_look_at(make):
 @pytest.mark.parametrize("ends", ["well", "badly"])
 def test_a_job_that_cannot_be_deleted_at_the_end_costs_neither_the_result_nor_the_reason(make, ends):
     go = threading.Event()
-    site = make(lambda c: trains(c) if go.wait(20) else 1, gpus=4)
+    site = make(lambda c: trains(c) if go.wait(120) else 1, gpus=4)
     site.cluster.free = 4 if ends == "well" else 0
     for rules in site.api.grants.values():
         for rule in rules[NS]:
@@ -293,13 +295,14 @@ def test_what_real_controllers_wrote_is_understood(played, recording, name, erro
             for line in lines
             if line.get("event") and line["event"]["object"]["kind"] == "TrainJob"
         )
-    settings = played.settings(start_wait_s=0.05 if says == "the image of pod" else 60)
-    with replaying(played.api.store, path, name):
-        step = played.step("run-a", settings)
+    with replaying(played.api.store, path, name, deleted=says != "the image of pod"):
+        step = played.step("run-a")
         if error is None:
             wait_for(lambda: played.train_jobs())
             (played.folder / "attempts" / NAME / "result.json").write_text('{"steps": 7}')
-        step.join(40)
+        if says == "the image of pod":
+            step.impatient_once(says, start_wait_s=0.05)
+        step.join()
     if error is None:
         assert step.result == {"steps": 7}, (step.error, step.lines)
     else:
@@ -320,7 +323,13 @@ def test_what_real_controllers_wrote_is_understood(played, recording, name, erro
     ],
 )
 def test_a_job_that_never_starts_is_given_up_with_what_the_controllers_said(played, recording, name, says):
-    with replaying(played.api.store, RECORDINGS / f"{recording}.jsonl", name):
-        step = played.step("run-a", played.settings(quota_wait_s=1.0, start_wait_s=0.01))
-        failed(step, TrainingFailed, *says)
+    def told() -> bool:
+        """By the queue, in the step's own lines, or in an event, at which it looks at the end."""
+        events = [event.get("message", "") for event in played.api.store.objects(EVENTS)]
+        return any(says[-1] in line for line in (*step.lines, *events))
+
+    waits = {"quota_wait_s": 1.0} if "admitted" in says[0] else {"start_wait_s": 0.01}
+    with replaying(played.api.store, RECORDINGS / f"{recording}.jsonl", name, deleted=False):
+        step = played.step("run-a")
+        failed(step.impatient_once(told, **waits), TrainingFailed, *says)
     assert played.train_jobs() == {}

@@ -17,7 +17,9 @@ from svdflow.common.storage import DataRoot
 from svdflow.training.train.endings import TrainingFailed, TrainingInterrupted
 from svdflow.training.train.prometheus_metrics import VARIABLE
 from svdflow.training.train.train import train_stage
-from tests.scraping import free_port, scraped
+from tests.holding import holding
+from tests.ports import free_port
+from tests.scraping import scraped
 from tests.training_runs import (
     UNET,
     make_autoencoder,
@@ -98,13 +100,17 @@ def test_a_run_that_meets_one_fault_after_another_ends_bit_identical_and_is_then
         other.put_file(root.fetch(row["shard_uri"]))
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
 
-    def disturbed(name, condition, act, error, says):
+    def disturbed(name, condition, act, error, says, held_after=10**6):
+        """A run that is disturbed as soon as a condition holds; it waits at so many checkpoints until then."""
         events = tmp_path / f"{name}.jsonl"
-        monkeypatch.setenv("SVDFLOW_EVENTS", str(events))
-        watcher = when(lambda: condition(events), act)
-        with pytest.raises(error, match=says) as caught:
-            train_stage("image", samples, None, tmp_path / "broken", other, settings, version)
-        watcher.join()
+        environment, go_on = holding(tmp_path / f"hold {name}", r"/checkpoints/step_\d+$", held_after)
+        with monkeypatch.context() as patch:
+            for variable, value in {**environment, "SVDFLOW_EVENTS": str(events)}.items():
+                patch.setenv(variable, value)
+            watcher = when(lambda: condition(events), lambda: (act(), go_on.touch()))
+            with pytest.raises(error, match=says) as caught:
+                train_stage("image", samples, None, tmp_path / "broken", other, settings, version)
+            watcher.join()
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "broken").exists() and training_processes(other) == []
 
@@ -116,13 +122,13 @@ def test_a_run_that_meets_one_fault_after_another_ends_bit_identical_and_is_then
     damaged = newest_checkpoint(other)
     (damaged / "ema.safetensors").write_bytes((damaged / "ema.safetensors").read_bytes()[:-100])
     disturbed("killed", at(5), lambda: send(other, signal.SIGKILL, [1]), TrainingFailed,
-              "training process 1 was killed")  # fmt: skip
+              "training process 1 was killed", held_after=3)  # fmt: skip
     log = next(other.scratch("training").glob("*/train.log")).read_text()
     assert f"damaged checkpoints passed over: {damaged.name}" in log
     writing = other.scratch("training")
     disturbed("killed while writing",
               lambda events: steps_done(events) >= 7 and any(writing.glob("*/checkpoints/.partial-*/ema.*")),
-              lambda: send(other, signal.SIGKILL, [0, 1]), SvdflowError, "was killed")  # fmt: skip
+              lambda: send(other, signal.SIGKILL, [0, 1]), SvdflowError, "was killed", held_after=3)  # fmt: skip
     settings = settings.model_copy(update={"checkpoint_every": 100})
     before = newest_checkpoint(other).name
 

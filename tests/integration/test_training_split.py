@@ -37,7 +37,7 @@ def found(folder):
     for before, after, steps in (("zero 3", "zero 2", 0), ("zero 2", "zero 3", 0), ("zero 3", "zero 3", 1)):
         case = {"settings": ADAM | SPLITS[after], "steps": steps, "resume": str(folder / before)}
         cases[f"{before} then {after}"] = case
-    return run_in_processes(2, cases, folder, timeout_s=600)
+    return run_in_processes(2, cases, folder, timeout_s=1800)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ def promtool(*arguments: object, fails: bool = False) -> str:
     program = shutil.which("promtool")
     if program is None:
         pytest.skip("promtool is not there: apt-get install prometheus")
-    done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=600)
     told = done.stdout + done.stderr
     assert bool(done.returncode) == fails, told
     return told

@@ -37,7 +37,7 @@ def api() -> Iterator[KubeAPI]:
 
 @pytest.fixture
 def cluster(api) -> Iterator[Cluster]:
-    with Cluster(api.configuration, NS, patience_s=10) as connection:
+    with Cluster(api.configuration, NS, patience_s=120) as connection:
         yield connection
 
 
@@ -262,12 +262,12 @@ def test_credentials_that_cannot_be_read_again_end_a_watch_with_the_reason(api):
             raise ConfigError("the token has gone")
         return api.configuration()
 
-    with Cluster(configure, NS, patience_s=10) as cluster, Watches(cluster, (PODS, "", "")) as watches:
-        assert watches.next(5)
+    with Cluster(configure, NS, patience_s=120) as cluster, Watches(cluster, (PODS, "", "")) as watches:
+        assert watches.next(120)
         api.expire("token")
         api.cut_streams()
         with pytest.raises(ConfigError, match="the token has gone"):
-            watches.next(5)
+            watches.next(120)
 
 
 def test_a_token_that_expires_half_way_is_read_anew(api, tmp_path, monkeypatch):
@@ -317,7 +317,7 @@ def test_in_a_pod_the_service_account_is_used_its_certificate_checked_and_a_rene
     with KubeAPI(certificate=certificate) as api:
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
         monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(api.port))
-        with connect(patience_s=5) as cluster:
+        with connect(patience_s=120) as cluster:
             assert cluster.namespace == "team-a" and cluster.list(PODS) == []
             api.expire("token")
             api.tokens["renewed"] = ("system:admin", float("inf"))
@@ -368,11 +368,11 @@ def follow(cluster: Cluster, out: list[Event], **how: Any) -> tuple[threading.Th
 def end(cluster: Cluster, thread: threading.Thread, stop: threading.Event) -> None:
     stop.set()
     cluster.close()
-    thread.join(5)
+    thread.join(120)
     assert not thread.is_alive(), "closing a connection ends who reads from it"
 
 
-def wait(condition: Callable[[], Any], seconds: float = 10) -> None:
+def wait(condition: Callable[[], Any], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -466,16 +466,16 @@ def test_only_what_is_selected_is_sent(api, cluster):
 def test_a_stream_of_something_else_ends_a_watch_and_is_not_waited_for_for_ever(page, line):
     listed = b'{"metadata": {"resourceVersion": "1"}, "items": []}'
     with Cluster(page(listed, line), NS, patience_s=0) as cluster, Watches(cluster, (PODS, "", "")) as watches:
-        assert watches.next(5)
+        assert watches.next(120)
         with pytest.raises(ClusterError, match="watch pods: this is no event: "):
-            watches.next(5)
+            watches.next(120)
 
 
 def test_several_watches_come_out_of_one_place_and_a_refusal_ends_them(api, cluster):
     api.store.create(kube_rules.PODS, NS, pod("p"))
     api.store.create(kube_rules.TRAINJOBS, NS, train_job("t"))
     with Watches(cluster, (PODS, "", ""), (TRAINJOBS, "", "metadata.name=t")) as watches:
-        got = [watches.next(5) for _ in range(4)]
+        got = [watches.next(120) for _ in range(4)]
         assert {(e.kind.name, e.type) for e in got if e} == {
             ("Pod", "ADDED"), ("Pod", "LISTED"), ("TrainJob", "ADDED"), ("TrainJob", "LISTED")
         }  # fmt: skip
@@ -483,7 +483,7 @@ def test_several_watches_come_out_of_one_place_and_a_refusal_ends_them(api, clus
     api.grants["system:admin"] = {NS: [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]}]}
     with Watches(cluster, (PODS, "", "")) as watches, pytest.raises(ClusterError, match='cannot watch resource "pods"'):
         while True:
-            watches.next(5)
+            watches.next(120)
 
 
 # owners

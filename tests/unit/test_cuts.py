@@ -177,9 +177,9 @@ def test_flicker_of_an_hour_is_merged_in_a_moment():
     times = [n / 24 for n in range(frames + 1)]
     finds = [detection(n, n, None) for n in range(1, frames)]
     finds += [detection(n - 7, n, 3.0) for n in range(8, frames, 8)]
-    began = time.perf_counter()
+    began = time.process_time()
     merged = merge_detections(finds, times, 1 / 3)
-    assert time.perf_counter() - began < 20
+    assert time.process_time() - began < 60, "of the processor: with their square it would be an hour"
     assert [(cut.first, cut.last) for cut in merged] == [(1, frames - 1)]
 
 

@@ -231,7 +231,7 @@ def distribution(site: Path, name: str, version: str, *lines: str) -> None:
 
 def checked(path: Path) -> tuple[int, dict[str, list[str]]]:
     command = [sys.executable, "-S", str(CONTAINERS / "self_check.py"), "--json"]  # -S: without this environment
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": str(path)}, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": str(path)}, timeout=600)
     return done.returncode, json.loads(done.stdout)["faults"]
 
 

@@ -44,7 +44,7 @@ def test_a_server_of_the_cluster_s_own_takes_the_place_of_the_object_store(tmp_p
     dev["patches"][0]["path"] = "releases.yaml"
     shutil.copy(INFRA / "overlays/dev/releases.yaml", tmp_path)
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(dev))
-    done = subprocess.run([kubectl(), "kustomize", str(tmp_path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([kubectl(), "kustomize", str(tmp_path)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     manifests = {label(m): m for m in yaml.load_all(done.stdout, LOADER) if m}
     told = manifests["ConfigMap/svdflow-object-store"]["data"]

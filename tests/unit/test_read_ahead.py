@@ -1,7 +1,10 @@
 """Reading ahead: the same things in the same order, however many readers there are."""
 
 import signal
+import sys
 import threading
+import time
+from traceback import extract_stack
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from svdflow.training.train.settings import stage_settings
 from svdflow.training.train.signals import Asked
 from tests.engine_runs import Setting, _NoAutoencoder, one_process
 from tests.training_runs import UNET, make_autoencoder, make_samples
+from tests.waiting import wait_for
 
 
 def taken(reading: ReadAhead) -> list:
@@ -43,7 +47,7 @@ def test_a_slow_reading_holds_up_neither_the_others_nor_the_order():
 
     def read(n: int) -> int:
         if n == 0:
-            assert second_is_done.wait(30), "the second reader has not come to its turn"
+            assert second_is_done.wait(120), "the second reader has not come to its turn"
         if n == 1:
             second_is_done.set()
         return n
@@ -74,13 +78,19 @@ def test_an_error_comes_when_its_turn_comes_and_time_that_was_waited_is_counted(
         if n == 2:
             raise BadInputError("sample 2 is damaged")
         if n == 1:
-            opened.wait(30)
+            opened.wait(120)
         return n
 
     reading = ReadAhead(iter(range(5)), read, 2)
     assert reading.take() == 0
-    before = reading.waited_s
-    threading.Timer(0.2, opened.set).start()
+    before, taker = reading.waited_s, threading.get_ident()
+
+    def open_while_it_waits() -> None:
+        assert wait_for(lambda: "result" in {frame.name for frame in extract_stack(sys._current_frames()[taker])}, 120)
+        time.sleep(0.2)
+        opened.set()
+
+    threading.Thread(target=open_while_it_waits).start()
     assert reading.take() == 1 and reading.waited_s - before > 0.1
     with pytest.raises(BadInputError, match="sample 2 is damaged"):
         reading.take()

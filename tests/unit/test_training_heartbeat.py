@@ -60,22 +60,40 @@ def test_among_processes_that_all_beat_the_one_that_has_done_least_is_named(tmp_
 def test_start_may_take_longer_than_a_step(tmp_path):
     clock = Clock()
     watch = Watch(tmp_path, 1, 10, clock)
-    clock.now = 200
-    assert watch.hanging() is None
-    beat(tmp_path, 0, 1, 0)  # it loads its libraries: it beats, and has done nothing yet
-    for second in range(100):
-        clock.now += 1
-        beat(tmp_path, 0, second + 2, 0)
+    for second in range(301):
+        clock.now = second
+        if second > 200:
+            beat(tmp_path, 0, second, 0)  # it loads its libraries: it beats, and has done nothing yet
         assert watch.hanging() is None
     beat_path(tmp_path, 0).unlink()
     clock.now = 301
     assert "no sign of life since it was started" in watch.hanging()
 
 
+def test_while_the_machine_stood_still_nobody_hung(tmp_path):
+    """A container that is paused, a virtual machine that moves: watcher and watched go on where they were."""
+    clock = Clock()
+    watch = Watch(tmp_path, 2, 10, clock)
+    beats = 0
+    for second in (*range(20), *range(500, 520), 9000):
+        clock.now = second
+        assert watch.hanging() is None
+        beats += 1
+        for rank in range(2):
+            beat(tmp_path, rank, beats, beats)
+    for second in range(9001, 9030):
+        clock.now = second
+        beats += 1
+        beat(tmp_path, 0, beats, beats)
+        if told := watch.hanging():
+            break
+    assert "training process 1 (pid 101)" in told and "no sign of life" in told and second < 9015
+
+
 def test_a_stopped_process_is_found_and_a_working_one_is_not(tmp_path):
     processes = [subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path), str(rank)]) for rank in range(2)]
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while sum(b.moves > 0 for b in read_beats(tmp_path, 2).values()) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
         assert {b.pid for b in read_beats(tmp_path, 2).values()} == {p.pid for p in processes}

@@ -18,6 +18,7 @@ from pathlib import Path
 _INTERVAL_S = 0.5
 _BYTES = 160
 _START_S = 300.0  # from the launch to a process's first beat: an interpreter starts, on a busy machine
+_LOOKS = 8  # at least, before anybody counts as hanging
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,9 @@ class Heartbeat:
 class Watch:
     """The launcher's eye on ``processes`` files of signs of life.
 
+    Only time in which it looks counts: a machine or a container that stood still for a while stood still with all that
+    was on it, and nobody in it hangs.
+
     Args:
         folder: where they lie.
         processes: how many there are to be.
@@ -71,17 +75,17 @@ class Watch:
         self, folder: Path, processes: int, timeout_s: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.folder, self.processes, self.timeout_s, self._clock = folder, processes, timeout_s, clock
-        self._begun = clock()
+        self._looked_at, self._watched_s = clock(), 0.0
         self._beaten: dict[int, tuple[int, float]] = {}
-        self._moved: tuple[int, float] = (-1, self._begun)
+        self._moved: tuple[int, float] = (-1, 0.0)
 
     def hanging(self) -> str | None:
         """One line that names the process that hangs, or None while all is well."""
-        now, beats = self._clock(), read_beats(self.folder, self.processes)
+        now, beats = self._seconds_watched(), read_beats(self.folder, self.processes)
         for rank in range(self.processes):
             beat = beats.get(rank)
             if beat is None:
-                if now - self._begun > max(self.timeout_s, _START_S):
+                if now > max(self.timeout_s, _START_S):
                     return f"training process {rank} has given no sign of life since it was started"
                 continue
             before = self._beaten.get(rank)
@@ -96,6 +100,12 @@ class Watch:
             rank = min(beats, key=lambda place: beats[place].moves)
             return _line(rank, beats[rank], f"has got nothing done for {self.timeout_s:g} s")
         return None
+
+    def _seconds_watched(self) -> float:
+        now = self._clock()
+        self._watched_s += min(now - self._looked_at, self.timeout_s / _LOOKS)
+        self._looked_at = now
+        return self._watched_s
 
 
 def beat_path(folder: Path, rank: int) -> Path:
