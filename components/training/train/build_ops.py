@@ -13,7 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-_STALE_LOCK_S = 15.0
+_STALE_LOCK_S = 15.0  # who builds has begun to compile in the folder by then
+_LOOK_S = 0.2
 
 
 def extensions_dir() -> Path:
@@ -39,18 +40,23 @@ def clear_stale_locks(directory: Path | None = None) -> list[Path]:
     A process killed while it compiled leaves one, and all later ones would wait for ever.
 
     A lock is stale when no running process has the op's folder open or as its working directory and the lock is older
-    than 15 s. Returns the locks removed.
+    than 15 s; a younger one that nobody seems to hold is waited for. Returns the locks removed.
     """
     removed = []
     for lock in (directory or extensions_dir()).glob("*/**/lock"):
-        try:
-            young = time.time() - lock.stat().st_mtime < _STALE_LOCK_S
-        except FileNotFoundError:
-            continue
-        if not young and not _being_built(lock.parent):
+        while _is_young(lock) and not _being_built(lock.parent):
+            time.sleep(_LOOK_S)
+        if lock.exists() and not _being_built(lock.parent):
             lock.unlink(missing_ok=True)
             removed.append(lock)
     return removed
+
+
+def _is_young(lock: Path) -> bool:
+    try:
+        return time.time() - lock.stat().st_mtime < _STALE_LOCK_S
+    except FileNotFoundError:
+        return False
 
 
 def build() -> Path:
