@@ -1,8 +1,10 @@
 """Fixtures that all tests share."""
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,19 @@ def media() -> Path:
     if len(list(directory.glob("*.mp4"))) < 5:
         pytest.skip("sample footage is not there: run `make setup`")
     return directory
+
+
+@pytest.fixture(autouse=True)
+def _scheduled_as_others() -> Iterator[None]:
+    """SVT-AV1, by which some tests encode, makes its caller a real-time process where it is root's, for good.
+
+    All that is started later would be one as well, and two of them that spin leave no core to anybody.
+    """
+    yield
+    if sys.platform == "linux" and os.sched_getscheduler(0) != os.SCHED_OTHER:
+        for thread in Path("/proc/self/task").iterdir():
+            with suppress(ProcessLookupError):
+                os.sched_setscheduler(int(thread.name), os.SCHED_OTHER, os.sched_param(0))
 
 
 @pytest.fixture(scope="module", autouse=True)
