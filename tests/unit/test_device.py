@@ -1,4 +1,4 @@
-"""Models compute where they lie: with all their parts on another device than main memory, frames are the same."""
+"""Models compute where they lie: with all their parts on another device than main memory, frames are the same but for rounding."""
 
 import numpy as np
 import pytest
@@ -29,6 +29,11 @@ def model(kind: str) -> VideoModel:
     return VideoModel(kind, unet, load_autoencoder(), encoder, build_feature_extractor())
 
 
+def same_but_for_rounding(there: np.ndarray, here: np.ndarray) -> bool:
+    """On another device torch may take another kernel, whose sums run in another order."""
+    return there.shape == here.shape and np.abs(there.astype(int) - here).max() <= 1
+
+
 @pytest.fixture(scope="module")
 def picture() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
@@ -41,7 +46,7 @@ def test_a_video_from_a_picture_is_that_of_main_memory(picture):
         place(moved, DEVICE)
         assert {next(part.parameters()).device for part in (moved.unet, moved.vae, moved.image_encoder)} == {DEVICE}
         there = generate(moved, picture, frames=3, steps=2)
-    assert isinstance(there, np.ndarray) and np.array_equal(there, here)
+    assert isinstance(there, np.ndarray) and same_but_for_rounding(there, here)
 
 
 def test_a_video_from_a_text_is_that_of_main_memory():
@@ -50,7 +55,7 @@ def test_a_video_from_a_text_is_that_of_main_memory():
     moved = model("text_to_video")
     with SecondDevice():
         there = generate_from_text(place(moved, DEVICE), "a dog runs", **told)
-    assert np.array_equal(there, here)
+    assert same_but_for_rounding(there, here)
 
 
 def test_frames_are_encoded_on_the_gpu_and_come_back(picture, monkeypatch):
