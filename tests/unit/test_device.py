@@ -1,4 +1,4 @@
-"""Models compute where they lie: with all their parts on another device than main memory, frames are the same but for rounding."""
+"""Models compute where they lie: all their parts on another device, frames are the same but for rounding."""
 
 import numpy as np
 import pytest
