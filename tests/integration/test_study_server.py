@@ -140,7 +140,15 @@ def test_the_invited_see_the_pages_and_nobody_sees_more_than_the_pages(study):
             status, _, body = ask(port, "GET", path, cookie=cookie)
             assert status == 404 and secret not in body, path
         assert ask(port, "POST", "/vote", {"ticket": "x" * 10_000, "side": "left"}, cookie)[0] == 303
-        assert ask(port, "GET", "/vote", cookie="rater=../../etc")[0] == 303
+        for made_up in (
+            "../../etc",
+            "0123456789abcdef01234567",
+            cookie.removeprefix("rater=")[:-5],
+            shown(port, cookie)[0],
+        ):
+            for path in ("/vote", videos[0]):
+                assert ask(port, "GET", path, cookie=f"rater={made_up}")[0] in (303, 404), "no invitation, no way in"
+        assert ask(port, "POST", "/vote", {"ticket": cookie.removeprefix("rater="), "side": "left"}, cookie)[0] == 303
     assert list(read_votes(study.votes)) == []
 
 

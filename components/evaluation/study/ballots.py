@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import secrets
 import threading
 import time
 from collections import defaultdict
@@ -61,6 +62,15 @@ class Ballots:
         for vote in read_votes(study.votes):
             self._note(vote)
 
+    def admit(self) -> str:
+        """A pass for a new rater, which nobody can make up."""
+        return self._seal({"rater": secrets.token_hex(12)})
+
+    def rater_of(self, admission: str) -> str | None:
+        """Whose pass it is; None where it is none."""
+        told = self._read(admission)
+        return told["rater"] if told is not None and set(told) == {"rater"} else None
+
     def next_for(self, rater: str) -> Showing | None:
         """What a rater is shown next; the same again until it is answered. None when there is nothing left."""
         with self._lock:
@@ -84,7 +94,7 @@ class Ballots:
             StorageError: the vote cannot be written; it was not taken.
         """
         read = self._read(ticket)
-        if read is None or read["rater"] != rater or side not in ("left", "right"):
+        if read is None or "task" not in read or read["rater"] != rater or side not in ("left", "right"):
             return False
         with self._lock:
             name = read["task"]
@@ -176,12 +186,14 @@ class Ballots:
         return task.category, text, [(n, item.videos[n]) for n in (task.first, task.second)]
 
     def _seal(self, told: dict[str, object]) -> str:
-        return self._key.encrypt(json.dumps(told, separators=(",", ":")).encode()).decode()
+        return (
+            self._key.encrypt(json.dumps(told, separators=(",", ":")).encode()).decode().rstrip("=")
+        )  # as cookies like it
 
     def _read(self, ticket: str) -> dict[str, Any] | None:
         from cryptography.fernet import InvalidToken
 
         try:
-            return json.loads(self._key.decrypt(ticket.encode()))
+            return json.loads(self._key.decrypt(ticket.encode() + b"=" * (-len(ticket) % 4)))
         except InvalidToken:
             return None

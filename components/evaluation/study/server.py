@@ -6,8 +6,6 @@ import contextlib
 import fcntl
 import hmac
 import html
-import re
-import secrets
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,6 @@ from .study import Study
 from .votes import VoteLog
 
 _HERE = Path(__file__).parent
-_RATER = re.compile(r"[0-9a-f]{24}")
 _MOST_BYTES = 4096  # of a form
 _YEAR_S = 365 * 86400
 _HEADERS = {
@@ -68,9 +65,12 @@ def make_app(ballots: Ballots, code: str | None) -> Starlette:
     videos = {digest for item in study.items for digest in item.videos}
     videos |= {digest for check in study.checks for digest in (check.good, check.ruined)}
 
+    def rater_of(request: Request) -> str | None:
+        return ballots.rater_of(request.cookies.get("rater", ""))
+
     def welcome(request: Request) -> Response:
         given = request.query_params.get("code")
-        if _rater(request) is None and code is not None and not _same(given, code):
+        if rater_of(request) is None and code is not None and not _same(given, code):
             return _page(
                 "Not let in", "<p>This study is by invitation: the link that you were given lets you in.</p>", 403
             )
@@ -93,7 +93,7 @@ def make_app(ballots: Ballots, code: str | None) -> Starlette:
 
     async def begin(request: Request) -> Response:
         form = await _form(request)
-        rater = _rater(request)
+        rater = rater_of(request)
         if rater is None and code is not None and not _same(form.get("code"), code):
             return _page(
                 "Not let in", "<p>This study is by invitation: the link that you were given lets you in.</p>", 403
@@ -101,12 +101,17 @@ def make_app(ballots: Ballots, code: str | None) -> Starlette:
         answer = RedirectResponse("/vote", 303)
         secure = request.url.scheme == "https"
         answer.set_cookie(
-            "rater", rater or secrets.token_hex(12), _YEAR_S, httponly=True, samesite="strict", secure=secure
+            "rater",
+            request.cookies["rater"] if rater else ballots.admit(),
+            _YEAR_S,
+            httponly=True,
+            samesite="strict",
+            secure=secure,
         )
         return answer
 
     def vote(request: Request) -> Response:
-        rater = _rater(request)
+        rater = rater_of(request)
         if rater is None:
             return RedirectResponse("/", 303)
         showing = ballots.next_for(rater)
@@ -119,7 +124,7 @@ def make_app(ballots: Ballots, code: str | None) -> Starlette:
         return _page("Which is better?", _question(showing, ballots.given_by(rater)), script=True)
 
     async def cast(request: Request) -> Response:
-        rater = _rater(request)
+        rater = rater_of(request)
         if rater is None:
             return RedirectResponse("/", 303)
         form = await _form(request)
@@ -134,7 +139,7 @@ def make_app(ballots: Ballots, code: str | None) -> Starlette:
 
     def video(request: Request) -> Response:
         digest = request.path_params["digest"]
-        if _rater(request) is None or digest not in videos:
+        if rater_of(request) is None or digest not in videos:
             return PlainTextResponse("not found", 404)
         # a private copy: nothing in it tells whose it is, and it never changes
         return FileResponse(
@@ -197,11 +202,6 @@ def serve(study: Study, host: str, port: int, code: str | None) -> None:
             limit_concurrency=1000, timeout_keep_alive=15, timeout_graceful_shutdown=5, server_header=False,
         )  # fmt: skip
         uvicorn.Server(config).run()
-
-
-def _rater(request: Request) -> str | None:
-    rater = request.cookies.get("rater", "")
-    return rater if _RATER.fullmatch(rater) else None
 
 
 def _same(given: str | None, code: str) -> bool:
