@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from generated_files import frames_of_videos, write_picture
 from PIL import Image
 from safetensors import safe_open
 from typer.testing import CliRunner
@@ -17,7 +18,6 @@ from svdflow.diffusion.lora import ADAPTER, adapted_layers, apply_lora, inject_l
 from svdflow.diffusion.model_directory import VideoModel, load_model, save_model
 from svdflow.diffusion.settings import TINY_UNET, LoraSettings
 from svdflow.diffusion.unet import build_video_unet
-from svdflow.export import generate as generate_module
 from svdflow.export.generate import generate_file
 from svdflow.pipelines.cli import app
 
@@ -53,17 +53,14 @@ def place(tmp_path_factory):
             if ".lora_B." in key:
                 torch.nn.init.normal_(parameter, 0, 0.5)
         save_lora(unet.state_dict(), lora, folder / name / ADAPTER)
-    picture = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)
-    Image.fromarray(np.kron(picture, np.ones((8, 8, 1), np.uint8))).save(folder / "in.png")
+    write_picture(folder / "in.png")
     return folder
 
 
 @pytest.fixture
 def video(place, tmp_path, monkeypatch):
     """Frames of ``generate_file``, as they are before they become an MP4; and the MP4's bytes."""
-    frames = []
-    encode = generate_module.encode_mp4
-    monkeypatch.setattr(generate_module, "encode_mp4", lambda made, fps: frames.append(made) or encode(made, fps))
+    frames = frames_of_videos(monkeypatch)
 
     def make(*lora, model="model"):
         generate_file(place / "in.png", tmp_path / "o.mp4", model=place / model, lora=lora, **ASKED)

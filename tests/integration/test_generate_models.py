@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from generated_files import frames_of_videos, write_picture
 from typer.testing import CliRunner
 
 from svdflow.common.errors import BadInputError
@@ -16,7 +16,6 @@ from svdflow.diffusion.model_directory import VideoModel, save_model
 from svdflow.diffusion.motion import MotionCalibration
 from svdflow.diffusion.settings import TINY_UNET
 from svdflow.diffusion.unet import build_video_unet
-from svdflow.export import generate as generate_module
 from svdflow.export.in_process import video_size_of
 from svdflow.pipelines.cli import app
 
@@ -45,17 +44,14 @@ def place(tmp_path_factory):
     shutil.copytree(folder / "ours", folder / "released")
     (folder / "released" / "svdflow.json").unlink()
     convert_model(folder / "ours", folder / "single.safetensors")
-    picture = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)
-    Image.fromarray(np.kron(picture, np.ones((8, 8, 1), np.uint8))).save(folder / "in.png")
+    write_picture(folder / "in.png")
     return folder
 
 
 @pytest.fixture
 def video(place, tmp_path, monkeypatch):
     """Frames of the command, as they are before they become an MP4."""
-    frames = []
-    encode = generate_module.encode_mp4
-    monkeypatch.setattr(generate_module, "encode_mp4", lambda made, fps: frames.append(made) or encode(made, fps))
+    frames = frames_of_videos(monkeypatch)
 
     def make(model, *more):
         command = [
