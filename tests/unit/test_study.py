@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import subprocess
+import sys
 from collections import Counter
 from itertools import count
 from pathlib import Path
@@ -137,6 +139,21 @@ def test_what_cannot_be_compared_is_told_and_leaves_nothing(tmp_path, folders, t
     with pytest.raises(BadInputError, match=says):
         create_study(tmp_path / "s", folders, StudySettings(), texts, "motion")
     assert [path.name for path in tmp_path.iterdir() if path.name.strip(".").startswith("s")] == []
+
+
+def test_what_a_killed_process_left_of_a_study_goes_and_what_another_makes_stays(tmp_path, folders):
+    stay = (
+        "import fcntl, os, sys, time; fcntl.flock(os.open(sys.argv[1], 0), fcntl.LOCK_EX); "
+        "print(1, flush=True); time.sleep(999)"
+    )
+    dead, alive, others = (tmp_path / name for name in (".s.aaaaaaaa", ".s.bbbbbbbb", ".other.aaaaaaaa"))
+    for folder in (dead, alive, others):
+        (folder / "videos").mkdir(parents=True)
+    with subprocess.Popen([sys.executable, "-c", stay, alive], stdout=subprocess.PIPE) as maker:
+        assert maker.stdout.read(1)
+        create_study(tmp_path / "s", folders, StudySettings())
+        assert (dead.exists(), alive.exists(), others.exists()) == (False, True, True)
+        maker.kill()
 
 
 def test_votes_of_one_study_never_meet_another(tmp_path, folders):

@@ -148,7 +148,8 @@ def test_the_weights_that_are_handed_on_are_the_last_or_the_best_ones_as_asked(d
         assert result["handed_on"] == card["steps"] == chosen and result["steps"] == 6
         assert card["metrics"]["held_out_after"] == at[chosen]
         kept = [path.name for path in sorted((folder / "checkpoints").glob("step_*"))]
-        assert kept == (["step_00000002", "step_00000004"] if hand_on == "best" else [])
+        on_the_way = ["step_00000002", "step_00000004"] if hand_on == "best" else []
+        assert kept == [*on_the_way, "step_00000006"]
     best, last = (
         load_file(tmp_path / name / "model/unet/diffusion_pytorch_model.safetensors") for name in ("best", "last")
     )
@@ -157,6 +158,27 @@ def test_the_weights_that_are_handed_on_are_the_last_or_the_best_ones_as_asked(d
     if not same:
         average = load_file(tmp_path / "best" / "checkpoints" / "step_00000004" / "ema.safetensors")
         assert all(torch.equal(best[name], average[name]) for name in best)
+
+
+def test_a_run_that_dies_while_its_end_is_looked_at_has_no_step_to_do_again(data, tmp_path, asked):
+    dies, whole = trainer(data, tmp_path / "dies", asked, steps=3), trainer(data, tmp_path / "whole", asked, steps=3)
+    step = dies.engine.step
+
+    def losses(draws):
+        if dies.engine.step > step:
+            raise SystemExit("killed")
+        return torch.zeros(len(draws))
+
+    dies.judge.losses = losses
+    with pytest.raises(SystemExit):
+        dies.run()
+    again = trainer(data, tmp_path / "dies", asked, steps=3)
+    again.engine.train_step = None  # whoever calls it fails
+    assert (again.run()["resumed_from"], whole.run()["resumed_from"]) == (3, None)
+    one, other = (
+        load_file(tmp_path / name / "model/unet/diffusion_pytorch_model.safetensors") for name in ("dies", "whole")
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_what_is_looked_at_on_the_way_is_the_running_average_and_lies_in_the_log(data, tmp_path, asked, monkeypatch):

@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -139,8 +141,11 @@ def create_study(
             raise BadInputError("prompt following cannot be voted on without texts: give --texts FILE.csv")
         settings = settings.model_copy(update={"categories": left})
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
     making = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    held = os.open(making, os.O_RDONLY)
     try:
+        fcntl.flock(held, fcntl.LOCK_EX)
         (making / "videos").mkdir()
         items = []
         for name in track(names, "videos"):
@@ -155,7 +160,22 @@ def create_study(
     except BaseException:
         shutil.rmtree(making, ignore_errors=True)
         raise
+    finally:
+        os.close(held)
     return study
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes that were killed while they made this study left beside it; who still makes it holds it."""
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.????????"):
+        held = os.open(left, os.O_RDONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(held)
 
 
 def open_study(folder: Path) -> Study:

@@ -89,6 +89,8 @@ class Trainer:
                     best = self._is_best(held_out)
                     if (saving or best or self._due(s.checkpoint_every)) and self.engine.step < s.steps:
                         self._save(held_out)
+            if self.engine.step > self.saved_at:
+                self._save(None)  # a kill while the end is looked at and written costs no step
             with self.engine.averaged():
                 after = self._held_out_loss()
                 if s.sample_every:
