@@ -68,10 +68,56 @@ def ucf101(
     if measured.figure is None:
         print(f"Nothing measured yet: what is missing is {measured.lacking}")
         return
-    _write(workdir, "ucf101", result_of(measured), ucf101_report(measured), overrides)
+    _write(workdir, "ucf101", result_of(measured), [ucf101_report(measured)], overrides)
     name, value = measured.figure
     print(f"{name}: {value:.2f}{'' if measured.comparable else ' (not comparable with the paper: see the page)'}")
     print(workdir / "ucf101.html")
+
+
+@evaluate.command()
+def multiview(
+    model: Annotated[Path, typer.Argument(help="Directory of a multi-view model.")],
+    objects: Annotated[Path, typer.Option(help="Folder of GLB and OBJ files; the paper's are 50 of GSO.")],
+    before: Annotated[
+        Path | None, typer.Option(help="The model that its training started from, to stand beside it.")
+    ] = None,
+    lpips: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            metavar="BACKBONE HEADS", help="LPIPS: safetensors of AlexNet or VGG-16, and of its linear heads."
+        ),
+    ] = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(help="CLIP-S: hub id, directory, or open_clip:ARCHITECTURE/FILE.safetensors."),
+    ] = None,
+    workdir: Workdir = Path("runs/multiview"),
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.SETTING=VALUE", help="Of multiview or render; repeatable."),
+    ] = None,
+) -> None:
+    """Orbits of objects from one view, against rendered ones: PSNR, and LPIPS and CLIP-S where weights are given.
+
+    As the paper's figure 10a: every object is rendered as the training's are, and none of them is trained on. Writes
+    multiview.json and multiview.html.
+    """
+    from svdflow.common.config import load_settings
+    from svdflow.multiview.figure_10a import measure_objects
+    from svdflow.multiview.settings import MeasureSettings, RenderSettings
+
+    overrides = _overrides(set_, "multiview", "render")
+    if lpips:
+        overrides |= {"multiview.lpips_backbone": str(lpips[0]), "multiview.lpips_heads": str(lpips[1])}
+    if clip:
+        overrides["multiview.clip_model"] = clip
+    render = load_settings(RenderSettings, "render", "paper", {"render.held_out_percent": 100, **overrides})
+    settings = load_settings(MeasureSettings, "multiview", "paper", overrides)
+    result, reports = measure_objects(model, before, objects, workdir, _root(workdir), render, settings)
+    _write(workdir, "multiview", result, reports, overrides)
+    for name, value in result["figures"].items():
+        print(f"{name}: {value:.4g}")
+    print(workdir / "multiview.html")
 
 
 def _root(workdir: Path) -> Any:
@@ -92,7 +138,7 @@ def _overrides(given: list[str] | None, *sections: str) -> dict[str, Any]:
     return overrides
 
 
-def _write(workdir: Path, name: str, result: dict[str, Any], report: Any, overrides: dict[str, Any]) -> None:
+def _write(workdir: Path, name: str, result: dict[str, Any], reports: list[Any], overrides: dict[str, Any]) -> None:
     """``NAME.json``, and ``NAME.html`` in the form of a run's page."""
     import json
 
@@ -102,7 +148,7 @@ def _write(workdir: Path, name: str, result: dict[str, Any], report: Any, overri
 
     run = {
         "id": workdir.name, "pipeline": f"evaluate {name}", "profile": "paper", "settings_changed": overrides,
-        "failed": [], "versions": versions([report]),
+        "failed": [], "versions": versions(reports),
     }  # fmt: skip
     write_atomic(workdir / f"{name}.json", (json.dumps(result, indent=2, sort_keys=True) + "\n").encode())
-    write_atomic(workdir / f"{name}.html", render_page([report], run).encode())
+    write_atomic(workdir / f"{name}.html", render_page(reports, run).encode())

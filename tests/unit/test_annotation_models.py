@@ -8,7 +8,7 @@ import pytest
 from model_views import LOCAL, SMALL, assert_neighbours_do_not_matter, chosen, clips_of, texture, view_of
 
 from svdflow.common.errors import BadInputError, ConfigError
-from svdflow.curation.annotate import clip
+from svdflow.common.pretrained import weights_file
 from svdflow.curation.annotate.annotator import load
 from svdflow.curation.annotate.convert_weights import RELEASES, Release, convert, main
 
@@ -220,7 +220,7 @@ def test_open_clip_models_ask_for_their_package_when_it_is_not_there(tmp_path: P
         "named by content, not by place"
     )
     (tmp_path / "again" / "w.safetensors").write_bytes(b"others")
-    clip._file.cache_clear()
+    weights_file.cache_clear()
     assert chosen("embedding", embedding="clip", clip_model=moved).identity() != before
 
 
