@@ -1,4 +1,4 @@
-"""The paper's multi-view measurement (section 4.5, figure 10a) on a folder of objects: rendered, generated, compared."""
+"""The paper's multi-view measurement (figure 10a) on a folder of objects: rendered, generated, compared."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def measure_objects(
     rows: list[list[Any]] = [[who, *figures, "the paper's"] for who, figures in FIGURE_10A.items()]
     rows.append(["this model", *own, f"measured here, on {counts['measured_objects']} objects"])
     note = (
-        "The paper names neither its 50 objects, nor its views of them, nor the networks of LPIPS and CLIP-S: figures "
-        "from here show the order of models that were measured in the same way, and equal the paper's in no more than that."
+        "Which 50 objects, which views of them and which networks of LPIPS and CLIP-S the paper took is not known: "
+        "compare models that were measured in the same way, and these rows in their order alone."
     )
     columns = ["model", "LPIPS ↓", "PSNR (dB) ↑", "CLIP-S ↑", "source"]
     measured.sections.insert(0, table("Beside the paper's figure 10a", columns, rows, note=note))

@@ -51,7 +51,7 @@ class MeasureSettings(Settings):
     motion_bucket: int = Field(127, ge=0, le=255)  # same; ours: the released default
     sheets: int = Field(4, ge=0)  # orbits shown in the report
     seed: int = 0
-    # LPIPS and CLIP-S are measured where weights are given; [P, figure 10a] has both and does not say which networks
+    # LPIPS and CLIP-S are measured where weights are given; [P, figure 10a] has both, of networks not known
     lpips_backbone: str = ""  # safetensors file of torchvision's AlexNet or VGG-16
     lpips_heads: str = ""  # safetensors file of the package lpips' heads for it
     clip_model: str = ""  # hub id, directory, or "open_clip:ARCHITECTURE/FILE.safetensors"

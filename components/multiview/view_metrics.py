@@ -1,7 +1,7 @@
 """How near generated views are to the true ones: the three figures of the paper's figure 10a.
 
-PSNR is always there. LPIPS and CLIP-S are where their weights are given; which networks the paper took it does not say,
-so that their names go into every result.
+PSNR is always there, LPIPS and CLIP-S where their weights are given. Which networks the paper took is not known: the
+names of those that are taken go into every result.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ..common.pretrained import weights_file
 from ..common.psnr import psnr_db
 from .settings import MeasureSettings
 
+_MEANS = "mean over views, then over orbits"
 Views = Mapping[str, np.ndarray]  # whose views: uint8 [V, H, W, 3]
 
 
@@ -49,9 +50,7 @@ def view_metrics(settings: MeasureSettings) -> list[ViewMetric]:
         ConfigError: of LPIPS one file is named and the other is not.
         BadInputError: a file is missing.
     """
-    metrics = [
-        ViewMetric("psnr", "PSNR (dB)", "higher", "8-bit RGB, peak 255, mean over views, then over orbits", _psnr)
-    ]
+    metrics = [ViewMetric("psnr", "PSNR (dB)", "higher", f"8-bit RGB, peak 255, {_MEANS}", _psnr)]
     if bool(settings.lpips_backbone) != bool(settings.lpips_heads):
         raise ConfigError(
             "multiview.lpips_backbone and multiview.lpips_heads: LPIPS needs both, or neither for no LPIPS"
@@ -80,7 +79,7 @@ def _lpips(settings: MeasureSettings) -> ViewMetric:
         f"lpips_{network.name}",
         f"LPIPS ({network.title})",
         "lower",
-        "version 0.1, views at their own size, mean over views, then over orbits; the paper does not say which network",
+        f"version 0.1, views at their own size, {_MEANS}; which network the paper took is not known",
         measure,
         f"{weights_file(settings.lpips_backbone)}+{weights_file(settings.lpips_heads)}",
     )
@@ -105,8 +104,7 @@ def _clip(settings: MeasureSettings) -> ViewMetric:
         "clip_s",
         f"CLIP-S ({model})",
         "higher",
-        "cosine of CLIP's embeddings of a generated and the true view, mean over views, then over orbits; the paper does"
-        " not say which CLIP",
+        f"cosine of CLIP's embeddings of a generated and the true view, {_MEANS}; which CLIP the paper took is not known",
         measure,
         clip_identity(model, revision, "multiview.clip_model"),
     )

@@ -249,7 +249,7 @@ def result_of(measured: Measured) -> dict[str, Any]:
             "real": {
                 "videos": measured.real_compared,
                 "set_aside": len(measured.refused),
-                "clip": f"{s.real_clip} {s.frames} frames at {s.fps:g} a second; ours: the paper is silent",
+                "clip": f"{s.real_clip} {s.frames} frames at {s.fps:g} a second; ours, the paper's are not known",
             },
             "distance": "Fréchet, float64; covariances over N, as StyleGAN-V",
             "settings": s.model_dump(mode="json"),

@@ -27,7 +27,7 @@ class Ucf101Settings(Settings):
     resized_width: int = Field(432, ge=8)
     cropped_height: int = Field(240, ge=8, multiple_of=2)  # [P]: out of the centre; the size of UCF-101 itself
     cropped_width: int = Field(320, ge=8, multiple_of=2)
-    real_clip: Literal["middle", "first"] = "middle"  # ours: which frames of a real video; the paper is silent
+    real_clip: Literal["middle", "first"] = "middle"  # ours: which frames of a real video; the paper's are not known
     real_videos: int | None = Field(None, ge=2)  # ours: all there are; fewer keep their distribution
     batch: int = Field(8, ge=1)  # videos that the feature network sees at once; no part of the protocol
     shown: int = Field(8, ge=0)  # videos on the page
