@@ -104,7 +104,7 @@ def _clip(settings: MeasureSettings) -> ViewMetric:
         "clip_s",
         f"CLIP-S ({model})",
         "higher",
-        f"cosine of CLIP's embeddings of a generated and the true view, {_MEANS}; which CLIP the paper took is not known",
+        f"cosine of the embeddings of a generated and the true view, {_MEANS}; which CLIP the paper took is not known",
         measure,
         clip_identity(model, revision, "multiview.clip_model"),
     )
