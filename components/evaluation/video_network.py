@@ -72,6 +72,14 @@ class NetworkFile:
         """What a Fréchet distance on its features is called: ``fvd`` on I3D's alone."""
         return "fvd" if self.is_i3d else "frechet_" + re.sub(r"\W+", "_", self.path.stem).strip("_").lower()
 
+    def check(self) -> None:
+        """Refuse now what ``load`` would refuse, before work is done for it.
+
+        Raises:
+            BadInputError: the content is another, or is no archive of a sound size.
+        """
+        self._verified()
+
     def load(self, device: Any) -> VideoNetwork:
         """The network, ready to be used.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from svdflow.common.errors import BadInputError, GateRefused
 from svdflow.common.manifests import AXES, write_manifest
@@ -18,6 +19,8 @@ from svdflow.evaluation.gate import check_gate
 from svdflow.evaluation.settings import EvaluateSettings, GateSettings
 from svdflow.multiview.measure import measure_orbits, wrong_elevations
 from svdflow.multiview.settings import MeasureSettings
+from svdflow.pipelines.cli import app
+from tests.tiny_clip import save_tiny_clip
 
 FRAMES, SIZE, FPS = 4, 32, 6.0
 QUICK = EvaluateSettings(samples=3, steps=2, videos_shown=2)
@@ -251,6 +254,47 @@ def test_orbits_are_measured_without_the_input_view_and_generated_once(
         np.isfinite(figures[f"psnr_{n}"]) for n in ("after", "before", "shuffled_elevation")
     )
     assert (first.done, again.done, again.reused) == (6, 0, 6) and again.summary == first.summary
+    settings = MeasureSettings(steps=2, sheets=1, clip_model=str(save_tiny_clip(tmp_path / "clip")))
+    more = measure_orbits(models["multi_view"], None, tmp_path / "orbits.parquet", root, settings)
+    told = more.summary["multiview"]
+    assert (more.done, more.reused) == (0, 4), "another figure needs no other orbit"
+    assert {name for name in told if name.startswith("clip_s")} == {
+        "clip_s_after", "clip_s_shuffled_elevation", "clip_s_copy_input",
+    }  # fmt: skip
+    assert "psnr_before" not in told and told["psnr_after"] == figures["psnr_after"]
+    assert all(-1 <= told[name] <= 1 for name in told if name.startswith("clip_s"))
     write_manifest("orbits", rows[2:], tmp_path / "orbits.parquet")
     with pytest.raises(BadInputError, match="no held-out orbit"):
         measure()
+
+
+def write_box(path: Path, sides: tuple[float, float, float]) -> None:
+    corners = [[s if n >> axis & 1 else -s for axis, s in enumerate(sides)] for n in range(8)]
+    faces = ["1 3 4 2", "5 6 8 7", "1 2 6 5", "3 7 8 4", "1 5 7 3", "2 4 8 6"]
+    lines = ["v " + " ".join(map(str, corner)) for corner in corners] + [f"f {face}" for face in faces]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_the_command_renders_every_object_and_tells_its_figures_beside_the_papers(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "objects").mkdir()
+    write_box(tmp_path / "objects/cube.obj", (1, 1, 1))
+    write_box(tmp_path / "objects/slab.obj", (1, 0.3, 0.6))
+    clip = save_tiny_clip(tmp_path / "clip")
+    command = ["evaluate", "multiview", str(models["multi_view"]), "--objects", str(tmp_path / "objects"), "-w"]
+    command += [str(tmp_path / "run"), "--clip", str(clip)]
+    for changed in ("render.views=4", f"render.size_px={SIZE}", "render.supersampling=1", "multiview.steps=1"):
+        command += ["--set", changed]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, (done.output, done.exception)
+    found = json.loads((tmp_path / "run/multiview.json").read_text())
+    assert found["protocol"]["measured_objects"] == 2, "none is kept for training"
+    assert set(found["figures"]) == {
+        f"{figure}_{whose}" for figure in ("psnr", "clip_s") for whose in ("after", "shuffled_elevation", "copy_input")
+    }
+    assert found["published"]["figures"]["SVD-MV"] == {"lpips": 0.14, "psnr": 16.83, "clip_s": 0.89}
+    page = (tmp_path / "run/multiview.html").read_text()
+    assert "SyncDreamer" in page and "<img" in page and f"{found['figures']['psnr_after']:.4g}" in page
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0 and json.loads((tmp_path / "run/multiview.json").read_text()) == found

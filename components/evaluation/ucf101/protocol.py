@@ -109,7 +109,7 @@ def measure_ucf101(
         part: ``2/8`` for the second of eight parts: no figure comes of it.
 
     Raises:
-        BadInputError: the model is of another kind, or the reference cannot be read.
+        BadInputError: the model is of another kind, the reference cannot be read, or the network may not be loaded.
         ConfigError: features of a CSV's videos are asked for, and no real ones are named.
     """
     from ...diffusion.model_directory import read_card
@@ -126,6 +126,8 @@ def measure_ucf101(
         raise ConfigError(
             f"--features: {reference} names no real videos to compare with; give their folder with --real"
         )
+    if network is not None:
+        network.check()
     drawn = draw(counts, settings.videos)
     asked = plan(drawn, settings.split_words)
     model_sha256 = tree_sha256(model)
