@@ -20,7 +20,7 @@ def metric_of(settings: EvaluateSettings) -> Metric:
 
     Raises:
         ConfigError: they name none, or its digest is none.
-        BadInputError: there is no such file.
+        BadInputError: there is no such file, or it may not be loaded.
     """
     if not settings.features:
         raise ConfigError(
@@ -28,6 +28,7 @@ def metric_of(settings: EvaluateSettings) -> Metric:
             "without one take the metric frechet"
         )
     file = NetworkFile.of(settings.features, settings.features_sha256, "evaluate.features_sha256")
+    file.check()  # before videos are made for it
     loaded: list[VideoNetwork] = []
     known: list[tuple[Videos, Moments]] = []  # the truth is compared with every column
 
