@@ -143,7 +143,7 @@ class VideoNetwork:
         try:
             with torch.inference_mode():
                 out = self.module(x_N3FHW, **CALLED_WITH)
-        except RuntimeError as error:
+        except (RuntimeError, torch.jit.Error) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             raise BadInputError(

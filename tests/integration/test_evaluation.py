@@ -272,7 +272,8 @@ def write_box(path: Path, sides: tuple[float, float, float]) -> None:
     corners = [[s if n >> axis & 1 else -s for axis, s in enumerate(sides)] for n in range(8)]
     faces = ["1 3 4 2", "5 6 8 7", "1 2 6 5", "3 7 8 4", "1 5 7 3", "2 4 8 6"]
     lines = ["v " + " ".join(map(str, corner)) for corner in corners] + [f"f {face}" for face in faces]
-    path.write_text("\n".join(lines) + "\n")
+    path.with_suffix(".mtl").write_text("newmtl red\nKd 0.8 0.1 0.1\n")
+    path.write_text("\n".join([f"mtllib {path.stem}.mtl", "usemtl red", *lines]) + "\n")
 
 
 def test_the_command_renders_every_object_and_tells_its_figures_beside_the_papers(

@@ -150,10 +150,12 @@ def test_figures_are_there_for_what_weights_are_given_for_and_named_for_it(
 
 def by_transformers(clip: Path, a: np.ndarray, b: np.ndarray) -> float:
     import torch
-    from transformers import AutoImageProcessor, CLIPVisionModelWithProjection
+    from transformers import AutoImageProcessor, CLIPModel
 
-    model = CLIPVisionModelWithProjection.from_pretrained(clip).eval()
+    model, text = CLIPModel.from_pretrained(clip).eval(), torch.tensor([[2, 3]])
     processor = AutoImageProcessor.from_pretrained(clip, use_fast=False)
     with torch.inference_mode():
-        first, second = (model(**processor(images=list(x), return_tensors="pt")).image_embeds for x in (a, b))
+        first, second = (
+            model(input_ids=text, **processor(images=list(x), return_tensors="pt")).image_embeds for x in (a, b)
+        )
     return float(torch.nn.functional.cosine_similarity(first, second).mean())
