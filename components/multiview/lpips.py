@@ -198,7 +198,10 @@ def load_lpips(backbone: str, heads: str, device: Any) -> Lpips:
     return Lpips(architecture, tuple(weights), tuple(found))
 
 
-_REMEDY = "published pickles are converted by python -m svdflow.curation.annotate.convert_weights any --sha256 …"
+_REMEDY = (
+    "published pickles are converted by python -m svdflow.curation.annotate.convert_weights alexnet (or lpips-alex, "
+    "vgg16, lpips-vgg)"
+)
 
 
 def _tensor(tensors: dict[str, Tensor], names: tuple[str, ...], shape: tuple[int, ...], path: str) -> Tensor:
