@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from svdflow.common.errors import BadInputError, GateRefused
+from svdflow.common.identity import file_sha256
 from svdflow.common.manifests import AXES, write_manifest
 from svdflow.common.orbit_views import pack_views
 from svdflow.common.psnr import psnr_db
@@ -16,11 +17,13 @@ from svdflow.common.storage import DataRoot
 from svdflow.common.video import decode, encode_mp4, probe, read_frames
 from svdflow.evaluation.evaluate import evaluate_model, motion_bucket
 from svdflow.evaluation.gate import check_gate
+from svdflow.evaluation.gaussians import Moments, distance_between
 from svdflow.evaluation.settings import EvaluateSettings, GateSettings
 from svdflow.multiview.measure import measure_orbits, wrong_elevations
 from svdflow.multiview.settings import MeasureSettings
 from svdflow.pipelines.cli import app
 from tests.tiny_clip import save_tiny_clip
+from tests.video_networks import save_tiny_network, tiny_features
 
 FRAMES, SIZE, FPS = 4, 32, 6.0
 QUICK = EvaluateSettings(samples=3, steps=2, videos_shown=2)
@@ -151,10 +154,11 @@ def test_evaluation_of_untrained_weights_is_measured_kept_and_refused(
     assert metrics["protocol"]["motion_unit"] == "px/0.5s@short128"
 
     # the still picture's figures follow from the clips alone
-    expected = []
+    expected, truths = [], []
     for number in range(3):
         row = decode(root.read(json_row(manifests["clips"], number)["shard_uri"])[2:])
         true = np.stack([frame.rgb for frame in row])[1 : FRAMES + 1]
+        truths.append(true)
         expected.append(psnr_db(true[1:], np.repeat(true[:1], FRAMES - 1, axis=0)).mean())
     assert figures["psnr_db"]["first_frame_repeated"] == pytest.approx(np.mean(expected), abs=1e-5)
     assert figures["first_frame_psnr_db"]["first_frame_repeated"] == 100
@@ -175,6 +179,17 @@ def test_evaluation_of_untrained_weights_is_measured_kept_and_refused(
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "first.json").read_bytes()
     fewer = evaluate("fewer", QUICK.model_copy(update={"samples": 2, "metrics": ("psnr",)}))
     assert fewer.done == 0, "fewer samples and metrics need no new video"
+
+    network = save_tiny_network(tmp_path / "net.pt")
+    of_network = {"metrics": ("fvd",), "features": str(network), "features_sha256": file_sha256(network)}
+    assert evaluate("on a network", QUICK.model_copy(update=of_network)).done == 0
+    distances = json.loads((tmp_path / "on a network.json").read_text())["figures"]["frechet_net"]
+    truth = np.stack(truths).astype(float)
+    # the network brings 32 px to 8: in between two pixels of every four, in both directions
+    small = sum(truth[:, :, y::4, x::4] for y in (1, 2) for x in (1, 2)) / 4
+    still = np.repeat(small[:, :1], FRAMES, axis=1)
+    by_hand = distance_between(*(Moments.of(tiny_features(videos)) for videos in (small, still)))
+    assert distances["first_frame_repeated"] == pytest.approx(by_hand, rel=1e-3)
 
     with pytest.raises(GateRefused, match="PSNR gain over untrained weights"):
         check_gate(tmp_path / "first.json", GateSettings(min_samples=2))

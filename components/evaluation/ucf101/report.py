@@ -42,13 +42,14 @@ def ucf101_report(measured: Measured) -> StepReport:
 def _beside_table_2(measured: Measured) -> dict[str, Any]:
     assert measured.figure is not None
     name, value = measured.figure
-    rows: list[list[Any]] = [[who, "fvd", fvd, PAPER_VIDEOS, "the paper's"] for who, fvd in TABLE_2.items()]
-    rows.append(["this model", name, value, measured.asked_in_all, "measured here"])
+    rows: list[list[Any]] = [[who, "fvd", f"{fvd:.2f}", None, "Table 2"] for who, fvd in TABLE_2.items()]
+    rows[-1][3] = PAPER_VIDEOS  # of the others the paper quotes figures
+    rows.append(["this model", name, f"{value:.2f}", measured.asked_in_all, "measured here"])
     if measured.comparable:
         note = "Same network, same number of videos of each class; sampler, steps and the real clips' place are ours."
     else:
         note = (
-            f"Not comparable with the paper's rows, which have {PAPER_VIDEOS:,} videos, I3D and the paper's sizes: "
+            f"Not comparable with the paper's figure, which has {PAPER_VIDEOS:,} videos, I3D and the paper's sizes: "
             "a Fréchet distance changes with each. Compare it with figures of the same protocol alone."
         )
     return table("Fréchet video distance ↓", ["model", "figure", "value", "videos", "source"], rows, note=note)
