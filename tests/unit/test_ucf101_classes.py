@@ -1,6 +1,7 @@
 """UCF-101: which videos are asked for, and what the feature network is shown of generated and of real ones."""
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from svdflow.common.config import load_settings
 from svdflow.common.errors import BadInputError, ConfigError
 from svdflow.common.video import encode_mp4
 from svdflow.evaluation.ucf101.classes import csv_counts, draw, folder_videos, part_of, plan, split_name
+from svdflow.evaluation.ucf101.protocol import Measured, result_of
 from svdflow.evaluation.ucf101.settings import Ucf101Settings
-from svdflow.evaluation.ucf101.videos import as_seen, real_frames
+from svdflow.evaluation.ucf101.videos import Generated, as_seen, real_frames
+from svdflow.evaluation.video_network import I3D_SHA256, NetworkFile
 
 
 def test_a_folder_gives_its_classes_and_videos_in_order(tmp_path: Path) -> None:
@@ -143,3 +146,28 @@ def test_a_real_clip_is_the_middle_at_the_same_rate(tmp_path: Path) -> None:
     assert shown(numbered(tmp_path / "just.mp4", 5, 25)) == [0, 1, 2, 3, 4]
     with pytest.raises(BadInputError, match=r"short.mp4: is too short: it has not 5 frames at 25 a second"):
         shown(numbered(tmp_path / "short.mp4", 4, 25))
+
+
+@pytest.mark.parametrize(
+    ("real", "sha256", "counts", "changed", "comparable"),
+    [
+        (13_320, I3D_SHA256, {"A": 13_320}, {}, True),
+        (13_320, I3D_SHA256, {"A": 13_320}, {"steps": 30, "motion_bucket": 60}, True),  # which the paper does not tell
+        (13_320, I3D_SHA256, {"A": 13_320}, {"split_words": True}, False),
+        (13_320, I3D_SHA256, {"A": 13_320}, {"guidance": 6}, False),
+        (13_320, I3D_SHA256, {"A": 13_320}, {"cropped_width": 240}, False),
+        (13_319, I3D_SHA256, {"A": 13_320}, {}, False),
+        (13_320, "0" * 64, {"A": 13_320}, {}, False),
+        (13_320, I3D_SHA256, {"A": 13_321}, {}, False),
+    ],
+)
+def test_a_figure_stands_beside_the_papers_only_where_all_that_is_told_is_the_same(
+    real: int, sha256: str, counts: dict[str, int], changed: dict[str, object], comparable: bool
+) -> None:
+    settings = Ucf101Settings.model_validate(changed)
+    network = NetworkFile(Path("net.pt"), sha256)
+    measured = Measured(
+        {}, "", "Euler", settings, [], sum(counts.values()), counts, counts, cast(Generated, None), network,
+        real_compared=real, figure=("fvd", 1.0),
+    )  # fmt: skip
+    assert measured.comparable == comparable == result_of(measured)["comparable_with_table_2"]
