@@ -14,6 +14,7 @@ from svdflow.common.errors import SvdflowError
 from . import PIPELINES
 from .cli_cluster import Image, Images, submit
 from .cli_data import data
+from .cli_evaluate import evaluate
 from .cli_runs import runs
 from .cli_schedule import schedule
 from .cli_study import study
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(data, name="data")
 app.add_typer(train, name="train")
+app.add_typer(evaluate, name="evaluate")
 app.add_typer(study, name="study")
 app.add_typer(runs, name="runs")
 app.add_typer(schedule, name="schedule")

@@ -86,7 +86,7 @@ def evaluate_model(
     )
     if (finished := find_finished(root, "evaluate", key, outputs)) is not None:
         return finished
-    chosen = choose_metrics(settings.metrics)
+    chosen = choose_metrics(settings)
     rows = choose_samples(samples, settings.samples)
     check_held_out(rows, selection)
     held_out, refused = load_clips(rows, clips, root)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..common.features import FRAME_FEATURES, FRAME_FEATURES_SHA256
+from .gaussians import gaussian_distance
 from .metric import Clip, Metric, Videos
 
 FIGURE = "frechet_efficientnet_lite0"  # named for its features
@@ -25,10 +26,6 @@ def video_features(videos: Videos) -> np.ndarray:
 def frechet_distance(a_ND: np.ndarray, b_MD: np.ndarray) -> float:
     """Fréchet distance between Gaussians fitted to two sets of rows (unbiased covariances).
 
-    |mean_a - mean_b|² + tr(A + B - 2 (A B)^½). The trace of the root is the sum of the singular values of X Yᵀ, X and Y
-    being the centred rows over the roots of N-1 and M-1. That is exact for any number of rows, without a D x D matrix
-    and without the imaginary parts that a matrix root of singular covariances brings.
-
     Raises:
         ValueError: fewer than two rows on a side, or a feature that is not finite.
     """
@@ -38,9 +35,7 @@ def frechet_distance(a_ND: np.ndarray, b_MD: np.ndarray) -> float:
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ValueError("a Fréchet distance of features that are not finite")
     x, y = (a - a.mean(0)) / np.sqrt(len(a) - 1), (b - b.mean(0)) / np.sqrt(len(b) - 1)
-    root_trace = np.linalg.svd(x @ y.T, compute_uv=False).sum()
-    distance = ((a.mean(0) - b.mean(0)) ** 2).sum() + (x**2).sum() + (y**2).sum() - 2 * root_trace
-    return float(max(distance, 0.0))
+    return gaussian_distance(a.mean(0), x, b.mean(0), y)
 
 
 METRIC = Metric(

@@ -16,6 +16,8 @@ class EvaluateSettings(Settings):
     guidance_max: float = Field(3.0, ge=0)
     noise_aug: float = Field(0.02, ge=0)  # released default
     metrics: tuple[str, ...] = ("psnr", "first_frame", "frechet", "motion", "text_similarity")  # names in metrics.py
+    features: str = ""  # TorchScript network of the metric "fvd", as i3d_torchscript.pt
+    features_sha256: str = ""  # of that file; empty for StyleGAN-V's I3D, which is pinned
     videos_shown: int = Field(6, ge=0)  # clips with their videos in the report
     untrained_baseline: bool = True  # ours: the same architecture with random weights
     seed: int = 0  # of the sampling noise (plus the sample's number) and of the untrained weights

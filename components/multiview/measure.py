@@ -18,13 +18,14 @@ from ..common.manifests import read_rows
 from ..common.orbit_views import OrbitPlace, keep_views, pack_views, read_views
 from ..common.pixels import kept_frames
 from ..common.progress import track
-from ..common.psnr import psnr_db
 from ..common.report import StepReport, images, table
 from ..common.storage import DataRoot
 from .render import GENERATED, strip
 from .settings import MeasureSettings
+from .view_metrics import ViewMetric, view_metrics
 
-VERSION = "1"
+VERSION = "1"  # of generated orbits
+_MEASURED = "2"  # of the figures
 AFTER, BEFORE, SHUFFLED, COPY = "after", "before", "shuffled_elevation", "copy_input"
 TITLES = {
     AFTER: "the multi-view model",
@@ -57,15 +58,19 @@ def rendered_views(rows: list[dict[str, Any]], root: DataRoot) -> Iterator[np.nd
         yield kept_frames(root, outcome.value, row["frames"], row["height"], row["width"])
 
 
-def measure_orbits(model: Path, before: Path, orbits: Path, root: DataRoot, settings: MeasureSettings) -> StepReport:
+def measure_orbits(
+    model: Path, before: Path | None, orbits: Path, root: DataRoot, settings: MeasureSettings
+) -> StepReport:
     """Generate held-out orbits from their first view and compare them, view by view, with the rendered ones.
 
     Beside the model stand the model it started from, itself told a wrong elevation, and the input view copied. The
-    figure is the PSNR of all views but the input view (as [P, figure 10a], there on other objects).
+    figures are of all views but the input view, as [P, figure 10a], there on other objects: PSNR, and LPIPS and CLIP-S
+    where the settings name their weights.
 
     Args:
         model: directory of the multi-view model.
-        before: directory of the model that its training started from (image-to-video or multi-view).
+        before: directory of the model that its training started from (image-to-video or multi-view); None for no such
+            column.
         orbits: orbits manifest; its held-out rows are used.
         root: where views lie and generated orbits are kept.
         settings: how many orbits, sampler.
@@ -75,43 +80,56 @@ def measure_orbits(model: Path, before: Path, orbits: Path, root: DataRoot, sett
     """
     from ..diffusion.model_directory import read_card
 
-    kinds = {path: read_card(path)["kind"] for path in (model, before)}
+    kinds = {path: read_card(path)["kind"] for path in (model, before) if path is not None}
     if kinds[model] != "multi_view":
         raise BadInputError(f"{model}: a model of kind {kinds[model]}; orbits need multi_view")
-    if kinds[before] not in ("multi_view", "image_to_video"):
+    if before is not None and kinds[before] not in ("multi_view", "image_to_video"):
         raise BadInputError(f"{before}: a model of kind {kinds[before]} cannot start from a picture")
+    metrics = view_metrics(settings)
     key = identity(
-        version=VERSION,
-        models=[tree_sha256(path) for path in (model, before)],
+        version=_MEASURED,
+        models=[path and tree_sha256(path) for path in (model, before)],
         orbits=file_sha256(orbits),
         settings=settings.model_dump(mode="json"),
+        weights=[metric.weights for metric in metrics],
         torch=version("torch"),
     )
     if (finished := find_finished(root, "measure_multiview", key, {})) is not None:
         return finished
     rows = choose_orbits(orbits, settings.orbits)
-    told = wrong_elevations([row["elevation_deg"] for row in rows])
     truth = list(rendered_views(rows, root))
     true_elevations = [row["elevation_deg"] for row in rows]
+    asked: list[tuple[str, Path, list[float]]] = [
+        (AFTER, model, true_elevations),
+        (SHUFFLED, model, wrong_elevations(true_elevations)),
+    ]
+    if before is not None:
+        asked.append((BEFORE, before, true_elevations))
     columns: dict[str, list[np.ndarray]] = {}
     done = 0
-    for name, directory, elevations in (
-        (AFTER, model, true_elevations),
-        (SHUFFLED, model, told),
-        (BEFORE, before, true_elevations),
-    ):
+    for name, directory, elevations in asked:
         columns[name], made = _orbits(
             directory, kinds[directory], rows, truth, elevations, root, settings, TITLES[name]
         )
         done += made
     columns[COPY] = [np.repeat(views[:1], len(views), axis=0) for views in truth]
-    scores = {
-        name: [float(psnr_db(t[1:], m[1:]).mean()) for t, m in zip(truth, made, strict=True)]
-        for name, made in columns.items()
-    }
-    report = _report(rows, truth, columns, scores, settings, done)
+    scores = _scores(metrics, truth, columns)
+    report = _report(rows, truth, columns, metrics, scores, settings, done)
     record_finished(root, "measure_multiview", key, {}, report)
     return report
+
+
+def _scores(
+    metrics: list[ViewMetric], truth: list[np.ndarray], columns: dict[str, list[np.ndarray]]
+) -> dict[str, dict[str, list[float]]]:
+    """Metric to whose orbits to the figure of each orbit, without the input view."""
+    scores: dict[str, dict[str, list[float]]] = {m.name: {name: [] for name in columns} for m in metrics}
+    for metric in metrics:
+        for place, views in enumerate(track(truth, f"orbits, {metric.title}")):
+            made = {name: orbits[place][1:] for name, orbits in columns.items()}
+            for name, value in metric.measure(views[1:], made).items():
+                scores[metric.name][name].append(value)
+    return scores
 
 
 def choose_orbits(orbits: Path, count: int) -> list[dict[str, Any]]:
@@ -151,7 +169,7 @@ def _orbits(
     what: str,
 ) -> tuple[list[np.ndarray], int]:
     """A model's orbits, found or generated; and how many were generated."""
-    sampler = settings.model_dump(mode="json", exclude={"orbits", "sheets"})
+    sampler = settings.sampler()
     model_sha256 = tree_sha256(directory)
     loaded: list[Any] = []
     out, made = [], 0
@@ -206,47 +224,54 @@ def _report(
     rows: list[dict[str, Any]],
     truth: list[np.ndarray],
     columns: dict[str, list[np.ndarray]],
-    scores: dict[str, list[float]],
+    metrics: list[ViewMetric],
+    scores: dict[str, dict[str, list[float]]],
     settings: MeasureSettings,
     done: int,
 ) -> StepReport:
     objects = len({row["object_id"] for row in rows})
-    report = StepReport("measure_multiview", "Measure the multi-view model", done=done, reused=3 * len(rows) - done)
+    generated = (len(columns) - 1) * len(rows)
+    report = StepReport("measure_multiview", "Measure the multi-view model", done=done, reused=generated - done)
     report.counts = {
         "held-out objects": objects,
         "orbits": len(rows),
         "views compared": sum(len(views) - 1 for views in truth),
     }
-    means = {f"psnr_{name}": round(float(np.mean(values)), 4) for name, values in scores.items()}
+    named = [name for name in TITLES if name in columns]
+    means = {f"{m.name}_{name}": round(float(np.mean(scores[m.name][name])), 4) for m in metrics for name in named}
     report.summary = {
         "multiview": {**means, "measured_objects": objects, "measured_orbits": len(rows), "views": len(truth[0])}
     }
-    summed: list[list[Any]] = [
-        [TITLES[name], means[f"psnr_{name}"], float(np.min(values)), float(np.max(values))]
-        for name, values in scores.items()
-    ]
     note = f"{len(rows)} held-out orbits of {objects} objects, {settings.steps} steps; all views but the input view."
-    report.sections.append(
-        table("PSNR of generated orbits (dB)", ["orbits by", "mean", "lowest", "highest"], summed, note=note)
-    )
+    arrows = {"higher": "↑", "lower": "↓"}
+    for metric in metrics:
+        summed: list[list[Any]] = []
+        for name in named:
+            values = scores[metric.name][name]
+            summed.append([TITLES[name], means[f"{metric.name}_{name}"], float(np.min(values)), float(np.max(values))])
+        title = f"{metric.title} of generated orbits {arrows[metric.better]}"
+        about = f"{note} {metric.protocol[0].upper()}{metric.protocol[1:]}."
+        report.sections.append(table(title, ["orbits by", "mean", "lowest", "highest"], summed, note=about))
+    shown = [name for name in (AFTER, BEFORE) if name in columns]
+    psnr = scores["psnr"]
     sheets = []
     for place in range(min(settings.sheets, len(rows))):
-        sheet = np.concatenate(
-            [strip(truth[place]), strip(columns[AFTER][place]), strip(columns[BEFORE][place])], axis=0
-        )
-        caption = (
-            f"{rows[place]['elevation_deg']:.0f}°: {scores[AFTER][place]:.1f} dB, before {scores[BEFORE][place]:.1f} dB"
-        )
+        sheet = np.concatenate([strip(truth[place]), *[strip(columns[name][place]) for name in shown]], axis=0)
+        caption = f"{rows[place]['elevation_deg']:.0f}°: {psnr[AFTER][place]:.1f} dB"
+        if BEFORE in columns:
+            caption += f", before {psnr[BEFORE][place]:.1f} dB"
         sheets.append((sheet, caption))
     if sheets:
         rows_note = (
-            "From top to bottom: rendered, the multi-view model, the model it started from. The first view is given."
+            f"From top to bottom: rendered, {', '.join(TITLES[name] for name in shown)}. The first view is given."
         )
         report.sections.append(images("Held-out orbits", sheets, note=rows_note, height_px=216))
     each: list[list[Any]] = [
-        [row["orbit_id"][:12], row["elevation_deg"], *[scores[name][place] for name in TITLES]]
+        [row["orbit_id"][:12], row["elevation_deg"], *[psnr[name][place] for name in named]]
         for place, row in enumerate(rows[:50])
     ]
-    report.sections.append(table("PSNR by orbit (dB)", ["orbit", "elevation (°)", *TITLES.values()], each))
+    heads = ["orbit", "elevation (°)", *[TITLES[name] for name in named]]
+    report.sections.append(table("PSNR by orbit (dB)", heads, each))
     report.versions = {"torch": version("torch"), "diffusers": version("diffusers")}
+    report.versions |= {metric.title: metric.weights[:64] for metric in metrics if metric.weights}
     return report

@@ -106,7 +106,7 @@ def _open_folder(
     # only where that leaves a side of a small folder empty is its nearest object moved over.
     shares = {key: int(key[:8], 16) / 16**8 * 100 for key in by_id}
     held_out = {key for key, share in shares.items() if share < settings.held_out_percent}
-    if settings.held_out_percent > 0 and len(by_id) > 1:
+    if 0 < settings.held_out_percent < 100 and len(by_id) > 1:
         held_out = held_out or {min(shares, key=shares.__getitem__)}
         if len(held_out) == len(by_id):
             held_out -= {max(shares, key=shares.__getitem__)}

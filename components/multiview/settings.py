@@ -25,7 +25,7 @@ class RenderSettings(Settings):
     supersampling: int = Field(2, ge=1, le=4)  # ours: rendered this many times larger, then averaged
     train_objects: int = Field(12, ge=1)  # ours, generated objects only
     held_out_objects: int = Field(4, ge=0)  # ours, generated objects only
-    held_out_percent: float = Field(1.0, ge=0, lt=100)  # ours: of the objects in a folder, by a hash of their content
+    held_out_percent: float = Field(1.0, ge=0, le=100)  # ours: of the objects in a folder, by a hash of their content
     max_object_mb: float = Field(256.0, gt=0)  # ours: larger files are set aside
     timeout_s: float = Field(600.0, gt=0)  # ours: an orbit that takes longer is set aside
     seed: int = 0
@@ -51,3 +51,13 @@ class MeasureSettings(Settings):
     motion_bucket: int = Field(127, ge=0, le=255)  # same; ours: the released default
     sheets: int = Field(4, ge=0)  # orbits shown in the report
     seed: int = 0
+    # LPIPS and CLIP-S are measured where weights are given; [P, figure 10a] has both, of networks not known
+    lpips_backbone: str = ""  # safetensors file of torchvision's AlexNet or VGG-16
+    lpips_heads: str = ""  # safetensors file of the package lpips' heads for it
+    clip_model: str = ""  # hub id, directory, or "open_clip:ARCHITECTURE/FILE.safetensors"
+    clip_revision: str | None = None
+
+    def sampler(self) -> dict[str, object]:
+        """What a generated orbit depends on beside its model, input view and elevation."""
+        other = {"orbits", "sheets", "lpips_backbone", "lpips_heads", "clip_model", "clip_revision"}
+        return self.model_dump(mode="json", exclude=other)

@@ -47,7 +47,7 @@ import time
 import numpy as np
 from svdflow.common.errors import BadInputError
 from svdflow.curation.annotate.annotator import ModelAnnotator, register
-from svdflow.curation.annotate.batching import in_batches_of
+from svdflow.common.batching import in_batches_of
 
 
 @register

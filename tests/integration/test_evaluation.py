@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from svdflow.common.errors import BadInputError, GateRefused
+from svdflow.common.identity import file_sha256
 from svdflow.common.manifests import AXES, write_manifest
 from svdflow.common.orbit_views import pack_views
 from svdflow.common.psnr import psnr_db
@@ -15,9 +17,13 @@ from svdflow.common.storage import DataRoot
 from svdflow.common.video import decode, encode_mp4, probe, read_frames
 from svdflow.evaluation.evaluate import evaluate_model, motion_bucket
 from svdflow.evaluation.gate import check_gate
+from svdflow.evaluation.gaussians import Moments, distance_between
 from svdflow.evaluation.settings import EvaluateSettings, GateSettings
 from svdflow.multiview.measure import measure_orbits, wrong_elevations
 from svdflow.multiview.settings import MeasureSettings
+from svdflow.pipelines.cli import app
+from tests.tiny_clip import save_tiny_clip
+from tests.video_networks import save_tiny_network, tiny_features
 
 FRAMES, SIZE, FPS = 4, 32, 6.0
 QUICK = EvaluateSettings(samples=3, steps=2, videos_shown=2)
@@ -148,10 +154,11 @@ def test_evaluation_of_untrained_weights_is_measured_kept_and_refused(
     assert metrics["protocol"]["motion_unit"] == "px/0.5s@short128"
 
     # the still picture's figures follow from the clips alone
-    expected = []
+    expected, truths = [], []
     for number in range(3):
         row = decode(root.read(json_row(manifests["clips"], number)["shard_uri"])[2:])
         true = np.stack([frame.rgb for frame in row])[1 : FRAMES + 1]
+        truths.append(true)
         expected.append(psnr_db(true[1:], np.repeat(true[:1], FRAMES - 1, axis=0)).mean())
     assert figures["psnr_db"]["first_frame_repeated"] == pytest.approx(np.mean(expected), abs=1e-5)
     assert figures["first_frame_psnr_db"]["first_frame_repeated"] == 100
@@ -172,6 +179,17 @@ def test_evaluation_of_untrained_weights_is_measured_kept_and_refused(
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "first.json").read_bytes()
     fewer = evaluate("fewer", QUICK.model_copy(update={"samples": 2, "metrics": ("psnr",)}))
     assert fewer.done == 0, "fewer samples and metrics need no new video"
+
+    network = save_tiny_network(tmp_path / "net.pt")
+    of_network = {"metrics": ("fvd",), "features": str(network), "features_sha256": file_sha256(network)}
+    assert evaluate("on a network", QUICK.model_copy(update=of_network)).done == 0
+    distances = json.loads((tmp_path / "on a network.json").read_text())["figures"]["frechet_net"]
+    truth = np.stack(truths).astype(float)
+    # the network brings 32 px to 8: in between two pixels of every four, in both directions
+    small = sum(truth[:, :, y::4, x::4] for y in (1, 2) for x in (1, 2)) / 4
+    still = np.repeat(small[:, :1], FRAMES, axis=1)
+    by_hand = distance_between(*(Moments.of(tiny_features(videos)) for videos in (small, still)))
+    assert distances["first_frame_repeated"] == pytest.approx(by_hand, rel=1e-3)
 
     with pytest.raises(GateRefused, match="PSNR gain over untrained weights"):
         check_gate(tmp_path / "first.json", GateSettings(min_samples=2))
@@ -251,6 +269,48 @@ def test_orbits_are_measured_without_the_input_view_and_generated_once(
         np.isfinite(figures[f"psnr_{n}"]) for n in ("after", "before", "shuffled_elevation")
     )
     assert (first.done, again.done, again.reused) == (6, 0, 6) and again.summary == first.summary
+    settings = MeasureSettings(steps=2, sheets=1, clip_model=str(save_tiny_clip(tmp_path / "clip")))
+    more = measure_orbits(models["multi_view"], None, tmp_path / "orbits.parquet", root, settings)
+    told = more.summary["multiview"]
+    assert (more.done, more.reused) == (0, 4), "another figure needs no other orbit"
+    assert {name for name in told if name.startswith("clip_s")} == {
+        "clip_s_after", "clip_s_shuffled_elevation", "clip_s_copy_input",
+    }  # fmt: skip
+    assert "psnr_before" not in told and told["psnr_after"] == figures["psnr_after"]
+    assert all(-1 <= told[name] <= 1 for name in told if name.startswith("clip_s"))
     write_manifest("orbits", rows[2:], tmp_path / "orbits.parquet")
     with pytest.raises(BadInputError, match="no held-out orbit"):
         measure()
+
+
+def write_box(path: Path, sides: tuple[float, float, float]) -> None:
+    corners = [[s if n >> axis & 1 else -s for axis, s in enumerate(sides)] for n in range(8)]
+    faces = ["1 3 4 2", "5 6 8 7", "1 2 6 5", "3 7 8 4", "1 5 7 3", "2 4 8 6"]
+    lines = ["v " + " ".join(map(str, corner)) for corner in corners] + [f"f {face}" for face in faces]
+    path.with_suffix(".mtl").write_text("newmtl red\nKd 0.8 0.1 0.1\n")
+    path.write_text("\n".join([f"mtllib {path.stem}.mtl", "usemtl red", *lines]) + "\n")
+
+
+def test_the_command_renders_every_object_and_tells_its_figures_beside_the_papers(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "objects").mkdir()
+    write_box(tmp_path / "objects/cube.obj", (1, 1, 1))
+    write_box(tmp_path / "objects/slab.obj", (1, 0.3, 0.6))
+    clip = save_tiny_clip(tmp_path / "clip")
+    command = ["evaluate", "multiview", str(models["multi_view"]), "--objects", str(tmp_path / "objects"), "-w"]
+    command += [str(tmp_path / "run"), "--clip", str(clip)]
+    for changed in ("render.views=4", f"render.size_px={SIZE}", "render.supersampling=1", "multiview.steps=1"):
+        command += ["--set", changed]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, (done.output, done.exception)
+    found = json.loads((tmp_path / "run/multiview.json").read_text())
+    assert found["protocol"]["measured_objects"] == 2, "none is kept for training"
+    assert set(found["figures"]) == {
+        f"{figure}_{whose}" for figure in ("psnr", "clip_s") for whose in ("after", "shuffled_elevation", "copy_input")
+    }
+    assert found["published"]["figures"]["SVD-MV"] == {"lpips": 0.14, "psnr": 16.83, "clip_s": 0.89}
+    page = (tmp_path / "run/multiview.html").read_text()
+    assert "SyncDreamer" in page and "<img" in page and f"{found['figures']['psnr_after']:.4g}" in page
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0 and json.loads((tmp_path / "run/multiview.json").read_text()) == found

@@ -8,54 +8,15 @@ import pytest
 from model_views import LOCAL, SMALL, assert_neighbours_do_not_matter, chosen, clips_of, texture, view_of
 
 from svdflow.common.errors import BadInputError, ConfigError
-from svdflow.curation.annotate import clip
+from svdflow.common.pretrained import weights_file
 from svdflow.curation.annotate.annotator import load
 from svdflow.curation.annotate.convert_weights import RELEASES, Release, convert, main
+from tests.tiny_clip import save_tiny_clip
 
 
 @pytest.fixture(scope="module")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-    from transformers import BertTokenizerFast, CLIPConfig, CLIPImageProcessorPil, CLIPModel
-
-    directory = tmp_path_factory.mktemp("clip")
-    torch.manual_seed(0)
-    text = {
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_attention_heads": 2,
-        "num_hidden_layers": 1,
-        "vocab_size": 40,
-        "max_position_embeddings": 12,
-        "eos_token_id": 3,
-        "bos_token_id": 2,
-        "pad_token_id": 0,
-    }
-    vision = {
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_attention_heads": 2,
-        "num_hidden_layers": 1,
-        "image_size": 32,
-        "patch_size": 16,
-    }
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).eval().save_pretrained(directory)
-    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(directory)
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        *"abcdefghij",
-        *[f"##{c}" for c in "abcdefghij"],
-        "red",
-        "blue",
-        "disc",
-        "moves",
-    ]
-    BertTokenizerFast(vocab={word: n for n, word in enumerate(words)}).save_pretrained(directory)
-    return directory
+    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_clip_gives_what_transformers_itself_gives(tiny_clip: Path) -> None:
@@ -220,7 +181,7 @@ def test_open_clip_models_ask_for_their_package_when_it_is_not_there(tmp_path: P
         "named by content, not by place"
     )
     (tmp_path / "again" / "w.safetensors").write_bytes(b"others")
-    clip._file.cache_clear()
+    weights_file.cache_clear()
     assert chosen("embedding", embedding="clip", clip_model=moved).identity() != before
 
 

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from svdflow.common.batching import in_batches_of
 from svdflow.common.config import load_settings
 from svdflow.common.errors import ConfigError
 from svdflow.common.picture import colourfulness, contrast, sharpness
 from svdflow.common.video import VideoFrame
 from svdflow.common.visual_words import dominant_colours, sentence
 from svdflow.curation.annotate.annotator import ClipView, late_axes, load
-from svdflow.curation.annotate.batching import in_batches_of
 from svdflow.curation.annotate.captions_local import motion_phrase
 from svdflow.curation.annotate.embeddings import thumbnail
 from svdflow.curation.annotate.heuristics import picture_quality

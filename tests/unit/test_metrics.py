@@ -15,6 +15,7 @@ from svdflow.evaluation import metric_first_frame, metric_frechet, metric_motion
 from svdflow.evaluation.metric import Clip, Videos
 from svdflow.evaluation.metric_frechet import frechet_distance
 from svdflow.evaluation.metrics import METRICS, choose_metrics
+from svdflow.evaluation.settings import EvaluateSettings
 
 
 def by_matrix_root(a: np.ndarray, b: np.ndarray) -> float:
@@ -178,5 +179,7 @@ def test_every_metric_names_its_figures_and_none_is_called_fvd_or_clip() -> None
     for name, metric in METRICS.items():
         assert name == metric.name and set(metric.better) <= set(metric.units)
         assert not any(word in figure.lower() for figure in metric.units for word in ("fvd", "clip", "lpips"))
-    with pytest.raises(ConfigError, match="no metric 'fvd'; there are psnr"):
-        choose_metrics(["psnr", "fvd"])
+    with pytest.raises(ConfigError, match="no metric 'fid'; there are psnr"):
+        choose_metrics(EvaluateSettings(metrics=("psnr", "fid")))
+    with pytest.raises(ConfigError, match="evaluate.features: the metric fvd needs the path"):
+        choose_metrics(EvaluateSettings(metrics=("psnr", "fvd")))

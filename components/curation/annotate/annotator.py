@@ -10,13 +10,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from ...common.errors import BadInputError, ConfigError, SvdflowError
-from ...common.identity import identity, tree_sha256
+from ...common.identity import identity
 from ...common.video import VideoFrame
 from .settings import AnnotateSettings
 
@@ -246,8 +245,3 @@ def late_axes(annotators: Sequence[Annotator], unit_clips: int) -> set[str]:
             late.add(annotator.axis)
             columns |= set(annotator.columns)
     return late
-
-
-def weights_identity(model: str, revision: str | None) -> str:
-    """What names a model's weights: the content of a local directory, or a hub id with its revision."""
-    return tree_sha256(Path(model)) if Path(model).is_dir() else f"{model}@{revision or 'main'}"

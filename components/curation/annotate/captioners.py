@@ -13,10 +13,10 @@ import numpy as np
 
 from ...common.errors import BadInputError, SvdflowError
 from ...common.picture import shrink
+from ...common.pretrained import loaded, one_thread, weights
 from .annotator import ClipView, ModelAnnotator, register
 from .captions_local import described
 from .generation import written_after
-from .pretrained import loaded, one_thread, weights
 from .prompts import PROMPTS, summary_question
 from .settings import AnnotateSettings
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ...common.batching import in_batches_of
 from ...common.errors import BadInputError, ConfigError
+from ...common.pretrained import loaded, one_thread, weights
 from .annotator import ClipView, ModelAnnotator, register
-from .batching import in_batches_of
-from .pretrained import loaded, one_thread, weights
 from .settings import AnnotateSettings
 
 

@@ -6,10 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...common.clip_encoder import (
+    open_clip_identity,
+    open_clip_model,
+    open_clip_module,
+    open_clip_parts,
+    open_clip_transform,
+)
 from ...common.errors import SvdflowError
+from ...common.pretrained import one_thread
 from .annotator import ClipView, register
 from .captioners import ImageCaptioner, caption_columns, filled, middle_frame
-from .clip import open_clip_identity, open_clip_model, open_clip_module, open_clip_parts, open_clip_transform
 from .settings import AnnotateSettings
 
 _START, _END = 49406, 49407  # of CLIP's tokenizer
@@ -35,6 +42,7 @@ class CoCa(ImageCaptioner):
         from PIL import Image
 
         s = self.settings
+        one_thread(s.device)
         network, transform = (
             open_clip_model(self.architecture, self.file, s.device),
             open_clip_transform(self.architecture),

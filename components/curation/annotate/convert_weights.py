@@ -49,6 +49,27 @@ RELEASES = {
             "mask_predictor.conv.weight": (576, 256, 1, 1),
         },
     ),
+    # of LPIPS, which the multi-view measurement takes: torchvision's networks, and the heads of the package lpips 0.1.4
+    "alexnet": Release(
+        "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+        "alexnet-owt-7be5be79.pth",
+        {"features.0.weight": (64, 3, 11, 11), "features.10.weight": (256, 256, 3, 3)},
+    ),
+    "lpips-alex": Release(
+        "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
+        "alex.pth",
+        {f"lin{layer}.model.1.weight": (1, width, 1, 1) for layer, width in enumerate((64, 192, 384, 256, 256))},
+    ),
+    "vgg16": Release(
+        "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+        "vgg16-397923af.pth",
+        {"features.0.weight": (64, 3, 3, 3), "features.28.weight": (512, 512, 3, 3)},
+    ),
+    "lpips-vgg": Release(
+        "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
+        "vgg.pth",
+        {f"lin{layer}.model.1.weight": (1, width, 1, 1) for layer, width in enumerate((64, 128, 256, 512, 512))},
+    ),
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ...common.batching import in_batches_of
 from ...common.errors import BadInputError, ConfigError, SvdflowError
 from ...common.flow import (
     DIS_PRESET,
@@ -25,7 +26,6 @@ from ...common.flow import (
 from ...common.identity import file_sha256
 from ...common.video import VideoFrame
 from .annotator import Annotator, ClipView, ModelAnnotator, Watcher, register
-from .batching import in_batches_of
 from .settings import AnnotateSettings
 
 _COLUMNS = ("motion_score", "motion_unit", "flow_uri", "camera_motion")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from ...common.errors import BadInputError
-from .annotator import weights_identity
+from .errors import BadInputError
+from .identity import file_sha256, tree_sha256
 
 
 def loaded(kind: Any, model: str, revision: str | None, **options: Any) -> Any:
@@ -25,12 +26,18 @@ def loaded(kind: Any, model: str, revision: str | None, **options: Any) -> Any:
 
 @lru_cache(maxsize=16)
 def weights(model: str, revision: str | None) -> str:
-    """What names a model's weights (see ``weights_identity``), computed once."""
-    return weights_identity(model, revision)
+    """What names a model's weights: the content of a local directory, or a hub id with its revision. Computed once."""
+    return tree_sha256(Path(model)) if Path(model).is_dir() else f"{model}@{revision or 'main'}"
+
+
+@lru_cache(maxsize=4)
+def weights_file(path: str) -> str:
+    """What names a file of weights: the sha256 of its content, computed once."""
+    return file_sha256(Path(path))
 
 
 def one_thread(device: str) -> None:
-    """As many processes as cores work already."""
+    """For a process beside which as many as there are cores work already."""
     import torch
 
     if device == "cpu":
