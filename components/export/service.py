@@ -115,6 +115,7 @@ class InterpolationService:
             noise_aug=request.noise_aug,
             steps=request.steps,
             guidance=request.guidance,
+            guidance_shape="linear",
             seed=request.seed,
             on_step=unless(gone),
         )
