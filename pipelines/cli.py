@@ -60,10 +60,17 @@ def run(
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option(metavar="NAME@TAG", help="training: a registered version. Default: the newest in WORKDIR."),
+        typer.Option(
+            metavar="NAME@TAG",
+            help="training, interpolation: a registered version. Default: the newest in WORKDIR.",
+        ),
     ] = None,
     init: Annotated[
-        Path | None, typer.Option(help="training: an image model to start from. Default: as the settings say.")
+        Path | None,
+        typer.Option(
+            help="training: an image model to start from; by default as the settings say. interpolation: a "
+            "text-to-video model."
+        ),
     ] = None,
     workdir: Annotated[
         Path | None,
@@ -84,13 +91,21 @@ def run(
 
     from .local.outcome import tell
     from .local.run import run_pipeline
-    from .registry import compiled_path, parameters
+    from .registry import STAGE_OF, compiled_path, parameters
     from .samples_directory import samples_directory
 
     takes = parameters(compiled_path(pipeline))
     if "stage" in takes:
         raise ConfigError(f"the pipeline {pipeline} is run by `svdflow {pipeline} STAGE`")
     workdir = workdir or Path("runs") / pipeline
+    if stage := STAGE_OF.get(pipeline):
+        from .stage_runs import train_stage
+
+        if source or objects:
+            raise ConfigError(f"the pipeline {pipeline} takes no --{'source' if source else 'objects'}; leave it out")
+        result, _ = train_stage(stage, workdir, profile, set_ or [], dataset or "", init, pipeline)
+        tell(result)
+        raise typer.Exit(result.status)
     overrides = dict(parse_override(text) for text in set_ or [])
     arguments: dict[str, str] = {}
     if source is not None or "source" in takes:

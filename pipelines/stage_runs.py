@@ -1,4 +1,4 @@
-"""`svdflow train STAGE`: what can be checked is checked before anything starts; then the pipeline `train` runs."""
+"""Runs of one stage (`svdflow train STAGE`): what can be checked is checked before anything starts; then it runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from svdflow.training.train.start import check_start
 
 from .datasets import last_settings
 from .local.run import RunResult, run_pipeline
-from .registry import resolve_settings
+from .registry import STAGE_OF, resolve_settings
 
 if TYPE_CHECKING:
     from svdflow.training.train.forecast import Forecast
@@ -32,7 +32,13 @@ _BEFORE = {"video": "image", "image_to_video": "text_to_video", "multi_view": "i
 
 
 def train_stage(
-    stage: str, workdir: Path, profile: str, sets: Sequence[str], dataset: str, init: Path | None
+    stage: str,
+    workdir: Path,
+    profile: str,
+    sets: Sequence[str],
+    dataset: str,
+    init: Path | None,
+    pipeline: str = "train",
 ) -> tuple[RunResult, Path]:
     """Train one stage; returns how the run ended, and where the model lies.
 
@@ -43,6 +49,7 @@ def train_stage(
         sets: ``step.setting=value``.
         dataset: ``name@v1.2.3`` or shorter; "" is the newest version.
         init: the model directory to start from, or a repository of a hub.
+        pipeline: ``train``, or one of ``registry.STAGE_OF``, which goes on with the model.
 
     Raises:
         ConfigError: settings that are unknown, impossible or contradict each other; names the field.
@@ -59,8 +66,8 @@ def train_stage(
     settings, overrides = resolve_stage(preset, profile, asked, start)
     check_start(preset.kind, start, settings)
     tag, overrides = dataset_to_train_on(workdir, dataset, profile, overrides, (preset.kind,))
-    arguments = {"stage": stage, "dataset": tag, "init": str(start or "")}
-    result = run_pipeline("train", workdir, profile, overrides, arguments)
+    arguments = {"dataset": tag, "init": str(start or "")} | ({} if pipeline in STAGE_OF else {"stage": stage})
+    result = run_pipeline(pipeline, workdir, profile, overrides, arguments)
     return result, result.workdir / "models" / stage
 
 

@@ -16,6 +16,7 @@ from ..common.errors import BadInputError, GateRefused, StorageError
 from ..common.identity import file_sha256, identity, tree_sha256
 from ..common.report import StepReport, table
 from ..common.storage import link_or_copy
+from ..diffusion.settings import INTERPOLATED_FRAMES
 from .model_config import WARM_UP_STEPS_FILE, model_config_text
 from .request import INTERPOLATION, SERVED
 from .settings import ExportSettings
@@ -121,7 +122,6 @@ def _export(wanted: _Wanted, out: Path, settings: ExportSettings, version: int |
 
 _MODEL_PY = Path(__file__).with_name("triton_model.py")
 _KEY = "export.json"
-_PAIR_FRAMES = 5  # of an interpolation model: two that are given and what lies between
 
 
 def read_card(model: Path) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def video_size(model: Path, card: dict[str, Any], settings: ExportSettings) -> t
     for name in ("frames", "height", "width"):
         value = getattr(settings, name) or configuration.get(name) or card.get(name)
         if name == "frames" and card.get("kind") == INTERPOLATION:
-            value = _PAIR_FRAMES
+            value = INTERPOLATED_FRAMES
         if not value:
             raise BadInputError(f"{model}/svdflow.json: does not say the {name} of a video; set export.{name}")
         size.append(int(value))
