@@ -14,7 +14,7 @@ from svdflow.curation.version.registry import Registry
 from svdflow.curation.version.settings import VersionSettings
 from svdflow.diffusion.hub import resolve_model
 from svdflow.training.encode.settings import EncodeImagesSettings, EncodeSettings, with_image_section
-from svdflow.training.train.presets import Preset, load_preset, stage_overrides
+from svdflow.training.train.presets import GROWN_FROM, MODEL_KIND, Preset, load_preset, stage_overrides
 from svdflow.training.train.settings import StageSettings, stage_settings
 from svdflow.training.train.start import check_start
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 _SIZES = ("frames", "height", "width")
 _CARRIED = ("name", "registry", "store", "origin", "remote")  # of a work directory's dataset versions
-_KIND = {"image": "image", "video": "text_to_video", "image_to_video": "image_to_video", "multi_view": "multi_view"}
-_BEFORE = {"video": "image", "image_to_video": "text_to_video", "multi_view": "image_to_video"}
 
 
 def train_stage(
@@ -227,7 +225,7 @@ def _checked_init(preset: Preset, init: Path | None, weights: bool = True) -> Pa
         kind = json.loads(card.read_text())["kind"]
     except (ValueError, KeyError, TypeError):
         raise BadInputError(f"--init {init}: svdflow.json is damaged; it tells no kind") from None
-    if kind not in (may := {_KIND[preset.kind], _BEFORE.get(preset.kind, "image")}):
+    if kind not in (may := {MODEL_KIND[preset.kind], GROWN_FROM.get(preset.kind, "image")}):
         raise BadInputError(
             f"--init {init}: a model of kind {kind} cannot start the stage {preset.name}, which takes "
             f"{' or '.join(sorted(may))}"

@@ -243,7 +243,7 @@ def _key_frames(model: VideoModel, frames: Iterable[np.ndarray], seed: int) -> I
 
 def _check(model: VideoModel, fps: float, steps: int, seed: int, batch: int, key_frames: str) -> None:
     if model.kind != "interpolation":
-        raise BadInputError(f"a {model.kind} model makes no frames between others; an interpolation model does")
+        raise BadInputError(f"a model of kind {model.kind} makes no frames between others; interpolation does")
     if not fps > 0:
         raise BadInputError(f"{fps} frames a second: the rate of the given frames must be positive")
     if steps < 1 or batch < 1 or seed < 0:
