@@ -168,8 +168,8 @@ def _check_interpolated(repository: Path, answers: _Answers, fps: int, settings:
     same_size = given.shape[1:3] == (parameters["height"], parameters["width"])  # else they were fitted
     if len(served) != 4 * (len(given) - 1) + 1 or (same_size and not np.array_equal(served[::4], given)):
         raise ServiceError(
-            f"{len(given)} frames were given for interpolation and {len(served)} came back, or others than the given ones "
-            "at every fourth place"
+            f"{len(given)} frames were given for interpolation and {len(served)} came back, or others than the given "
+            "ones at every fourth place"
         )
     if settings.compare:
         with _threads(settings.threads):
