@@ -168,7 +168,7 @@ def encode_mp4(frames_FHWC: np.ndarray, fps: float, crf: int = 18, gop: int | No
     """H.264 in MP4, playable in browsers, from uint8 [F, H, W, 3] with even sides; equal frames give equal bytes."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        options = {}
+        options: dict[str, str] = {}
         if gop:
             options |= {"g": str(gop), "keyint_min": str(gop), "sc_threshold": "0"}
         stream = _h264(container, frames_FHWC.shape[1:3], _rate(fps), crf, **options)

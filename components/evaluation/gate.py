@@ -93,7 +93,7 @@ def judge(metrics: dict[str, Any], settings: GateSettings) -> list[Criterion]:
             ("blend", "given frames blended") if between else ("first_frame_repeated", "first frame repeated")
         )
         gain = _value(figures, "psnr_db", "model") - _value(figures, "psnr_db", column)
-        criteria.append(_at_least(f"PSNR gain over the {called}", gain, -settings.max_psnr_loss_db, " dB"))
+        criteria.append(_at_least(f"PSNR gain over the {called}", gain, 0.0 - settings.max_psnr_loss_db, " dB"))
     if settings.min_frechet_ratio is not None and not between:
         ratio = _value(figures, FRECHET, "untrained") / max(_value(figures, FRECHET, "model"), 1e-9)
         criteria.append(

@@ -260,7 +260,9 @@ def _report(
         ["frames over gRPC against in process", compared], ["another seed", "another video"],
         ["images found again by the first frame", f"{matches} of {count} (by chance: 1)"],
     ]  # fmt: skip
-    shown = [(data, f"{item.clip_id[:8]}, {item.origin}") for data, item in zip(played, inputs, strict=True)]
+    shown: list[tuple[Path | bytes, str]] = [
+        (data, f"{item.clip_id[:8]}, {item.origin}") for data, item in zip(played, inputs, strict=True)
+    ]
     shown.append((encode_mp4(answers.other_seed, fps), f"{inputs[0].clip_id[:8]}, seed {settings.seed + 1}"))
     between = answers.interpolated
     if between is not None:
