@@ -28,7 +28,8 @@ class InterpolationUNet(UNetSpatioTemporalConditionModel):
 
     middle_latent: torch.nn.Parameter  # z_m [c, h, w]
 
-    @wraps(UNetSpatioTemporalConditionModel.__init__)  # diffusers reads off the signature what a configuration may hold
+    # diffusers reads off the signature what a configuration may hold
+    @wraps(UNetSpatioTemporalConditionModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         side = self.config.sample_size

@@ -91,6 +91,7 @@ def test_the_token_is_in_no_upload_no_parameter_and_no_output(fake, env):
         (["curation", "--set", f"version.note={'x' * 10_000}"], ConfigError, "note"),
         (["train"], ConfigError, "needs --stage"),
         (["train", "--stage", "video"], ConfigError, "starts from a model"),
+        (["train", "--stage", "interpolation"], ConfigError, "starts from a model"),
         (["train", "--stage", "multi_view"], ConfigError, "the pipeline svd renders"),
         (["interpolation"], ConfigError, "needs --init"),
         (["train", "--stage", "image", "--profile", "/work/p.yaml"], ConfigError, "name a file of this machine"),

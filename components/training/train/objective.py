@@ -204,8 +204,8 @@ class Objective:
             noise_aug=[draw.augment_sigma for draw in draws],
             elevation_deg=[row["elevation_deg"] for row in rows] if self.kind == "multi_view" else None,
         )
-        context_BND = self._tensor(context_BND).to(self.dtype)
-        return Conditions(context_BND, self._tensor(vector_BK.numpy()), self._joined(batch, x0_BFchw))
+        vector_BK = self._tensor(vector_BK.numpy())
+        return Conditions(self._tensor(context_BND).to(self.dtype), vector_BK, self._joined(batch, x0_BFchw))
 
     def _joined(self, batch: Batch, x0_BFchw: torch.Tensor) -> torch.Tensor | None:
         """What is joined to the network's input, [B, F, C, h, w]; zeros where it is dropped."""
