@@ -72,7 +72,7 @@ def train_stage(
 def resolve_stage(
     preset: Preset, profile: str, asked: Sequence[tuple[str, Any]], init: Path | None, weights: bool = True
 ) -> tuple[StageSettings, dict[str, Any]]:
-    """A stage's settings, and the overrides that a run of it takes: samples of its size, by the encoders of its start.
+    """A stage's settings, and the overrides that a run takes: samples of its size and rate, by its start's encoders.
 
     Args:
         preset: of the stage.
@@ -101,6 +101,9 @@ def resolve_stage(
                 f"encode.{name}: the stage {preset.name} asks for {wanted}, not {found}; set train_{preset.kind}.{name}"
             )
         overrides[f"encode.{name}"] = found
+    slowest = (sections.get("encode") or {}).get("max_fps")
+    if settings.fps and slowest and slowest < max(settings.fps) and "encode.max_fps" not in given:
+        overrides["encode.max_fps"] = max(settings.fps)  # no window is faster than the frames that are encoded
     return settings, {**_encoders(init), **overrides}
 
 
