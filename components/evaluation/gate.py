@@ -88,12 +88,12 @@ def judge(metrics: dict[str, Any], settings: GateSettings) -> list[Criterion]:
     if settings.min_psnr_gain_db is not None:
         gain = _value(figures, "psnr_db", "model") - _value(figures, "psnr_db", "untrained")
         criteria.append(_at_least("PSNR gain over untrained weights", gain, settings.min_psnr_gain_db, " dB"))
-    if settings.max_psnr_loss_db is not None:
-        column, called = (
-            ("blend", "given frames blended") if between else ("first_frame_repeated", "first frame repeated")
-        )
-        gain = _value(figures, "psnr_db", "model") - _value(figures, "psnr_db", column)
-        criteria.append(_at_least(f"PSNR gain over the {called}", gain, 0.0 - settings.max_psnr_loss_db, " dB"))
+    if settings.max_blend_loss_db is not None and between:
+        gain = _value(figures, "psnr_db", "model") - _value(figures, "psnr_db", "blend")
+        criteria.append(_at_least("PSNR gain over the given frames blended", gain, -settings.max_blend_loss_db, " dB"))
+    if settings.max_psnr_loss_db is not None and not between:
+        gain = _value(figures, "psnr_db", "model") - _value(figures, "psnr_db", "first_frame_repeated")
+        criteria.append(_at_least("PSNR gain over the first frame repeated", gain, -settings.max_psnr_loss_db, " dB"))
     if settings.min_frechet_ratio is not None and not between:
         ratio = _value(figures, FRECHET, "untrained") / max(_value(figures, FRECHET, "model"), 1e-9)
         criteria.append(

@@ -80,7 +80,7 @@ def measure_interpolation(
     )
     if (finished := find_finished(root, "measure_interpolation", key, outputs)) is not None:
         return finished
-    rate = settings.fps or (card.get("conditioning") or {}).get("fps") or _PAPER_FPS
+    rate = settings.fps or trained_fps(card)
     rows = choose_samples(samples, settings.samples)
     check_held_out(rows, selection)
     fitting = {row["sample_id"]: window for row in rows if (window := window_at(row, rate)) is not None}
@@ -115,6 +115,12 @@ def measure_interpolation(
     report.done, report.reused = done, total - done
     record_finished(root, "measure_interpolation", key, outputs, report)
     return report
+
+
+def trained_fps(card: dict[str, Any]) -> float:
+    """The rate of the windows that a model was trained on: the fastest asked for, else the usual one, or the paper's."""
+    asked = (card.get("configuration") or {}).get("fps") or []
+    return float(max(asked, default=0.0) or (card.get("conditioning") or {}).get("fps") or _PAPER_FPS)
 
 
 def window_at(row: dict[str, Any], fps: float) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ import pytest
 from svdflow.common.errors import GateRefused
 from svdflow.common.psnr import EQUAL_DB
 from svdflow.evaluation.gate import check_gate
-from svdflow.evaluation.interpolation import window_at
+from svdflow.evaluation.interpolation import trained_fps, window_at
 from svdflow.evaluation.interpolation_figures import FIGURES, blended, middle_psnr, nearest, warped
 from svdflow.evaluation.metric import Clip, Videos
 from svdflow.evaluation.settings import GateSettings
@@ -81,6 +81,13 @@ def test_windows_are_five_frames_at_the_rate_that_training_comes_to() -> None:
     assert window_at(whole, 28.0) == whole | {"frames": 5, "fps": 7.0}
 
 
+def test_the_rate_is_that_of_the_training_by_the_models_card() -> None:
+    card = {"configuration": {"fps": [14.0, 28.0]}, "conditioning": {"fps": 12.0}}
+    assert trained_fps(card) == 28.0
+    assert trained_fps(card | {"configuration": {"fps": None}}) == 12.0
+    assert trained_fps({}) == 28.0
+
+
 def test_the_gate_asks_of_interpolation_what_it_has_figures_for(tmp_path: Path) -> None:
     def judge(model: float, **asked: float) -> None:
         content = {
@@ -98,7 +105,7 @@ def test_the_gate_asks_of_interpolation_what_it_has_figures_for(tmp_path: Path) 
     ]  # fmt: skip
     with pytest.raises(GateRefused, match="PSNR gain over the given frames blended is -2 dB, needed at least -1 dB"):
         judge(22.0)
-    with pytest.raises(GateRefused, match="is -0.5 dB, needed at least 0 dB"):
-        judge(23.5, max_psnr_loss_db=0.0)
+    with pytest.raises(GateRefused, match="is -0.5 dB, needed at least -0.4 dB"):
+        judge(23.5, max_blend_loss_db=0.5 - 0.1)
     with pytest.raises(GateRefused, match="untrained weights is 0.5 dB"):
-        judge(12.5, max_psnr_loss_db=20.0)
+        judge(12.5, max_blend_loss_db=20.0)
