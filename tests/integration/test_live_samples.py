@@ -105,7 +105,7 @@ def test_the_tensors_without_the_cache_are_those_of_the_cache(root, manifests, t
                 np.testing.assert_array_equal(given.picture, wanted.picture)
     with SecondDevice():  # as on a GPU: the trainer moves the autoencoder there, and the image encoder follows it
         live.model.vae.to(DEVICE)
-        given = live.encode(draw, live.read(draw, "image_to_video"), "image_to_video")
+        given = live.encode(draw, live.read(draw, "interpolation"), "interpolation")
         assert live.model.image_encoder.device == DEVICE
     np.testing.assert_allclose(given.latents, wanted.latents, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(given.context, wanted.context, rtol=1e-3, atol=1e-3)
