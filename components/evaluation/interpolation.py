@@ -118,7 +118,7 @@ def measure_interpolation(
 
 
 def trained_fps(card: dict[str, Any]) -> float:
-    """The rate of the windows that a model was trained on: the fastest asked for, else the usual one, or the paper's."""
+    """The rate of the windows that a model was trained on: the fastest asked for, or the usual one, or the paper's."""
     asked = (card.get("configuration") or {}).get("fps") or []
     return float(max(asked, default=0.0) or (card.get("conditioning") or {}).get("fps") or _PAPER_FPS)
 
