@@ -15,6 +15,7 @@ from . import PIPELINES
 from .cli_cluster import Image, Images, submit
 from .cli_data import data
 from .cli_evaluate import evaluate
+from .cli_generate import generate, interpolate
 from .cli_runs import runs
 from .cli_schedule import schedule
 from .cli_study import study
@@ -61,10 +62,17 @@ def run(
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option(metavar="NAME@TAG", help="training: a registered version. Default: the newest in WORKDIR."),
+        typer.Option(
+            metavar="NAME@TAG",
+            help="training, interpolation: a registered version. Default: the newest in WORKDIR.",
+        ),
     ] = None,
     init: Annotated[
-        Path | None, typer.Option(help="training: an image model to start from. Default: as the settings say.")
+        Path | None,
+        typer.Option(
+            help="training: an image model to start from; by default as the settings say. interpolation: a "
+            "text-to-video model."
+        ),
     ] = None,
     workdir: Annotated[
         Path | None,
@@ -85,13 +93,21 @@ def run(
 
     from .local.outcome import tell
     from .local.run import run_pipeline
-    from .registry import compiled_path, parameters
+    from .registry import STAGE_OF, compiled_path, parameters
     from .samples_directory import samples_directory
 
     takes = parameters(compiled_path(pipeline))
     if "stage" in takes:
         raise ConfigError(f"the pipeline {pipeline} is run by `svdflow {pipeline} STAGE`")
     workdir = workdir or Path("runs") / pipeline
+    if stage := STAGE_OF.get(pipeline):
+        from .stage_runs import train_stage
+
+        if source or objects:
+            raise ConfigError(f"the pipeline {pipeline} takes no --{'source' if source else 'objects'}; leave it out")
+        result, _ = train_stage(stage, workdir, profile, set_ or [], dataset or "", init, pipeline)
+        tell(result)
+        raise typer.Exit(result.status)
     overrides = dict(parse_override(text) for text in set_ or [])
     arguments: dict[str, str] = {}
     if source is not None or "source" in takes:
@@ -225,55 +241,8 @@ def serve(
     serve_repository(repository or workdir / "repository", grpc_port=grpc_port, http_port=http_port)
 
 
-@app.command()
-def generate(
-    image: Annotated[Path, typer.Argument(help="The picture that the video starts from.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The MP4 to write.")] = Path("generated.mp4"),
-    url: Annotated[
-        str | None,
-        typer.Option(help="host:port of Triton's gRPC; grpcs://host:port with TLS.", show_default="127.0.0.1:8001"),
-    ] = None,
-    token_file: Annotated[
-        Path | None, typer.Option(help="A file with the bearer token that a gateway asks for; sent over TLS alone.")
-    ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            help="A model directory, svdflow's or a released one, a single file, or ORG/NAME\\[@REV]: generate in this "
-            "process, without a server."
-        ),
-    ] = None,
-    lora: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="DIR[=WEIGHT]",
-            help="With --model: an adapter, as the stage camera_motion leaves it. Repeat it for several.",
-        ),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Another seed, another video.")] = None,
-    fps: Annotated[int | None, typer.Option(help="Frames a second that the motion is made for.")] = None,
-    motion_bucket: Annotated[int | None, typer.Option(help="How much motion, 0 to 255.")] = None,
-    motion_score: Annotated[
-        float | None,
-        typer.Option(
-            help="With --model, in its place: a motion score as clips are annotated with, by the model's map."
-        ),
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="With --model. Default: as trained.")] = None,
-    height: Annotated[int | None, typer.Option(min=16, help="With --model, px. Default: as trained.")] = None,
-    width: Annotated[int | None, typer.Option(min=16, help="With --model, px. Default: as trained.")] = None,
-) -> None:
-    """Make a video that starts from a picture, by a served model or a model directory.
-
-    What is not given takes the model's own default.
-    """
-    from svdflow.export.generate import generate_file
-
-    asked = {"seed": seed, "fps": fps, "motion_bucket": motion_bucket, "motion_score": motion_score, "steps": steps}
-    asked |= {"frames": frames, "height": height, "width": width}
-    url = url or ("" if model else "127.0.0.1:8001")
-    print(generate_file(image, out, url=url, model=model, token_file=token_file, lora=lora or (), **asked))
+app.command("generate")(generate)
+app.command("interpolate")(interpolate)
 
 
 @app.command()

@@ -45,7 +45,7 @@ Source = Annotated[str | None, typer.Option(help="s3:// prefix, https:// list, o
 Objects = Annotated[str | None, typer.Option(help="svd: folder of GLB and OBJ files on the work volume.")]
 Dataset = Annotated[str | None, typer.Option(metavar="NAME@TAG", help="A registered version. Default: the newest.")]
 Stage = Annotated[str | None, typer.Option(help="train: the stage.")]
-Init = Annotated[str | None, typer.Option(help="train, training: a model directory on the work volume.")]
+Init = Annotated[str | None, typer.Option(help="train, training, interpolation: a model directory on the work volume.")]
 Image = Annotated[
     list[str] | None, typer.Option("--image", metavar="IMAGE=REFERENCE", help="In place of --env's; repeatable.")
 ]

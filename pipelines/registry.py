@@ -18,6 +18,8 @@ from .tasks import Placement, placing
 
 COMPILED = Path(__file__).resolve().parent / "compiled"  # an editable install links single files
 
+STAGE_OF = {"interpolation": "interpolation"}  # pipelines around one stage, which is no parameter of theirs
+
 SETTINGS = {
     "ingest": "svdflow.ingest.settings:IngestSettings",
     "split": "svdflow.curation.split.settings:SplitSettings",
@@ -33,8 +35,10 @@ SETTINGS = {
     "render": "svdflow.multiview.settings:RenderSettings",
     "encode_orbits": "svdflow.training.encode.settings:EncodeSettings",
     "train_multi_view": "svdflow.training.train.settings:stage_settings",
+    "train_interpolation": "svdflow.training.train.settings:stage_settings",
     "multiview": "svdflow.multiview.settings:MeasureSettings",
     "evaluate": "svdflow.evaluation.settings:EvaluateSettings",
+    "measure_interpolation": "svdflow.evaluation.settings:InterpolationSettings",
     "gate": "svdflow.evaluation.settings:GateSettings",
     "export": "svdflow.export.settings:ExportSettings",
     "serve": "svdflow.export.settings:ServeSettings",

@@ -1,4 +1,4 @@
-"""`svdflow train STAGE`: what can be checked is checked before anything starts; then the pipeline `train` runs."""
+"""Runs of one stage (`svdflow train STAGE`): what can be checked is checked before anything starts; then it runs."""
 
 from __future__ import annotations
 
@@ -14,25 +14,29 @@ from svdflow.curation.version.registry import Registry
 from svdflow.curation.version.settings import VersionSettings
 from svdflow.diffusion.hub import resolve_model
 from svdflow.training.encode.settings import EncodeImagesSettings, EncodeSettings, with_image_section
-from svdflow.training.train.presets import Preset, load_preset, stage_overrides
+from svdflow.training.train.presets import GROWN_FROM, MODEL_KIND, Preset, load_preset, stage_overrides
 from svdflow.training.train.settings import StageSettings, stage_settings
 from svdflow.training.train.start import check_start
 
 from .datasets import last_settings
 from .local.run import RunResult, run_pipeline
-from .registry import resolve_settings
+from .registry import STAGE_OF, resolve_settings
 
 if TYPE_CHECKING:
     from svdflow.training.train.forecast import Forecast
 
 _SIZES = ("frames", "height", "width")
 _CARRIED = ("name", "registry", "store", "origin", "remote")  # of a work directory's dataset versions
-_KIND = {"image": "image", "video": "text_to_video", "image_to_video": "image_to_video", "multi_view": "multi_view"}
-_BEFORE = {"video": "image", "image_to_video": "text_to_video", "multi_view": "image_to_video"}
 
 
 def train_stage(
-    stage: str, workdir: Path, profile: str, sets: Sequence[str], dataset: str, init: Path | None
+    stage: str,
+    workdir: Path,
+    profile: str,
+    sets: Sequence[str],
+    dataset: str,
+    init: Path | None,
+    pipeline: str = "train",
 ) -> tuple[RunResult, Path]:
     """Train one stage; returns how the run ended, and where the model lies.
 
@@ -43,6 +47,7 @@ def train_stage(
         sets: ``step.setting=value``.
         dataset: ``name@v1.2.3`` or shorter; "" is the newest version.
         init: the model directory to start from, or a repository of a hub.
+        pipeline: ``train``, or one of ``registry.STAGE_OF``, which goes on with the model.
 
     Raises:
         ConfigError: settings that are unknown, impossible or contradict each other; names the field.
@@ -59,15 +64,15 @@ def train_stage(
     settings, overrides = resolve_stage(preset, profile, asked, start)
     check_start(preset.kind, start, settings)
     tag, overrides = dataset_to_train_on(workdir, dataset, profile, overrides, (preset.kind,))
-    arguments = {"stage": stage, "dataset": tag, "init": str(start or "")}
-    result = run_pipeline("train", workdir, profile, overrides, arguments)
+    arguments = {"dataset": tag, "init": str(start or "")} | ({} if pipeline in STAGE_OF else {"stage": stage})
+    result = run_pipeline(pipeline, workdir, profile, overrides, arguments)
     return result, result.workdir / "models" / stage
 
 
 def resolve_stage(
     preset: Preset, profile: str, asked: Sequence[tuple[str, Any]], init: Path | None, weights: bool = True
 ) -> tuple[StageSettings, dict[str, Any]]:
-    """A stage's settings, and the overrides that a run of it takes: samples of its size, by the encoders of its start.
+    """A stage's settings, and the overrides that a run takes: samples of its size and rate, by its start's encoders.
 
     Args:
         preset: of the stage.
@@ -96,6 +101,9 @@ def resolve_stage(
                 f"encode.{name}: the stage {preset.name} asks for {wanted}, not {found}; set train_{preset.kind}.{name}"
             )
         overrides[f"encode.{name}"] = found
+    slowest = (sections.get("encode") or {}).get("max_fps")
+    if settings.fps and slowest and slowest < max(settings.fps) and "encode.max_fps" not in given:
+        overrides["encode.max_fps"] = max(settings.fps)  # no window is faster than the frames that are encoded
     return settings, {**_encoders(init), **overrides}
 
 
@@ -220,7 +228,7 @@ def _checked_init(preset: Preset, init: Path | None, weights: bool = True) -> Pa
         kind = json.loads(card.read_text())["kind"]
     except (ValueError, KeyError, TypeError):
         raise BadInputError(f"--init {init}: svdflow.json is damaged; it tells no kind") from None
-    if kind not in (may := {_KIND[preset.kind], _BEFORE.get(preset.kind, "image")}):
+    if kind not in (may := {MODEL_KIND[preset.kind], GROWN_FROM.get(preset.kind, "image")}):
         raise BadInputError(
             f"--init {init}: a model of kind {kind} cannot start the stage {preset.name}, which takes "
             f"{' or '.join(sorted(may))}"

@@ -57,12 +57,13 @@ def print_forecast(
         return
     console = _console()
     counts, trace = found.parameters, found.trace
+    middle = f", latent for frames not given {counts['middle']:,}" if counts["middle"] else ""
     console.print(
         f"{stage}: {found.frames} x {found.height} x {found.width}, {found.steps:,} steps, {found.samples:,} samples, "
         f"batch {found.micro_batch} x {found.processes} processes x {found.accumulation} accumulated, "
         f"{found.precision}\n"
         f"parameters {counts['total']:,} (spatial {counts['spatial']:,}, temporal {counts['temporal']:,}, vector "
-        f"{counts['vector']:,}); {found.trainable:,} learn",
+        f"{counts['vector']:,}{middle}); {found.trainable:,} learn",
         highlight=False,
     )
     table = Table(box=None, header_style="bold", title="GiB in each process, before activations", title_justify="left")

@@ -14,11 +14,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def run_in_processes(
-    processes: int, cases: dict, folder: Path, timeout_s: float = 1800
+    processes: int, cases: dict, folder: Path, timeout_s: float = 1800, stage: str = "video"
 ) -> dict[str, dict[str, torch.Tensor]]:
     """Run cases (see ``engine_runs.run_cases``) in one torchrun of so many processes."""
     folder.mkdir(parents=True, exist_ok=True)
-    request = {"folder": str(folder), "out": str(folder / "found.safetensors"), "cases": cases}
+    request = {"folder": str(folder), "out": str(folder / "found.safetensors"), "cases": cases, "stage": stage}
     (folder / "request.json").write_text(json.dumps(request))
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone",
                "--local-addr=127.0.0.1", "-m", "tests.engine_runs", str(folder / "request.json")]  # fmt: skip

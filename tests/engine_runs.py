@@ -18,26 +18,28 @@ from svdflow.diffusion.settings import UNetSettings
 from svdflow.diffusion.unet import build_video_unet
 from svdflow.training.train.build_ops import worker_environment
 from svdflow.training.train.checkpoint import Checkpoint, newest_sound, save_checkpoint
-from svdflow.training.train.data import SampleSource
+from svdflow.training.train.data import Gathering, SampleSource
 from svdflow.training.train.draws import Plan
 from svdflow.training.train.engine import Engine, start_processes
 from svdflow.training.train.objective import Objective
+from svdflow.training.train.presets import MODEL_KIND
 from svdflow.training.train.settings import StageSettings, stage_settings
 from tests.ports import free_port
-from tests.training_runs import UNET, make_samples
+from tests.training_runs import UNET, make_samples, make_sequences
 
 BATCH = 4
 SAMPLES = 8
 
 
-def engine_settings(**values) -> StageSettings:
+def engine_settings(stage: str = "video", **values) -> StageSettings:
     base = {"batch": BATCH, "processes": 1, "zero_stage": 0, "precision": "fp32", "lr": 1e-3, "steps": 100,
-            "frames": None, "height": None, "width": None, "ema": None, "unet": UNET, "warmup": 0}  # fmt: skip
-    return stage_settings("video", base | values)
+            "frames": 5 if stage == "interpolation" else None, "height": None, "width": None, "ema": None, "unet": UNET,
+            "warmup": 0}  # fmt: skip
+    return stage_settings(stage, base | values)
 
 
 class _NoAutoencoder:
-    """A text-to-video model's loss asks for none."""
+    """A loss on encoded samples asks for none, in text-to-video and in interpolation."""
 
     def to(self, _: object) -> "_NoAutoencoder":
         return self
@@ -46,19 +48,21 @@ class _NoAutoencoder:
 class Setting:
     """Samples, and a fresh model whenever one is asked for: the same weights each time."""
 
-    def __init__(self, folder: Path) -> None:
-        root, manifest = make_samples(folder)
+    def __init__(self, folder: Path, stage: str = "video") -> None:
+        self.kind = MODEL_KIND[stage]
+        root, manifest = make_sequences(folder) if stage == "interpolation" else make_samples(folder)
         from svdflow.common.manifests import read_rows
 
         rows = read_rows("samples", manifest)
-        self.source = SampleSource(DataRoot.open(root.location), rows)
+        gathering = Gathering.of(stage, engine_settings(stage), training=True)
+        self.source = SampleSource(DataRoot.open(root.location), rows, gathering)
 
     def unet(self) -> torch.nn.Module:
         torch.manual_seed(3)
-        return build_video_unet(UNetSettings(**UNET), "text_to_video")
+        return build_video_unet(UNetSettings(**UNET), self.kind)
 
     def objective(self, unet, net) -> Objective:
-        return Objective(VideoModel("text_to_video", unet, _NoAutoencoder()), self.source, net, torch.device("cpu"))
+        return Objective(VideoModel(self.kind, unet, _NoAutoencoder()), self.source, net, torch.device("cpu"))
 
     def batches(self, settings, step, rank, processes):
         plan = Plan(settings, len(self.source.rows))
@@ -186,9 +190,10 @@ def one_process() -> Iterator[None]:
 
 def run_cases(request: dict, rank: int, processes: int) -> dict:
     """Cases by name; each has ``settings`` and ``steps``, and may have ``gradient``, ``resume``, ``save``, ``more``."""
-    setting, found = Setting(Path(request["folder"]) / f"rank {rank}"), {}
+    stage = request.get("stage", "video")
+    setting, found = Setting(Path(request["folder"]) / f"rank {rank}", stage), {}
     for name, case in request["cases"].items():
-        settings = engine_settings(**{"processes": processes, **case["settings"]})
+        settings = engine_settings(stage, **{"processes": processes, **case["settings"]})
         resume = None
         if "resume" in case:
             resume, _ = newest_sound(Path(case["resume"]))

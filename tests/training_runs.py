@@ -74,6 +74,34 @@ def make_samples(folder: Path) -> tuple[DataRoot, Path]:
     return root, folder / "samples.parquet"
 
 
+def make_sequences(folder: Path, frames: int = 12) -> tuple[DataRoot, Path]:
+    """A data root with eight encoded clips of random frames, at 24 or 48 a second, and their samples manifest."""
+    root, rng, rows = DataRoot.open(folder / "root"), np.random.default_rng(2), []
+    clips = {
+        f"c{i}": {
+            "mean": rng.standard_normal((frames, 4, 8, 8)).astype(np.float16),
+            "logvar": np.full((frames, 4, 8, 8), -4, np.float16),
+            "images": rng.standard_normal((frames, 16)).astype(np.float32),
+            "text": rng.standard_normal((3, 5, 16)).astype(np.float16),
+        }
+        for i in range(8)
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_shard(folder / "clips", clips)
+    uri = root.put_file(folder / "clips")
+    for index, prefix in enumerate(clips):
+        rate = (24.0, 48.0)[index % 2]
+        rows.append({
+            "sample_id": f"{prefix}-00", "clip_id": prefix, "split": "train" if index < 6 else "held_out",
+            "layout": "frames", "shard_uri": uri, "tensor_prefix": prefix, "text_uri": uri, "text_prefix": prefix,
+            "frames": 5, "height": 64, "width": 64, "fps": rate, "first_frame": 0, "stride": 1,
+            "sequence_frames": frames, "sequence_fps": rate, "start_s": 0.0, "starts": [0],
+            "motion_score": float(index), "captions": ["a", "b", "c"],
+        })  # fmt: skip
+    write_manifest("samples", rows, folder / "sequences.parquet")
+    return root, folder / "sequences.parquet"
+
+
 def make_images(folder: Path, root: DataRoot, count: int = 3) -> Path:
     """Random pictures as samples of one frame, in a data root; returns their manifest."""
     rng = np.random.default_rng(1)

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import md5
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .errors import StorageError
 from .identity import file_md5
@@ -325,12 +325,23 @@ def uri_md5(uri: str) -> str:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a plain file so that readers see the old or the new content, never a part."""
+    with atomic_file(path) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A stream to write a plain file with; it takes its name when all is well, and is gone otherwise.
+
+    Raises:
+        StorageError: the disk is full or not writable.
+    """
     with _storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as stream:
-                stream.write(data)
+                yield stream
             os.chmod(name, 0o644)
             os.replace(name, path)
         except BaseException:

@@ -7,11 +7,11 @@ BadInputError with the file's name.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import av
 import numpy as np
@@ -21,6 +21,7 @@ from .errors import BadInputError
 MAX_PIXELS = 8192 * 8192
 # FFmpeg would also open pictures, text (as ANSI art) and play lists that name other files
 DEMUXERS = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,h264,hevc,flv,ogg,asf,mxf,nut,ivf,yuv4mpegpipe"
+_TICKS = 64  # of the clock that frames are timed by, in an interval of their rate
 _OPEN_OPTIONS = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
 
 
@@ -167,17 +168,57 @@ def encode_mp4(frames_FHWC: np.ndarray, fps: float, crf: int = 18, gop: int | No
     """H.264 in MP4, playable in browsers, from uint8 [F, H, W, 3] with even sides; equal frames give equal bytes."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        # x264's macroblock tree makes equal frames come out as different bytes
-        options = {"crf": str(crf), "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
+        options: dict[str, str] = {}
         if gop:
             options |= {"g": str(gop), "keyint_min": str(gop), "sc_threshold": "0"}
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
-        stream.height, stream.width = int(frames_FHWC.shape[1]), int(frames_FHWC.shape[2])
-        stream.pix_fmt = "yuv420p"
+        stream = _h264(container, frames_FHWC.shape[1:3], _rate(fps), crf, **options)
         for rgb in frames_FHWC:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")))
         container.mux(stream.encode())
     return buffer.getvalue()
+
+
+def write_mp4(out: IO[bytes], frames: Iterable[VideoFrame], fps: float, crf: int = 18) -> int:
+    """Write a video of any length as ``encode_mp4`` does, a frame at a time, each shown at its own time.
+
+    Args:
+        out: to write to; can be sought.
+        frames: of one size with even sides, in order.
+        fps: their rate, or what comes near it where they are unevenly spaced: times are kept to a 64th of its interval.
+        crf: x264's constant quality, lower is better.
+
+    Returns:
+        How many frames there were.
+    """
+    rate = _rate(fps)
+    clock = 1 / (rate * _TICKS)
+    count, last = 0, -1
+    with av.open(out, "w", format="mp4") as container:
+        stream: Any = None
+        for shown in frames:
+            if stream is None:
+                stream = _h264(container, shown.rgb.shape[:2], rate, crf)
+                stream.codec_context.time_base = clock
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(shown.rgb), format="rgb24")
+            last = max(last + 1, round(shown.time_s / float(clock)))  # two frames cannot have one time
+            frame.pts, frame.time_base, frame.duration = last, clock, _TICKS
+            container.mux(stream.encode(frame))
+            count += 1
+        if stream is not None:
+            container.mux(stream.encode())
+    return count
+
+
+def _h264(container: Any, size: Sequence[int], rate: Fraction, crf: int, **more: str) -> Any:
+    # x264's macroblock tree makes equal frames come out as different bytes
+    options = {"crf": str(crf), "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0", **more}
+    stream = container.add_stream("libx264", rate=rate, options=options)
+    stream.height, stream.width, stream.pix_fmt = int(size[0]), int(size[1]), "yuv420p"
+    return stream
+
+
+def _rate(fps: float) -> Fraction:
+    return Fraction(fps).limit_denominator(1001)
 
 
 def _rotation(frame: Any) -> int:

@@ -177,6 +177,32 @@ def frame_latents(
     return torch.cat([encode_moments(vae, one)[0] for one in noisy_BCHW.split(1)]).float()
 
 
+def end_latents(
+    ends_B2chw: torch.Tensor, noise_B2chw: torch.Tensor, strength_B: torch.Tensor | Sequence[float], frames: int
+) -> torch.Tensor:
+    """What is joined to the input of interpolation: latents of the first and the last frame, and where they stand.
+
+    Unlike in image-to-video, noise comes after the autoencoder and latents are scaled as those that are denoised: the
+    paper noises them in latent space (SVD D.5), where so its strength is in units of their deviation. Strength and
+    scale are ours.
+
+    Args:
+        ends_B2chw: scaled latents of the two frames.
+        noise_B2chw: standard normal.
+        strength_B: of the noise, of each sample by itself.
+        frames: of the clip.
+
+    Returns:
+        [B, F, c + 1, h, w]: the noisy latents, zeros between them, and a mask that is 1 where a frame is given.
+    """
+    strength = torch.as_tensor(strength_B, dtype=torch.float32, device=ends_B2chw.device).view(-1, 1, 1, 1, 1)
+    batch, _, channels, height, width = ends_B2chw.shape
+    joined_BFChw = ends_B2chw.new_zeros(batch, frames, channels + 1, height, width)
+    joined_BFChw[:, [0, -1], :channels] = ends_B2chw + strength * noise_B2chw
+    joined_BFChw[:, [0, -1], channels] = 1
+    return joined_BFChw
+
+
 # the vector of scalars
 
 
@@ -218,9 +244,10 @@ class Conditions:
     """What a model call is conditioned on.
 
     Attributes:
-        context_BND: text token states, or one image embedding as a single token.
+        context_BND: text token states, or image embeddings: of one picture, or of the first and the last frame.
         vector_BK: scalars; None for an image model.
-        concat_BFchw: the conditioning latent of each frame; None where the kind has none.
+        concat_BFchw: the conditioning latent of each frame, in interpolation with its mask; None where the kind has
+            none.
     """
 
     context_BND: torch.Tensor
@@ -233,7 +260,7 @@ class Conditions:
         return Conditions(self.context_BND.to(device), vector, concat)
 
     def unconditional(self, context_BND: torch.Tensor | None = None) -> Conditions:
-        """What guidance steers away from: zeros for context and conditioning latent, scalars kept.
+        """What guidance steers away from: zeros for context, conditioning latent and mask, scalars kept.
 
         Args:
             context_BND: in place of the zeros; Stable Diffusion was trained with the empty caption's states.

@@ -30,6 +30,7 @@ _PIPELINES = {
     "text_to_video": "svdflow.TextToVideoDiffusion",
     "image_to_video": "StableVideoDiffusionPipeline",
     "multi_view": "svdflow.MultiViewDiffusion",
+    "interpolation": "svdflow.InterpolationDiffusion",
 }
 
 
@@ -44,7 +45,7 @@ class VideoModel:
     """A model in memory.
 
     Attributes:
-        kind: image, text_to_video, image_to_video or multi_view.
+        kind: image, text_to_video, image_to_video, multi_view or interpolation.
         unet: a diffusers UNet.
         vae: an AutoencoderKLTemporalDecoder, or the AutoencoderKL of an image model.
         image_encoder: a CLIPVisionModelWithProjection; None for kinds that take text.
@@ -87,7 +88,7 @@ def save_model(model: VideoModel, directory: Path) -> None:
         _scrub(directory / name / "config.json")
         for path in (directory / name).iterdir():
             path.chmod(0o644)  # safetensors writes files that only their owner may read
-        index[name] = ["transformers" if name == "image_encoder" else "diffusers", type(part).__name__]
+        index[name] = [type(part).__module__.partition(".")[0], type(part).__name__]
     if model.feature_extractor is not None:
         model.feature_extractor.save_pretrained(directory / "feature_extractor")
         index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
@@ -267,7 +268,7 @@ def check_parts(model: VideoModel, directory: Path) -> None:
             f"{directory}: the UNet makes {model.unet.config.out_channels} latent channels, "
             f"the autoencoder has {model.vae.config.latent_channels}"
         )
-    if model.kind in ("image_to_video", "multi_view"):
+    if model.kind in ("image_to_video", "multi_view", "interpolation"):
         if model.image_encoder is None or model.feature_extractor is None:
             raise BadInputError(f"{directory}: a {model.kind} model needs image_encoder and feature_extractor")
         if model.image_encoder.config.projection_dim != model.unet.config.cross_attention_dim:

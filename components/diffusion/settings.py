@@ -11,9 +11,10 @@ from pydantic import Field, model_validator
 from ..common.config import Settings
 from ..common.errors import BadInputError
 
-Kind = Literal["image", "text_to_video", "image_to_video", "multi_view"]
+Kind = Literal["image", "text_to_video", "image_to_video", "multi_view", "interpolation"]
 SHIPPED_AUTOENCODER = Path(__file__).parent / "weights" / "autoencoder"
-KINDS: tuple[Kind, ...] = ("image", "text_to_video", "image_to_video", "multi_view")
+KINDS: tuple[Kind, ...] = ("image", "text_to_video", "image_to_video", "multi_view", "interpolation")
+INTERPOLATED_FRAMES = 5  # of a clip, the first and the last of them given: four times the frame rate [SVD D.5]
 
 # what the vector conditioning holds for each kind, in order; each scalar becomes addition_time_embed_dim sinusoids.
 # Later kinds append, so that the weights of earlier ones carry over. fps_id is fps - 1, as the released models have it.
@@ -22,7 +23,14 @@ VECTOR_CONDITIONS: dict[str, tuple[str, ...]] = {
     "text_to_video": ("fps_id", "motion_bucket"),  # SVD D.2
     "image_to_video": ("fps_id", "motion_bucket", "noise_aug"),  # released svd.yaml
     "multi_view": ("fps_id", "motion_bucket", "noise_aug", "elevation_deg"),  # SVD D.6: concatenated
+    "interpolation": ("fps_id", "motion_bucket", "noise_aug"),  # not spelled out in SVD D.5: those of image-to-video
 }
+
+
+def input_channels(kind: Kind, latent: int) -> int:
+    """Channels of a kind's input: the noisy latent, and what is joined to it, for so many latent channels."""
+    joined = {"image_to_video": latent, "multi_view": latent, "interpolation": latent + 1}  # the last one: the mask
+    return latent + joined.get(kind, 0)
 
 
 class UNetSettings(Settings):
@@ -35,7 +43,8 @@ class UNetSettings(Settings):
     cross_attention_dim: int = 1024
     addition_time_embed_dim: int = 256
     num_frames: int = 14
-    sample_size: int = 96  # latent side the configuration mentions; the model itself takes any size
+    # latent side, or height and width, that the configuration mentions; the model itself takes any size
+    sample_size: int | tuple[int, int] = 96
 
     @model_validator(mode="after")
     def _consistent(self) -> UNetSettings:
@@ -70,7 +79,7 @@ def sizes_in(config: Mapping[str, Any], **told: Any) -> UNetSettings:
             layers_per_block=config["layers_per_block"],
             attention_heads=tuple(heads) if isinstance(heads, (list, tuple)) else (heads,) * len(widths),
             cross_attention_dim=config["cross_attention_dim"],
-            **told | {name: value for name in own if isinstance(value := config.get(name), int)},
+            **told | {name: value for name in own if isinstance(value := config.get(name), (int, list, tuple))},
         )
     except (KeyError, TypeError, ValueError) as error:
         raise BadInputError(f"tells no sizes of a UNet ({str(error).splitlines()[0]})") from error
@@ -101,10 +110,14 @@ UNET_PRESETS: dict[str, UNetPreset] = {
     "svd-image-to-video": UNetPreset("image_to_video", UNetSettings()),
     "svd-xt-image-to-video": UNetPreset("image_to_video", UNetSettings(num_frames=25)),
     "svd-multi-view": UNetPreset("multi_view", UNetSettings(num_frames=21)),
+    "svd-interpolation": UNetPreset(
+        "interpolation", UNetSettings(num_frames=INTERPOLATED_FRAMES, sample_size=(72, 128))
+    ),
     "tiny-image": UNetPreset("image", TINY_UNET),
     "tiny-text-to-video": UNetPreset("text_to_video", TINY_UNET),
     "tiny-image-to-video": UNetPreset("image_to_video", TINY_UNET),
     "tiny-multi-view": UNetPreset("multi_view", TINY_UNET),
+    "tiny-interpolation": UNetPreset("interpolation", TINY_UNET.model_copy(update={"num_frames": INTERPOLATED_FRAMES})),
 }
 
 

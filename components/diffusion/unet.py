@@ -1,21 +1,32 @@
 """The UNets: building them, and growing one kind into the next without changing what it computes.
 
     image ──inflate──▶ text_to_video ──to_image_to_video──▶ image_to_video ──to_multi_view──▶ multi_view
+                             └──to_interpolation──▶ interpolation
 
-All are diffusers classes, so that any of its tools can load them.
+All are diffusers classes, so that any of its tools can load them; the last one adds a parameter to one of these.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import UNet2DConditionModel, UNetSpatioTemporalConditionModel
 
 from ..common.errors import BadInputError
 from .image_only import allow_image_only
-from .settings import UNET_PRESETS, VECTOR_CONDITIONS, Kind, UNetSettings, sizes_in
+from .interpolation import InterpolationUNet
+from .settings import (
+    INTERPOLATED_FRAMES,
+    UNET_PRESETS,
+    VECTOR_CONDITIONS,
+    Kind,
+    UNetSettings,
+    input_channels,
+    sizes_in,
+)
 
+UNetT = TypeVar("UNetT", bound=UNetSpatioTemporalConditionModel)
 _TEMPORAL = ("temporal_res_block", "temporal_transformer_blocks", "time_pos_embed", "time_mixer")
 # the last layers of every temporal branch: zero, and the branch adds nothing
 _ZEROED = (
@@ -62,13 +73,13 @@ def build_video_unet(settings: UNetSettings, kind: Kind) -> UNetSpatioTemporalCo
 
     Args:
         settings: the architecture.
-        kind: ``text_to_video``, ``image_to_video`` or ``multi_view``; the last two take twice the channels.
+        kind: any but ``image``; ``settings.input_channels`` says what each takes.
     """
     widths = settings.block_out_channels
     attending = len(widths) - 1
-    unet = UNetSpatioTemporalConditionModel(
+    unet = _network(kind)(
         sample_size=settings.sample_size,
-        in_channels=settings.latent_channels * (1 if kind == "text_to_video" else 2),
+        in_channels=input_channels(kind, settings.latent_channels),
         out_channels=settings.latent_channels,
         down_block_types=("CrossAttnDownBlockSpatioTemporal",) * attending + ("DownBlockSpatioTemporal",),
         up_block_types=("UpBlockSpatioTemporal",) + ("CrossAttnUpBlockSpatioTemporal",) * attending,
@@ -135,9 +146,7 @@ def to_image_to_video(unet: UNetSpatioTemporalConditionModel) -> UNetSpatioTempo
         BadInputError: it is no text-to-video UNet.
     """
     _expect(unet, "text_to_video")
-    latent = unet.config.out_channels
-    grown = _rebuild(unet, in_channels=2 * latent, conditions=len(VECTOR_CONDITIONS["image_to_video"]))
-    return _grow(unet, grown)
+    return _grow(unet, _rebuild(unet, "image_to_video"))
 
 
 def to_multi_view(unet: UNetSpatioTemporalConditionModel) -> UNetSpatioTemporalConditionModel:
@@ -147,9 +156,24 @@ def to_multi_view(unet: UNetSpatioTemporalConditionModel) -> UNetSpatioTemporalC
         BadInputError: it is no image-to-video UNet.
     """
     _expect(unet, "image_to_video")
-    return _grow(
-        unet, _rebuild(unet, in_channels=unet.config.in_channels, conditions=len(VECTOR_CONDITIONS["multi_view"]))
-    )
+    return _grow(unet, _rebuild(unet, "multi_view"))
+
+
+def to_interpolation(unet: UNetSpatioTemporalConditionModel, size: tuple[int, int] | None = None) -> InterpolationUNet:
+    """Give a text-to-video UNet the frames at both ends, their mask and a latent for the frames between (SVD D.5).
+
+    All that is new is zero.
+
+    Args:
+        unet: at any number of frames; the grown one makes clips of five.
+        size: height and width of the latent for frames that are not given; the UNet's own ``sample_size`` by default.
+
+    Raises:
+        BadInputError: it is no text-to-video UNet.
+    """
+    _expect(unet, "text_to_video")
+    own = {"num_frames": INTERPOLATED_FRAMES} | ({"sample_size": size} if size else {})
+    return _grow(unet, _rebuild(unet, "interpolation", **own))
 
 
 def unet_kind(unet: Any) -> Kind:
@@ -164,10 +188,11 @@ def unet_kind(unet: Any) -> Kind:
         conditions, remainder = divmod(
             unet.config.projection_class_embeddings_input_dim, unet.config.addition_time_embed_dim
         )
-        joined = unet.config.in_channels // unet.config.out_channels
-        for kind, expected in (("text_to_video", 1), ("image_to_video", 2), ("multi_view", 2)):
-            if not remainder and joined == expected and conditions == len(VECTOR_CONDITIONS[kind]):
-                return kind  # type: ignore[return-value]
+        kinds: tuple[Kind, ...] = ("text_to_video", "image_to_video", "multi_view", "interpolation")
+        for kind in kinds:
+            takes = input_channels(kind, unet.config.out_channels), len(VECTOR_CONDITIONS[kind])
+            if not remainder and (unet.config.in_channels, conditions) == takes and isinstance(unet, _network(kind)):
+                return kind
         raise BadInputError(
             f"a video UNet with {unet.config.in_channels} input channels and {conditions} scalars is of no known kind"
         )
@@ -180,11 +205,15 @@ def is_temporal(name: str) -> bool:
 
 
 def parameter_counts(unet: torch.nn.Module) -> dict[str, int]:
-    """Parameters: ``spatial`` (the image UNet's), ``temporal``, ``vector`` (fps, motion and so on) and ``total``."""
-    counts = {"spatial": 0, "temporal": 0, "vector": 0}
+    """Parameters by part, and in ``total``.
+
+    ``spatial`` (the image UNet's), ``temporal``, ``vector`` (fps, motion and so on), ``middle`` (the latent for frames
+    that are not given, in interpolation).
+    """
+    counts = {"spatial": 0, "temporal": 0, "vector": 0, "middle": 0}
     for name, parameter in unet.named_parameters():
-        part = "vector" if name.startswith("add_embedding.") else "temporal" if is_temporal(name) else "spatial"
-        counts[part] += parameter.numel()
+        part = "temporal" if is_temporal(name) else "middle" if name == "middle_latent" else "spatial"
+        counts["vector" if name.startswith("add_embedding.") else part] += parameter.numel()
     return {**counts, "total": sum(counts.values())}
 
 
@@ -201,19 +230,23 @@ def _expect(unet: UNetSpatioTemporalConditionModel, kind: Kind) -> None:
         raise BadInputError(f"this step starts from a UNet of kind {kind}, not {found}")
 
 
-def _rebuild(
-    unet: UNetSpatioTemporalConditionModel, in_channels: int, conditions: int
-) -> UNetSpatioTemporalConditionModel:
-    width = conditions * unet.config.addition_time_embed_dim
-    config = {**unet.config, "in_channels": in_channels, "projection_class_embeddings_input_dim": width}
-    return allow_image_only(UNetSpatioTemporalConditionModel.from_config(config))
+def _network(kind: Kind) -> type[UNetSpatioTemporalConditionModel]:
+    return InterpolationUNet if kind == "interpolation" else UNetSpatioTemporalConditionModel
 
 
-def _grow(
-    old: UNetSpatioTemporalConditionModel, new: UNetSpatioTemporalConditionModel
-) -> UNetSpatioTemporalConditionModel:
+def _rebuild(unet: UNetSpatioTemporalConditionModel, kind: Kind, **changed: Any) -> Any:
+    """An untrained UNet of another kind, else as configured."""
+    known = {name: value for name, value in unet.config.items() if not name.startswith("_")}
+    changed["in_channels"] = input_channels(kind, unet.config.out_channels)
+    changed["projection_class_embeddings_input_dim"] = (
+        len(VECTOR_CONDITIONS[kind]) * unet.config.addition_time_embed_dim
+    )
+    return allow_image_only(_network(kind).from_config(known | changed))
+
+
+def _grow(old: UNetSpatioTemporalConditionModel, new: UNetT) -> UNetT:
     """Copy all weights; where an input grew, the new columns are zero."""
-    weights = old.state_dict()
+    weights = {**new.state_dict(), **old.state_dict()}
     for name in ("conv_in.weight", "add_embedding.linear_1.weight"):
         wide = torch.zeros_like(new.get_parameter(name), dtype=weights[name].dtype)
         wide[:, : weights[name].shape[1]] = weights[name]

@@ -25,7 +25,7 @@ _PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _FORGOTTEN = ("position_ids",)  # written by older libraries, a plain count
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 # what a folder may hold; the first where its configuration names no class
-UNETS = ("UNetSpatioTemporalConditionModel", "UNet2DConditionModel")
+UNETS = ("UNetSpatioTemporalConditionModel", "UNet2DConditionModel", "InterpolationUNet")
 AUTOENCODERS = ("AutoencoderKLTemporalDecoder", "AutoencoderKL")
 IMAGE_ENCODERS = ("CLIPVisionModelWithProjection",)
 
@@ -214,6 +214,10 @@ def load_network(folder: Path, stem: str, classes: tuple[str, ...]) -> Any:
     def build() -> Any:
         if name in IMAGE_ENCODERS:
             return getattr(transformers, name)(transformers.CLIPVisionConfig.from_dict(config))
+        if name == "InterpolationUNet":
+            from .interpolation import InterpolationUNet
+
+            return InterpolationUNet.from_config(config)
         return getattr(diffusers, name).from_config(config)
 
     try:

@@ -57,6 +57,56 @@ def evaluate(
 
 
 @dsl.component(base_image="svdflow/evaluation:0.1.0", install_kfp_package=False)
+def measure_interpolation(
+    model: dsl.Input[dsl.Model],
+    samples: dsl.Input[dsl.Dataset],
+    clips: dsl.Input[dsl.Dataset],
+    selection: dsl.Input[dsl.Dataset],
+    metrics: dsl.Output[dsl.Artifact],
+    generated: dsl.Output[dsl.Artifact],
+    workdir: str,
+    run_id: str,
+    profile: str,
+    overrides: dict,
+):
+    """Make the frames between the ends of held-out windows and measure them beside baselines without a model.
+
+    Args:
+        model: Directory of an interpolation model.
+        samples: Samples manifest; its held-out rows are used.
+        clips: Clips manifest, for the true frames.
+        selection: Selection manifest, which says what is held out.
+        metrics: JSON of figures per metric and column, and the protocol.
+        generated: Directory of MP4 files: made and true windows.
+        workdir: Work directory of the run.
+        run_id: Name of the run.
+        profile: Profile of settings; this step reads the section "measure_interpolation".
+        overrides: Dotted settings on top of the profile.
+    """
+    from pathlib import Path
+
+    from svdflow.common.steps import run_step
+    from svdflow.evaluation.interpolation import measure_interpolation
+    from svdflow.evaluation.settings import InterpolationSettings
+
+    with run_step("measure_interpolation", workdir, run_id, profile, overrides) as step:
+        step.finish(
+            measure_interpolation(
+                model=Path(model.path),
+                samples=Path(samples.path),
+                clips=Path(clips.path),
+                selection=Path(selection.path),
+                metrics=Path(metrics.path),
+                generated=Path(generated.path),
+                root=step.root,
+                settings=step.settings(InterpolationSettings),
+            )
+        )
+        step.keep("interpolation.json", Path(metrics.path))
+        step.keep("generated/interpolation", Path(generated.path))
+
+
+@dsl.component(base_image="svdflow/evaluation:0.1.0", install_kfp_package=False)
 def gate(
     metrics: dsl.Input[dsl.Artifact],
     verdict: dsl.Output[dsl.Artifact],

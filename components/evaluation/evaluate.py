@@ -7,7 +7,7 @@ and a metric that is added later generates nothing again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..common.config import Settings
 from ..common.errors import BadInputError
 from ..common.finished import find_finished, record_finished
 from ..common.identity import file_sha256, identity, tree_sha256
@@ -35,9 +36,13 @@ TITLES = {MODEL: "the model", UNTRAINED: "untrained weights", STILL: "first fram
 
 @dataclass
 class Source:
-    """Where a column of the table comes from: a name, what its videos depend on, and how one is made."""
+    """Where a column of the table comes from: its name and title, what its videos depend on, and how one is made.
+
+    What depends on nothing is made anew each time.
+    """
 
     name: str
+    title: str
     depends_on: dict[str, Any]
     generate: Callable[[Clip], np.ndarray]
 
@@ -98,10 +103,10 @@ def evaluate_model(
     columns: dict[str, Videos] = {}
     done = 0
     for source in _sources(model, model_sha256, card, settings):
-        videos_made, computed = _videos(source, held_out, root)
+        videos_made, computed = make_videos(source, held_out, root)
         columns[source.name] = Videos(videos_made)
         done += computed
-    figures = _measure(chosen, held_out, columns)
+    figures = measured(chosen, held_out, columns)
     result = {
         "format": 1,
         "model": {
@@ -111,10 +116,10 @@ def evaluate_model(
             "dataset": card.get("dataset"),
         },
         "figures": figures,
-        "protocol": _protocol(chosen, held_out, settings) | {"motion_unit": motion_unit(annotations)},
+        "protocol": protocol_of(chosen, held_out, settings) | {"motion_unit": motion_unit(annotations)},
     }
     write_atomic(metrics, json.dumps(result, indent=2, sort_keys=True).encode())
-    _write_videos(held_out, columns[MODEL], generated)
+    write_videos(held_out, columns[MODEL], generated)
     total = len(held_out) * (len(columns) - (STILL in columns))
     report = _report(chosen, held_out, columns, figures, refused, result, settings, done, total - done)
     record_finished(root, "evaluate", key, outputs, report)
@@ -122,6 +127,23 @@ def evaluate_model(
 
 
 def _sources(model: Path, model_sha256: str, card: dict[str, Any], settings: EvaluateSettings) -> list[Source]:
+    trained, untrained = loaders(model, settings.seed)
+    sampler = settings.model_dump(mode="json", include={"steps", "guidance_min", "guidance_max", "noise_aug", "seed"})
+    depends_on = {"model": model_sha256, "sampler": sampler, "torch": version("torch")}
+
+    def source(name: str, depends_on: dict[str, Any], make: Callable[[Clip], np.ndarray]) -> Source:
+        return Source(name, TITLES[name], depends_on, make)
+
+    sources = [source(MODEL, depends_on, lambda clip: _sample(trained(), card, clip, settings))]
+    if settings.untrained_baseline:
+        fresh = {**depends_on, "weights": "random"}
+        sources.append(source(UNTRAINED, fresh, lambda clip: _sample(untrained(), card, clip, settings)))
+    sources.append(source(STILL, {}, lambda clip: np.repeat(clip.frames_FHWC[:1], len(clip.frames_FHWC), axis=0)))
+    return sources
+
+
+def loaders(model: Path, seed: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """Two functions: the model of a directory, and the same with random weights; loaded when called, one at a time."""
     loaded: dict[str, Any] = {}  # models are large, and not needed when every video is found
 
     def trained() -> Any:
@@ -135,22 +157,12 @@ def _sources(model: Path, model_sha256: str, card: dict[str, Any], settings: Eva
 
     def untrained() -> Any:
         if UNTRAINED not in loaded:
-            fresh = randomize(trained(), settings.seed)
+            fresh = randomize(trained(), seed)
             loaded.clear()
             loaded[UNTRAINED] = fresh
         return loaded[UNTRAINED]
 
-    sampler = settings.model_dump(mode="json", include={"steps", "guidance_min", "guidance_max", "noise_aug", "seed"})
-    depends_on = {"model": model_sha256, "sampler": sampler, "torch": version("torch")}
-    sources = [Source(MODEL, depends_on, lambda clip: _sample(trained(), card, clip, settings))]
-    if settings.untrained_baseline:
-        sources.append(
-            Source(
-                UNTRAINED, {**depends_on, "weights": "random"}, lambda clip: _sample(untrained(), card, clip, settings)
-            )
-        )
-    sources.append(Source(STILL, {}, lambda clip: np.repeat(clip.frames_FHWC[:1], len(clip.frames_FHWC), axis=0)))
-    return sources
+    return trained, untrained
 
 
 def randomize(model: Any, seed: int) -> Any:
@@ -195,10 +207,10 @@ def _sample(model: Any, card: dict[str, Any], clip: Clip, settings: EvaluateSett
     )
 
 
-def _videos(source: Source, held_out: list[Clip], root: DataRoot) -> tuple[list[np.ndarray], int]:
+def make_videos(source: Source, held_out: list[Clip], root: DataRoot) -> tuple[list[np.ndarray], int]:
     """A source's video of each clip, found or made; and how many were made."""
     out, made = [], 0
-    for clip in track(held_out, f"videos, {TITLES[source.name]}"):
+    for clip in track(held_out, f"videos, {source.title}"):
         if not source.depends_on:
             out.append(source.generate(clip))
             continue
@@ -212,8 +224,8 @@ def _videos(source: Source, held_out: list[Clip], root: DataRoot) -> tuple[list[
     return out, made
 
 
-def _measure(
-    chosen: list[Metric], held_out: list[Clip], columns: dict[str, Videos]
+def measured(
+    chosen: Sequence[Metric], held_out: list[Clip], columns: dict[str, Videos]
 ) -> dict[str, dict[str, float | None]]:
     """Figure name to source name to value."""
     truth = Videos([clip.frames_FHWC for clip in held_out])
@@ -225,7 +237,8 @@ def _measure(
     return figures
 
 
-def _protocol(chosen: list[Metric], held_out: list[Clip], settings: EvaluateSettings) -> dict[str, Any]:
+def protocol_of(chosen: Sequence[Metric], held_out: list[Clip], settings: Settings) -> dict[str, Any]:
+    """What a reader must know to compare the figures."""
     frames, height, width = held_out[0].frames_FHWC.shape[:3]
     return {
         "samples": len(held_out),
@@ -241,7 +254,8 @@ def _protocol(chosen: list[Metric], held_out: list[Clip], settings: EvaluateSett
     }
 
 
-def _write_videos(held_out: list[Clip], made: Videos, generated: Path) -> None:
+def write_videos(held_out: list[Clip], made: Videos, generated: Path) -> None:
+    """Write each clip as ``<sample>-truth.mp4``, and what was made of it as ``<sample>-generated.mp4``."""
     generated.mkdir(parents=True, exist_ok=True)
     for clip, frames in zip(held_out, made.frames, strict=True):
         write_atomic(generated / f"{clip.sample_id}-generated.mp4", encode_mp4(frames, clip.fps))

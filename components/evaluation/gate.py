@@ -80,6 +80,7 @@ def judge(metrics: dict[str, Any], settings: GateSettings) -> list[Criterion]:
         KeyError: the metrics lack a figure that is needed.
     """
     kind, count, figures = metrics["model"]["kind"], metrics["protocol"]["samples"], metrics["figures"]
+    between = kind == "interpolation"
     criteria = [
         Criterion("kind of model", kind, " or ".join(settings.kinds), kind in settings.kinds),
         _at_least("held-out samples", count, settings.min_samples, ""),
@@ -87,10 +88,13 @@ def judge(metrics: dict[str, Any], settings: GateSettings) -> list[Criterion]:
     if settings.min_psnr_gain_db is not None:
         gain = _value(figures, "psnr_db", "model") - _value(figures, "psnr_db", "untrained")
         criteria.append(_at_least("PSNR gain over untrained weights", gain, settings.min_psnr_gain_db, " dB"))
-    if settings.max_psnr_loss_db is not None:
+    if settings.max_blend_loss_db is not None and between:
+        gain = _value(figures, "psnr_db", "model") - _value(figures, "psnr_db", "blend")
+        criteria.append(_at_least("PSNR gain over the given frames blended", gain, -settings.max_blend_loss_db, " dB"))
+    if settings.max_psnr_loss_db is not None and not between:
         gain = _value(figures, "psnr_db", "model") - _value(figures, "psnr_db", "first_frame_repeated")
         criteria.append(_at_least("PSNR gain over the first frame repeated", gain, -settings.max_psnr_loss_db, " dB"))
-    if settings.min_frechet_ratio is not None:
+    if settings.min_frechet_ratio is not None and not between:
         ratio = _value(figures, FRECHET, "untrained") / max(_value(figures, FRECHET, "model"), 1e-9)
         criteria.append(
             _at_least(
@@ -100,7 +104,7 @@ def judge(metrics: dict[str, Any], settings: GateSettings) -> list[Criterion]:
                 "",
             )
         )
-    if settings.min_first_frame_psnr_db is not None:
+    if settings.min_first_frame_psnr_db is not None and not between:
         fidelity = _value(figures, "first_frame_psnr_db", "model")
         criteria.append(_at_least("PSNR of the first frame", fidelity, settings.min_first_frame_psnr_db, " dB"))
     return criteria

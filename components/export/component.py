@@ -16,7 +16,7 @@ def export(
     """Write a promoted model as a Triton model repository; refuse a model that the gate did not pass.
 
     Args:
-        model: image-to-video model directory.
+        model: image-to-video or interpolation model directory.
         metrics: JSON of the evaluation, with the gate's verdict.
         repository: Triton model repository.
         workdir: work directory of the run.

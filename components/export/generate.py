@@ -1,4 +1,4 @@
-"""An image file in, a video file out: through a server, or in process from a model directory."""
+"""An image file in, a video file out: through a server, or in process from a model directory; interpolated if asked."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ..common.storage import write_atomic
 from ..common.video import encode_mp4
 from .client import VideoClient
 from .in_process import SIZE, generate_in_process
+from .interpolate import interpolate_frames, interpolation_directory
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _MAX_PIXELS = 8192 * 8192
@@ -27,6 +28,7 @@ def generate_file(
     model: Path | None = None,
     token_file: Path | None = None,
     lora: Sequence[str] = (),
+    interpolate: Path | None = None,
     **asked: Any,
 ) -> str:
     """Write the video that begins with an image, and say so in one line.
@@ -38,13 +40,15 @@ def generate_file(
         model: to do it in this process instead: a model directory, svdflow's or a released one, or a single file.
         token_file: holds the bearer token that the server's gateway asks for: a file, so that no command line shows it.
         lora: adapters to put on the model first, each as ``parse_lora`` reads it; several add up.
+        interpolate: an interpolation model's directory: the video is brought to four times its frame rate by it, in
+            this process, with the same seed, motion and steps.
         asked: seed, fps, motion_bucket, noise_aug, steps, guidance; with ``model`` also frames, height, width and
             motion_score. None or absent takes the default.
 
     Raises:
         BadInputError: no such image, neither or both of ``url`` and ``model``, a value out of its bounds, no token in
         the file, or one that would travel in the clear; no such adapter, one that does not fit the model, or one for a
-        server's model.
+        server's model; no interpolation model, or a video of one frame.
         ServiceError: the server does not answer.
     """
     if lora and model is None:
@@ -63,6 +67,10 @@ def generate_file(
     if out.suffix.lower() != ".mp4":
         raise BadInputError(f"{out}: the video is an MP4 file; let its name end in .mp4")
     adapters = [parse_lora(text) for text in lora]
+    if interpolate is not None:
+        interpolation_directory(interpolate)  # complains before the video is made
+        if asked.get("frames") == 1:
+            raise BadInputError("--interpolate: nothing lies between fewer than two frames; ask for more by --frames")
     rgb = read_image(image)
     started = time.monotonic()
     if model is not None:
@@ -70,8 +78,10 @@ def generate_file(
     else:
         with VideoClient(url, token=_token(token_file)) as client:
             frames, parameters = client.generate(rgb, **asked), client.parameters()
-    seconds = time.monotonic() - started
     fps = asked.get("fps") or parameters["default_fps"]
+    if interpolate is not None:
+        frames, fps = interpolate_frames(frames, interpolate, fps, asked), 4 * fps
+    seconds = time.monotonic() - started
     write_atomic(out, encode_mp4(frames, fps))
     count, height, width = frames.shape[:3]
     return f"{out}: {count} frames of {width}x{height} px at {fps} fps, made in {seconds:.1f} s"

@@ -53,7 +53,7 @@ def generate_in_process(
     service.parameters |= video_size_of(service.model, asked)
     request = {name: value for name, value in asked.items() if name not in (*SIZE, "motion_score")}
     if asked.get("motion_score") is not None:
-        request["motion_bucket"] = _bucket(model, service.model, asked)
+        request["motion_bucket"] = bucket_of_score(model, service.model, asked)
     for path, weight in adapters:
         apply_lora(service.model.unet, path, weight)
     size = "{frames} frames of {width}x{height} px".format(**service.parameters)
@@ -74,7 +74,12 @@ def video_size_of(model: VideoModel, asked: Mapping[str, Any]) -> dict[str, int]
     return {name: int(asked.get(name) or trained.get(name) or model.card.get(name) or others[name]) for name in SIZE}
 
 
-def _bucket(name: Path, model: VideoModel, asked: Mapping[str, Any]) -> int:
+def bucket_of_score(name: Path, model: VideoModel, asked: Mapping[str, Any]) -> int:
+    """The bucket of ``asked["motion_score"]`` by the model's own map.
+
+    Raises:
+        BadInputError: a bucket is asked for as well, or the model has no map.
+    """
     from ..diffusion.motion import MotionCalibration
 
     if asked.get("motion_bucket") is not None:

@@ -1,4 +1,4 @@
-"""Triton's configuration of the image-to-video model, built as its protobuf message and written as text."""
+"""Triton's configuration of a served model, built as its protobuf message and written as text."""
 
 from __future__ import annotations
 
@@ -7,39 +7,48 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import BadInputError
-from .request import MODEL_NAME
+from .request import INTERPOLATION, MODEL_NAME, SERVED
 from .settings import ExportSettings
 
 WARM_UP_STEPS_FILE = "steps_1"
 
-# name, Triton data type, dims, optional
-INPUTS = (
-    ("IMAGE", "TYPE_UINT8", (-1, -1, 3), False),  # RGB, any size: fitted to the model's own
-    ("SEED", "TYPE_INT64", (1,), True),
-    ("FPS", "TYPE_INT32", (1,), True),
-    ("MOTION_BUCKET", "TYPE_INT32", (1,), True),
-    ("NOISE_AUG", "TYPE_FP32", (1,), True),
-    ("STEPS", "TYPE_INT32", (1,), True),
-    ("GUIDANCE", "TYPE_FP32", (2,), True),  # at the first and the last frame, linear between
-)
+
+def _asked(fps: str) -> tuple[tuple[str, str, tuple[int, ...], bool], ...]:
+    """Name, Triton data type, dims and whether it is optional, of what may be said with a picture."""
+    return (
+        ("SEED", "TYPE_INT64", (1,), True),
+        ("FPS", fps, (1,), True),
+        ("MOTION_BUCKET", "TYPE_INT32", (1,), True),
+        ("NOISE_AUG", "TYPE_FP32", (1,), True),
+        ("STEPS", "TYPE_INT32", (1,), True),
+        ("GUIDANCE", "TYPE_FP32", (2,), True),  # at the first and the last frame, linear between
+    )
+
+
+INPUTS = {  # pictures are RGB of any size: fitted to the model's own
+    MODEL_NAME: (("IMAGE", "TYPE_UINT8", (-1, -1, 3), False), *_asked("TYPE_INT32")),
+    INTERPOLATION: (("KEY_FRAMES", "TYPE_UINT8", (-1, -1, -1, 3), False), *_asked("TYPE_FP32")),
+}
 FRAMES_DIMS = (-1, -1, -1, 3)  # F, H, W, RGB
 
 
-def model_config_text(settings: ExportSettings, size: tuple[int, int, int]) -> str:
+def model_config_text(name: str, settings: ExportSettings, size: tuple[int, int, int]) -> str:
     """The text of ``config.pbtxt``.
 
     Args:
+        name: of the model, one of SERVED.
         settings: placement, bounds and defaults.
-        size: frames, height and width of what the model makes.
+        size: frames, height and width of what an image-to-video model makes; of an interpolation model height and width
+            are what frames are brought to, and frames those of a pair of given ones with what lies between.
     """
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2 as pb
 
     frames, height, width = size
-    config = pb.ModelConfig(name=MODEL_NAME, backend="python", max_batch_size=0)
+    config = pb.ModelConfig(name=name, backend="python", max_batch_size=0)
     config.version_policy.latest.num_versions = 1
-    for name, kind, dims, optional in INPUTS:
-        config.input.add(name=name, data_type=pb.DataType.Value(kind), dims=dims, optional=optional)
+    for tensor, kind, dims, optional in INPUTS[name]:
+        config.input.add(name=tensor, data_type=pb.DataType.Value(kind), dims=dims, optional=optional)
     config.output.add(name="FRAMES", data_type=pb.DataType.Value("TYPE_UINT8"), dims=FRAMES_DIMS)
 
     kind = {"auto": "KIND_AUTO", "gpu": "KIND_GPU", "cpu": "KIND_CPU"}[settings.placement]
@@ -51,33 +60,40 @@ def model_config_text(settings: ExportSettings, size: tuple[int, int, int]) -> s
     queue.default_timeout_microseconds = int(settings.queue_timeout_s * 1e6)
     queue.timeout_action = pb.ModelQueuePolicy.REJECT
 
-    for name, value in request_parameters(settings).items():
-        config.parameters[name].string_value = json.dumps(value)
-    for name, value in (("frames", frames), ("height", height), ("width", width)):
-        config.parameters[name].string_value = json.dumps(value)
+    parameters = request_parameters(settings, name) | {"frames": frames, "height": height, "width": width}
+    for parameter, value in parameters.items():
+        config.parameters[parameter].string_value = json.dumps(value)
 
     if settings.warm_up:
         sample = config.model_warmup.add(
             name="one_step", batch_size=1, count=1
         )  # Triton skips a sample of batch size 0
-        image, steps = sample.inputs["IMAGE"], sample.inputs["STEPS"]
-        image.data_type, image.zero_data = pb.TYPE_UINT8, True
-        image.dims.extend((height, width, 3))
+        pictures, steps = sample.inputs[INPUTS[name][0][0]], sample.inputs["STEPS"]
+        pictures.data_type, pictures.zero_data = pb.TYPE_UINT8, True
+        pictures.dims.extend((height, width, 3) if name == MODEL_NAME else (2, height, width, 3))
         steps.data_type, steps.input_data_file = pb.TYPE_INT32, WARM_UP_STEPS_FILE
         steps.dims.append(1)
     return text_format.MessageToString(config)
 
 
-def request_parameters(settings: ExportSettings) -> dict[str, Any]:
-    """Defaults and bounds of a request, as they stand in the configuration's parameters."""
-    names = ("seed", "fps", "motion_bucket", "noise_aug", "steps", "guidance")
-    bounds = ("max_steps", "max_fps", "max_motion_bucket", "max_noise_aug", "max_guidance", "max_image_pixels")
+def request_parameters(settings: ExportSettings, name: str = MODEL_NAME) -> dict[str, Any]:
+    """Defaults and bounds of a request to a model, as they stand in the configuration's parameters."""
+    names = ["seed", "fps", "motion_bucket", "noise_aug", "steps", "guidance"]
+    bounds = ["max_steps", "max_fps", "max_motion_bucket", "max_noise_aug", "max_guidance", "max_image_pixels"]
     values = settings.model_dump(mode="json")
+    if name == INTERPOLATION:
+        values["guidance"] = values["interpolation_guidance"]
+        bounds += ["max_key_frames", "max_video_pixels"]
     return {f"default_{name}": values[name] for name in names} | {name: values[name] for name in bounds}
 
 
-def read_parameters(repository: Path) -> dict[str, Any]:
-    """The parameters in a repository's configuration: defaults, bounds and the size of the video.
+def exported_models(repository: Path) -> tuple[str, ...]:
+    """Names of the models that a repository holds."""
+    return tuple(name for name in SERVED if (repository / name / "config.pbtxt").is_file())
+
+
+def read_parameters(repository: Path, name: str = MODEL_NAME) -> dict[str, Any]:
+    """The parameters in a model's configuration: defaults, bounds and the size of the video.
 
     Raises:
         BadInputError: there is no exported model, or its configuration cannot be read.
@@ -85,13 +101,13 @@ def read_parameters(repository: Path) -> dict[str, Any]:
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2 as pb
 
-    path = repository / MODEL_NAME / "config.pbtxt"
+    path = repository / name / "config.pbtxt"
     try:
         config = text_format.Parse(path.read_text(), pb.ModelConfig())
-        return {name: json.loads(value.string_value) for name, value in config.parameters.items()}
+        return {parameter: json.loads(value.string_value) for parameter, value in config.parameters.items()}
     except FileNotFoundError:
         raise BadInputError(
-            f"{repository}: no exported model here ({MODEL_NAME}/config.pbtxt is missing); run the export step"
+            f"{repository}: no exported model here ({name}/config.pbtxt is missing); run the export step"
         ) from None
     except (OSError, ValueError, text_format.ParseError) as error:
         raise BadInputError(f"{path}: cannot be read: {error}") from None

@@ -7,6 +7,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +16,78 @@ from ..common.errors import BadInputError, GateRefused, StorageError
 from ..common.identity import file_sha256, identity, tree_sha256
 from ..common.report import StepReport, table
 from ..common.storage import link_or_copy
-from .model_config import MODEL_NAME, WARM_UP_STEPS_FILE, model_config_text
+from ..diffusion.settings import INTERPOLATED_FRAMES
+from .model_config import WARM_UP_STEPS_FILE, model_config_text
+from .request import INTERPOLATION, SERVED
 from .settings import ExportSettings
 
 VERSION = "1"
 
 
 def export_repository(model: Path, metrics: Path, out: Path, settings: ExportSettings) -> StepReport:
-    """Write ``out/image_to_video``: configuration, ``<version>/model.py``, the model directory, card and metrics.
+    """Write ``out/KIND``: configuration, ``<version>/model.py``, the model directory, card and metrics.
 
     A repository that is there already gets the model as a further version; equal content is found, not written again.
-    What is written appears at once and whole, or not at all.
+    What is written appears at once and whole, or not at all. The interpolation model that the settings name is written
+    beside it, by the same rules.
 
     Args:
-        model: a model directory of kind image_to_video.
+        model: a model directory of kind image_to_video or interpolation.
         metrics: what the evaluation measured, with the gate's verdict under ``gate``.
         out: the repository; made when missing.
         settings: placement, bounds, defaults.
 
     Raises:
         GateRefused: there are no metrics, they are another model's, or the verdict is not a clear yes.
-        BadInputError: no model of that kind.
+        BadInputError: no model of such a kind.
         StorageError: the disk is full or not writable.
     """
-    card = read_card(model)
-    digest = tree_sha256(model)
-    verdict = _promoted(metrics, digest)
-    size = video_size(model, card, settings)
+    wanted = [_Wanted.of(model, metrics, settings)]
+    if settings.interpolation and settings.interpolation_metrics:
+        beside = _Wanted.of(Path(settings.interpolation), Path(settings.interpolation_metrics), settings)
+        if beside.kind != INTERPOLATION or wanted[0].kind == INTERPOLATION:
+            raise BadInputError(
+                f"export.interpolation: {beside.model} is of kind {beside.kind}, beside one of kind {wanted[0].kind}; "
+                "it is for a model of kind interpolation beside one of another kind"
+            )
+        wanted.append(beside)
+    report = StepReport(
+        step="export",
+        title="Triton model repository",
+        counts={"models in": len(wanted), "model versions out": len(wanted)},
+        versions={"svdflow": __version__},
+    )
+    for one in wanted:  # all of them have been looked at
+        _export(one, out, settings, settings.version if one is wanted[0] else None, report)
+    return report
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A model that may be exported: its kind, what the gate said of it, its identity, and the size of its videos."""
+
+    model: Path
+    metrics: Path
+    kind: str
+    digest: str
+    verdict: str
+    size: tuple[int, int, int]
+
+    @staticmethod
+    def of(model: Path, metrics: Path, settings: ExportSettings) -> _Wanted:
+        card = read_card(model)
+        digest = tree_sha256(model)
+        verdict = _promoted(metrics, digest)
+        return _Wanted(model, metrics, card["kind"], digest, verdict, video_size(model, card, settings))
+
+
+def _export(wanted: _Wanted, out: Path, settings: ExportSettings, version: int | None, report: StepReport) -> None:
     # The configuration belongs to all versions of a model: it is not part of a version's identity.
-    key = identity(version=VERSION, model=digest, metrics=file_sha256(metrics), code=file_sha256(_MODEL_PY))
-    served = out / MODEL_NAME
-    number = settings.version or _version_with(served, key) or _next_version(served)
+    key = identity(
+        version=VERSION, model=wanted.digest, metrics=file_sha256(wanted.metrics), code=file_sha256(_MODEL_PY)
+    )
+    served = out / wanted.kind
+    number = version or _version_with(served, key) or _next_version(served)
     known = _key_of(served / str(number))
     if known is not None and known != key:
         raise BadInputError(
@@ -54,34 +96,28 @@ def export_repository(model: Path, metrics: Path, out: Path, settings: ExportSet
 
     with _disk_errors(out):
         if known is None:
-            _write_version(served, number, model, metrics, key)
-        _write_configuration(served, settings, size)
-    frames, height, width = size
+            _write_version(served, number, wanted.model, wanted.metrics, key)
+        _write_configuration(served, settings, wanted.size)
+    frames, height, width = wanted.size
     facts: list[list[Any]] = [
-        ["model", MODEL_NAME], ["version", number], ["frames", frames], ["height px", height], ["width px", width],
+        ["model", wanted.kind], ["version", number], ["frames", frames], ["height px", height], ["width px", width],
         ["placement", settings.placement], ["instances per device", settings.instances],
         ["steps unless asked", settings.steps],
-        ["at most steps", settings.max_steps], ["requests that may wait", settings.max_queue], ["weights", digest[:12]],
+        ["at most steps", settings.max_steps], ["requests that may wait", settings.max_queue],
+        ["weights", wanted.digest[:12]],
     ]  # fmt: skip
-    return StepReport(
-        step="export",
-        title="Triton model repository",
-        done=int(known is None),
-        reused=int(known is not None),
-        counts={"models in": 1, "model versions out": 1},
-        summary={
-            "export": {
-                "model": MODEL_NAME,
-                "version": number,
-                "frames": frames,
-                "height": height,
-                "width": width,
-                "weights": digest,
-            }
-        },
-        sections=[table("What is served", ["", ""], facts, note=f"{verdict[0].upper()}{verdict[1:]}.")],
-        versions={"svdflow": __version__},
-    )
+    report.done += known is None
+    report.reused += known is not None
+    told = {
+        "model": wanted.kind, "version": number, "frames": frames, "height": height, "width": width,
+        "weights": wanted.digest,
+    }  # fmt: skip
+    if report.summary:
+        report.summary["export"][wanted.kind] = told
+    else:
+        report.summary = {"export": told}
+    note = f"{wanted.verdict[0].upper()}{wanted.verdict[1:]}."
+    report.sections.append(table("What is served", ["", ""], facts, note=note))
 
 
 _MODEL_PY = Path(__file__).with_name("triton_model.py")
@@ -89,7 +125,7 @@ _KEY = "export.json"
 
 
 def read_card(model: Path) -> dict[str, Any]:
-    """The card of an image-to-video model directory.
+    """The card of the directory of a model that can be served.
 
     Raises:
         BadInputError: no model directory, or of another kind.
@@ -102,8 +138,10 @@ def read_card(model: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise BadInputError(f"{model}/svdflow.json: cannot be read: {error}") from None
-    if card.get("kind") != "image_to_video":
-        raise BadInputError(f"{model}: a model of kind {card.get('kind')!r}; it takes one of kind image_to_video")
+    if card.get("kind") not in SERVED:
+        raise BadInputError(
+            f"{model}: a model of kind {card.get('kind')!r}; it takes one of kind {' or '.join(SERVED)}"
+        )
     return card
 
 
@@ -146,7 +184,7 @@ def _promoted(metrics: Path, weights: str) -> str:
 
 
 def video_size(model: Path, card: dict[str, Any], settings: ExportSettings) -> tuple[int, int, int]:
-    """Frames, height and width of a video: as set, else as the model was trained.
+    """Frames, height and width of a video: as set, else as the model was trained; interpolation has frames of its own.
 
     Raises:
         BadInputError: neither says it.
@@ -154,6 +192,8 @@ def video_size(model: Path, card: dict[str, Any], settings: ExportSettings) -> t
     configuration, size = card.get("configuration") or {}, []
     for name in ("frames", "height", "width"):
         value = getattr(settings, name) or configuration.get(name) or card.get(name)
+        if name == "frames" and card.get("kind") == INTERPOLATION:
+            value = INTERPOLATED_FRAMES
         if not value:
             raise BadInputError(f"{model}/svdflow.json: does not say the {name} of a video; set export.{name}")
         size.append(int(value))
@@ -177,7 +217,10 @@ def _write_configuration(served: Path, settings: ExportSettings, size: tuple[int
     warm_up.parent.mkdir(parents=True, exist_ok=True)
     for path, data in (
         (warm_up, (1).to_bytes(4, "little")),
-        (served / "config.pbtxt", model_config_text(settings, size).encode()),  # last: with it the model can be loaded
+        (
+            served / "config.pbtxt",
+            model_config_text(served.name, settings, size).encode(),
+        ),  # last: with it the model can be loaded
     ):
         partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         partial.write_bytes(data)

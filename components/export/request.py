@@ -1,4 +1,4 @@
-"""One request for a video: defaults filled in, bounds held, errors a client can act on."""
+"""One request: defaults filled in, bounds held, errors a client can act on. Names of the models that are served."""
 
 from __future__ import annotations
 
@@ -12,15 +12,21 @@ import numpy as np
 from ..common.errors import BadInputError
 
 MODEL_NAME = "image_to_video"
+INTERPOLATION = "interpolation"
+SERVED = (MODEL_NAME, INTERPOLATION)  # kinds that a repository holds, each as the model of that name
 MIN_SIDE_PX = 16
 
 
 @dataclass(frozen=True)
 class VideoRequest:
-    """What to make of an image. Guidance is the scale at the first and at the last frame, linear between."""
+    """What to make of an image, or of a video's frames.
+
+    Guidance is the scale at the first and at the last frame, linear between; fps is that of the video that is made of
+    an image, and of the frames that are given for interpolation.
+    """
 
     seed: int
-    fps: int
+    fps: float
     motion_bucket: int
     noise_aug: float
     steps: int
@@ -46,7 +52,7 @@ def video_request(asked: Mapping[str, Any], parameters: Mapping[str, Any]) -> Vi
         raise BadInputError(f"guidance has {len(guidance)} values; it takes two, for the first and the last frame")
     request = VideoRequest(
         seed=int(values["seed"]),
-        fps=int(values["fps"]),
+        fps=float(values["fps"]),
         motion_bucket=int(values["motion_bucket"]),
         noise_aug=float(values["noise_aug"]),
         steps=int(values["steps"]),
@@ -81,4 +87,25 @@ def check_image(shape: tuple[int, ...], dtype: str, parameters: Mapping[str, Any
         raise BadInputError(
             f"image has {height * width} pixels; this model takes up to {parameters['max_image_pixels']}: "
             "make it smaller"
+        )
+
+
+def check_key_frames(shape: tuple[int, ...], dtype: str, parameters: Mapping[str, Any]) -> None:
+    """Refuse what are no RGB frames of one video, of bearable number and size.
+
+    Raises:
+        BadInputError: not uint8 [F, H, W, 3], fewer than two frames, a side below 16 px, or more than allowed.
+    """
+    if len(shape) != 4 or shape[3] != 3 or dtype != "uint8":
+        raise BadInputError(f"frames are {dtype} {list(shape)}; they must be uint8 [frames, height, width, 3], RGB")
+    if not 2 <= shape[0] <= parameters["max_key_frames"]:
+        raise BadInputError(
+            f"{shape[0]} frames are given; this model takes 2 to {parameters['max_key_frames']}: send a longer video "
+            "in parts that share a frame"
+        )
+    check_image(shape[1:], dtype, parameters)
+    if (pixels := shape[0] * shape[1] * shape[2]) > parameters["max_video_pixels"]:
+        raise BadInputError(
+            f"the frames have {pixels} pixels together; this model takes up to {parameters['max_video_pixels']}: make "
+            "them smaller, or send fewer"
         )

@@ -20,11 +20,11 @@ from ..common.storage import DataRoot, write_atomic
 from ..common.video import encode_mp4
 from .client import VideoClient
 from .input_images import InputImage, choose_images
-from .model_config import read_parameters
+from .model_config import exported_models, read_parameters
 from .repository import repository_digest
-from .request import MODEL_NAME
+from .request import INTERPOLATION, MODEL_NAME
 from .server import TritonServer
-from .service import VideoService
+from .service import InterpolationService, VideoService
 from .settings import ServeSettings
 
 VERSION = "1"
@@ -37,6 +37,10 @@ class _Answers:
     videos: list[np.ndarray]  # of each image, with the first seed: uint8 [F, H, W, 3]
     seconds: list[float]
     other_seed: np.ndarray  # of the first image, with the next seed
+    interpolated: np.ndarray | None = (
+        None  # the first video at four times its rate, where the repository has a model for it
+    )
+    interpolation_s: float = 0.0
 
 
 def check_serving(
@@ -47,7 +51,8 @@ def check_serving(
     Two things must hold: frames over gRPC equal those of the same model in process (same seed, same number of threads),
     and another seed gives another video. Two are measured: the time a request takes, and whether each image is found
     again, by mean squared error among all of them, from the first frame of its own video (which says how well the model
-    keeps its input).
+    keeps its input). Where the repository has an interpolation model, the first video is brought to four times its
+    frame rate: its own frames have to be among those that come back, and all of them equal to those made in process.
 
     Args:
         repository: what ``export_repository`` wrote.
@@ -70,9 +75,11 @@ def check_serving(
         report.done, report.reused = 0, report.done
     else:
         inputs = choose_images(clips, selection, root, settings.images, (parameters["height"], parameters["width"]))
-        answers = _ask(repository, inputs, settings, root.scratch("serve") / "triton.log")
-        difference = _difference_in_process(repository, parameters, inputs, answers, settings)
         fps = settings.fps or parameters["default_fps"]
+        answers = _ask(repository, inputs, fps, settings, root.scratch("serve") / "triton.log")
+        difference = _difference_in_process(repository, parameters, inputs, answers, settings)
+        if answers.interpolated is not None:
+            _check_interpolated(repository, answers, fps, settings)
         played = [encode_mp4(video, fps) for video in answers.videos]
         report = _report(inputs, answers, difference, played, fps, settings)
         found = {"report": root.put_bytes(report.to_json()), "served": root.put_bytes(played[0])}
@@ -82,7 +89,7 @@ def check_serving(
     return report
 
 
-def _ask(repository: Path, inputs: list[InputImage], settings: ServeSettings, log: Path) -> _Answers:
+def _ask(repository: Path, inputs: list[InputImage], fps: int, settings: ServeSettings, log: Path) -> _Answers:
     with (
         _server_url(repository, settings, log) as url,
         VideoClient(url, timeout_s=settings.request_timeout_s) as client,
@@ -103,11 +110,16 @@ def _ask(repository: Path, inputs: list[InputImage], settings: ServeSettings, lo
                 progress.advance(note=f"{seconds[-1]:.1f} s")
             other = client.generate(inputs[0].rgb, seed=settings.seed + 1, **asked)
             progress.advance()
+        interpolated, started = None, time.monotonic()
+        if INTERPOLATION in exported_models(repository):
+            interpolated = client.interpolate(received[0], seed=settings.seed, fps=fps)
+        interpolation_s = time.monotonic() - started
     if np.array_equal(other, received[0]):
         raise ServiceError(
             f"{url}: seeds {settings.seed} and {settings.seed + 1} gave the same video; the server ignores the seed"
         )
-    return _Answers("tritonserver" if not settings.url else server["name"], server["version"], received, seconds, other)
+    name = "tritonserver" if not settings.url else server["name"]
+    return _Answers(name, server["version"], received, seconds, other, interpolated, interpolation_s)
 
 
 @contextmanager
@@ -115,8 +127,9 @@ def _server_url(repository: Path, settings: ServeSettings, log: Path) -> Iterato
     if settings.url:
         yield settings.url
         return
+    models = exported_models(repository)
     with TritonServer(
-        repository, threads=settings.threads, log=log, start_timeout_s=settings.start_timeout_s
+        repository, models, threads=settings.threads, log=log, start_timeout_s=settings.start_timeout_s
     ) as server:
         yield server.url
 
@@ -131,11 +144,7 @@ def _difference_in_process(
     """
     if not settings.compare:
         return None
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(settings.threads)
-    try:
+    with _threads(settings.threads):
         service = VideoService(_latest(repository) / "model", parameters, settings.device)
         worst = 0
         for item, served in list(zip(inputs, answers.videos, strict=True))[: settings.compare]:
@@ -143,27 +152,66 @@ def _difference_in_process(
                 name: getattr(settings, name)
                 for name in ("seed", "fps", "motion_bucket", "noise_aug", "steps", "guidance")
             }
-            own = service.generate(item.rgb, asked)
-            if own.shape != served.shape or own.dtype != served.dtype:
-                raise ServiceError(
-                    f"served frames are {served.dtype} {list(served.shape)}, "
-                    f"the model's own {own.dtype} {list(own.shape)}"
-                )
-            worst = max(worst, int(np.abs(own.astype(int) - served.astype(int)).max()))
-    finally:
-        torch.set_num_threads(threads)
-    if worst > settings.tolerance:
+            worst = max(worst, _levels_apart(served, service.generate(item.rgb, asked), settings.tolerance))
+    return worst
+
+
+def _check_interpolated(repository: Path, answers: _Answers, fps: int, settings: ServeSettings) -> None:
+    """Hold the interpolated video against the one that was interpolated, and against the model in process.
+
+    Raises:
+        ServiceError: the given frames are not where they stood, or what was made differs by more than the tolerance.
+    """
+    given, served = answers.videos[0], answers.interpolated
+    assert served is not None
+    parameters = read_parameters(repository, INTERPOLATION)
+    same_size = given.shape[1:3] == (parameters["height"], parameters["width"])  # else they were fitted
+    if len(served) != 4 * (len(given) - 1) + 1 or (same_size and not np.array_equal(served[::4], given)):
         raise ServiceError(
-            f"served frames differ from the model's own by up to {worst} of 255 levels "
-            f"(allowed: {settings.tolerance}); "
+            f"{len(given)} frames were given for interpolation and {len(served)} came back, or others than the given "
+            "ones at every fourth place"
+        )
+    if settings.compare:
+        with _threads(settings.threads):
+            service = InterpolationService(_latest(repository, INTERPOLATION) / "model", parameters, settings.device)
+            own = service.generate(given, {"seed": settings.seed, "fps": fps})
+        _levels_apart(served, own, settings.tolerance)
+
+
+def _levels_apart(served: np.ndarray, own: np.ndarray, tolerance: int) -> int:
+    """Largest difference of frames, of 255 levels.
+
+    Raises:
+        ServiceError: it is more than the tolerance, or they are of different shapes.
+    """
+    if own.shape != served.shape or own.dtype != served.dtype:
+        raise ServiceError(
+            f"served frames are {served.dtype} {list(served.shape)}, the model's own {own.dtype} {list(own.shape)}"
+        )
+    worst = int(np.abs(own.astype(int) - served.astype(int)).max())
+    if worst > tolerance:
+        raise ServiceError(
+            f"served frames differ from the model's own by up to {worst} of 255 levels (allowed: {tolerance}); "
             "the server runs another model, another device or another number of threads"
         )
     return worst
 
 
-def _latest(repository: Path) -> Path:
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _latest(repository: Path, model: str = MODEL_NAME) -> Path:
     return max(
-        (path for path in (repository / MODEL_NAME).iterdir() if path.name.isdigit()), key=lambda path: int(path.name)
+        (path for path in (repository / model).iterdir() if path.name.isdigit()), key=lambda path: int(path.name)
     )
 
 
@@ -212,8 +260,14 @@ def _report(
         ["frames over gRPC against in process", compared], ["another seed", "another video"],
         ["images found again by the first frame", f"{matches} of {count} (by chance: 1)"],
     ]  # fmt: skip
-    shown = [(data, f"{item.clip_id[:8]}, {item.origin}") for data, item in zip(played, inputs, strict=True)]
-    other = encode_mp4(answers.other_seed, fps)
+    shown: list[tuple[Path | bytes, str]] = [
+        (data, f"{item.clip_id[:8]}, {item.origin}") for data, item in zip(played, inputs, strict=True)
+    ]
+    shown.append((encode_mp4(answers.other_seed, fps), f"{inputs[0].clip_id[:8]}, seed {settings.seed + 1}"))
+    between = answers.interpolated
+    if between is not None:
+        shown.append((encode_mp4(between, 4 * fps), f"{inputs[0].clip_id[:8]}, interpolated"))
+        facts.append(["interpolated", f"{len(between)} frames at {4 * fps} fps in {answers.interpolation_s:.3f} s"])
     return StepReport(
         step="serve",
         title="Serving check",
@@ -233,12 +287,13 @@ def _report(
                 "seeds_differ": True,
                 "images": count,
                 "first_frame_matches": matches,
+                "interpolated_frames": None if between is None else len(between),
             }
         },
         sections=[
             table("What was served", ["", ""], facts),
             images("Images sent", [(item.rgb, f"{item.clip_id[:8]}, {item.origin}") for item in inputs]),
-            videos("Videos received", [*shown, (other, f"{inputs[0].clip_id[:8]}, seed {settings.seed + 1}")]),
+            videos("Videos received", shown),
             table("Requests", ["clip", "selection", "seconds", "first frame, PSNR dB", "image found again"], rows,
                   note="One request at a time; the model was warm."),
         ],

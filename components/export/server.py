@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ..common.errors import BadInputError, ServiceError
 from ..common.ports import free_port, is_free
+from .model_config import exported_models
 from .request import MODEL_NAME
 
 _HOST = "127.0.0.1"
@@ -234,7 +235,7 @@ class TritonServer:
 def serve_repository(
     repository: Path, grpc_port: int | None = None, http_port: int | None = None, threads: int | None = None
 ) -> None:
-    """Serve a model repository in the foreground until Ctrl-C or SIGTERM.
+    """Serve all models of a repository in the foreground until Ctrl-C or SIGTERM.
 
     Raises:
         BadInputError: no such repository.
@@ -244,7 +245,8 @@ def serve_repository(
     signal.signal(signal.SIGINT, _interrupt)  # a shell that starts a job in the background has it ignored
     try:
         print(f"loading {repository} …", flush=True)
-        with TritonServer(repository, grpc_port=grpc_port, http_port=http_port, threads=threads) as server:
+        models = exported_models(repository) or (MODEL_NAME,)
+        with TritonServer(repository, models, grpc_port=grpc_port, http_port=http_port, threads=threads) as server:
             print(f"Triton {server.version} serves {', '.join(server.models)} of {repository}", flush=True)
             print(
                 f"gRPC     {server.url}\nHTTP     {server.http_url}\nmetrics  {server.metrics_url}\nCtrl-C stops it.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ..common.config import Settings
 from ..diffusion.settings import SamplingSettings
@@ -45,6 +45,19 @@ class ExportSettings(Settings):
     max_noise_aug: float = Field(default=10.0, gt=0)
     max_guidance: float = Field(default=20.0, gt=0)
     max_image_pixels: int = Field(default=4096 * 4096, ge=1)
+
+    # A model of kind interpolation beside it in the repository: its directory, and its own metrics with a verdict.
+    interpolation: str | None = None
+    interpolation_metrics: str | None = None
+    interpolation_guidance: tuple[float, float] = (1.0, 1.0)  # the paper is silent. Ours
+    max_key_frames: int = Field(default=64, ge=2)  # of a request. Ours; the paper's longest video has 28
+    max_video_pixels: int = Field(default=64 << 20, ge=1)  # of all frames of a request together. Ours
+
+    @model_validator(mode="after")
+    def _judged(self) -> ExportSettings:
+        if self.interpolation and not self.interpolation_metrics:
+            raise ValueError("interpolation needs interpolation_metrics: what its evaluation measured, with a verdict")
+        return self
 
 
 class ServeSettings(Settings):

@@ -1,4 +1,4 @@
-"""Runs an image-to-video model inside Triton's python backend: copied into the repository as ``model.py``."""
+"""Runs a served model inside Triton's python backend: copied into the repository as ``model.py``."""
 
 import json
 import os
@@ -11,7 +11,8 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from svdflow.common.errors import SvdflowError
-from svdflow.export.service import Cancelled, VideoService
+from svdflow.export.request import INTERPOLATION
+from svdflow.export.service import Cancelled, InterpolationService, VideoService
 
 _OPTIONAL = ("SEED", "FPS", "MOTION_BUCKET", "NOISE_AUG", "STEPS", "GUIDANCE")
 
@@ -27,7 +28,8 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"])["parameters"]
         device = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
         directory = Path(args["model_repository"]) / args["model_version"] / "model"
-        self.service = VideoService(
+        service = InterpolationService if args["model_name"] == INTERPOLATION else VideoService
+        self.service = service(
             directory, {name: json.loads(value["string_value"]) for name, value in parameters.items()}, device
         )
 
@@ -37,9 +39,9 @@ class TritonPythonModel:
         for request in requests:
             try:
                 asked = {name.lower(): _array(request, name) for name in _OPTIONAL}
-                image = _array(request, "IMAGE")
+                pictures = _array(request, self.service.takes)
                 frames = self.service.generate(
-                    image, {name: _plain(value) for name, value in asked.items()}, request.is_cancelled
+                    pictures, {name: _plain(value) for name, value in asked.items()}, request.is_cancelled
                 )
             except Cancelled:
                 responses.append(_refusal("the client has gone", pb_utils.TritonError.CANCELLED))

@@ -16,7 +16,7 @@ from svdflow.common.errors import ConfigError
 from svdflow.training.train.presets import load_preset
 
 from ..limits import argument_faults, documents
-from ..registry import compiled_path, pipeline_spec, resolve_settings
+from ..registry import STAGE_OF, compiled_path, pipeline_spec, resolve_settings
 from ..stage_runs import resolve_stage
 from .client import Client
 from .environment import Environment
@@ -183,14 +183,15 @@ def run_arguments(
         raise ConfigError(f"the pipeline {pipeline} needs --{missing[0]}")
     for name in ("workdir", "source", "objects", "init"):
         _require_seen(name, arguments.get(name, ""), environment)
-    if "stage" in arguments:
-        _require_start(arguments["stage"], arguments.get("init", ""))
+    stage = STAGE_OF.get(pipeline) or arguments.get("stage")
+    if stage:
+        _require_start(stage, arguments.get("init", ""))
     if not profile.startswith(f"{environment.work}/"):  # a file there can be read on the cluster alone
         profile, overrides = _portable(profile, overrides)
-        if "stage" in arguments:
-            _, overrides = resolve_stage(load_preset(arguments["stage"]), profile, list(overrides.items()), None)
+        if stage:
+            _, overrides = resolve_stage(load_preset(stage), profile, list(overrides.items()), None)
         resolve_settings(profile, overrides)
-    elif "stage" in arguments:
+    elif stage:
         raise ConfigError(f"--profile {profile}: a stage's sample size follows from it; name a file of this machine")
     arguments |= {"profile": profile, "overrides": sendable(overrides)}
     if found := argument_faults(arguments):

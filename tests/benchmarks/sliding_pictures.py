@@ -41,6 +41,12 @@ def sliding_clip(number: int, speed_px: float) -> tuple[np.ndarray, str]:
     return np.stack(frames).round().clip(0, 255).astype(np.uint8), f"{colour} clouds slide to the right"
 
 
+def held_out_or_train(number: int, train: int, held_out: int) -> tuple[np.ndarray, str]:
+    """The clip of a number, training clips first; the speeds of either side are spread evenly."""
+    part, of = (number, train) if number < train else (number - train, held_out)
+    return sliding_clip(number, FASTEST_PX * (part + 0.5) / of)
+
+
 def measured_motion(frames_FHWC: np.ndarray) -> float:
     """The annotator's score, but between neighbouring frames: these clips last for hardly two of its pairs."""
     return motion_score(frames_FHWC, FPS, flow_fps=FPS)
@@ -51,8 +57,7 @@ def write_samples(folder: Path, train: int, held_out: int) -> tuple[DataRoot, li
     encoders, root = Encoders(EncodeSettings()), DataRoot.open(folder / "root")
     tensors, rows = {}, []
     for number in range(train + held_out):
-        part, of = (number, train) if number < train else (number - train, held_out)
-        frames_FHWC, caption = sliding_clip(number, FASTEST_PX * (part + 0.5) / of)
+        frames_FHWC, caption = held_out_or_train(number, train, held_out)
         name = f"slide{number:04d}"
         tensors[name] = {
             "latents": encoders.moments(frames_FHWC)[0].astype(np.float16),
@@ -70,6 +75,28 @@ def write_samples(folder: Path, train: int, held_out: int) -> tuple[DataRoot, li
     for row in rows:
         row["shard_uri"] = uri
     return root, rows
+
+
+def write_sequences(folder: Path, train: int, held_out: int) -> tuple[DataRoot, list[dict]]:
+    """The same clips as sequences of encoded frames, out of which training takes windows."""
+    encoders, root = Encoders(EncodeSettings()), DataRoot.open(folder / "root")
+    tensors, rows = {}, []
+    for number in range(train + held_out):
+        frames_FHWC, caption = held_out_or_train(number, train, held_out)
+        mean, logvar = encoders.moments(frames_FHWC)
+        name = f"slide{number:04d}"
+        tensors[name] = {
+            "mean": mean.astype(np.float16), "logvar": logvar.astype(np.float16), "images": encoders.images(frames_FHWC)
+        }  # fmt: skip
+        rows.append({
+            "sample_id": name, "clip_id": name, "split": "train" if number < train else "held_out", "layout": "frames",
+            "tensor_prefix": name, "frames": FRAMES, "height": SIZE_PX, "width": SIZE_PX, "fps": FPS, "first_frame": 0,
+            "stride": 1, "sequence_frames": FRAMES, "sequence_fps": FPS, "start_s": 0.0, "starts": [0],
+            "motion_score": measured_motion(frames_FHWC), "captions": [caption] * 3,
+        })  # fmt: skip
+    write_shard(folder / "shard", tensors)
+    uri = root.put_file(folder / "shard")
+    return root, [row | {"shard_uri": uri} for row in rows]
 
 
 def with_shuffled_scores(rows: Sequence[dict], seed: int) -> list[dict]:

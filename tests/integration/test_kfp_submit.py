@@ -91,7 +91,9 @@ def test_the_token_is_in_no_upload_no_parameter_and_no_output(fake, env):
         (["curation", "--set", f"version.note={'x' * 10_000}"], ConfigError, "note"),
         (["train"], ConfigError, "needs --stage"),
         (["train", "--stage", "video"], ConfigError, "starts from a model"),
+        (["train", "--stage", "interpolation"], ConfigError, "starts from a model"),
         (["train", "--stage", "multi_view"], ConfigError, "the pipeline svd renders"),
+        (["interpolation"], ConfigError, "needs --init"),
         (["train", "--stage", "image", "--profile", "/work/p.yaml"], ConfigError, "name a file of this machine"),
         (["nonsense"], ConfigError, "no pipeline 'nonsense'"),
         (["curation", "--name", "x" * 128], ConfigError, "128 characters"),
@@ -127,11 +129,13 @@ def test_a_profile_of_this_machine_travels_as_what_it_changes(fake, env, tmp_pat
     assert fake.runs[submitted(env, "--profile", "/work/p.yaml")].body["runtime_config"]["parameters"]["profile"]
 
 
-def test_a_stage_is_sent_with_the_size_of_its_samples(fake, env):
-    result = svdflow("submit", "train", "--env", env, "--stage", "image_to_video", "--init", "/work/models/video")
+@pytest.mark.parametrize("pipeline", [("train", "--stage", "image_to_video"), ("interpolation",)], ids=lambda p: p[0])
+def test_a_stage_is_sent_with_the_size_of_its_samples(fake, env, pipeline):
+    result = svdflow("submit", *pipeline, "--env", env, "--init", "/work/models/video")
     assert result.exit_code == 0, result.exception
     parameters = next(iter(fake.runs.values())).body["runtime_config"]["parameters"]
     assert parameters["overrides"]["encode.height"] == 576 and parameters["overrides"]["encode.width"] == 1024
+    assert parameters["overrides"]["encode.frames"] == (14 if pipeline[0] == "train" else 5)
     assert parameters["init"] == "/work/models/video"
 
 

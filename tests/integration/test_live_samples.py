@@ -91,7 +91,9 @@ def test_the_tensors_without_the_cache_are_those_of_the_cache(root, manifests, t
                 getattr(live, name)(draw), getattr(cached, name)(draw), rtol=1e-3, atol=1e-3, err_msg=name
             )
         np.testing.assert_allclose(live.latents(draw, True), cached.latents(draw, True), rtol=1e-3, atol=1e-3)
-        for kind in ("image", "text_to_video", "image_to_video"):  # as the trainer reads ahead, and encodes in the step
+        np.testing.assert_allclose(live.end_images(draw), cached.end_images(draw), rtol=1e-3, atol=1e-3)
+        # as the trainer reads ahead, and encodes in the step
+        for kind in ("image", "text_to_video", "image_to_video", "interpolation"):
             read = live.read(draw, kind)
             assert read.latents is None and read.context is None and read.frames is not None
             given, wanted = live.encode(draw, read, kind), cached.read(draw, kind)
@@ -103,7 +105,7 @@ def test_the_tensors_without_the_cache_are_those_of_the_cache(root, manifests, t
                 np.testing.assert_array_equal(given.picture, wanted.picture)
     with SecondDevice():  # as on a GPU: the trainer moves the autoencoder there, and the image encoder follows it
         live.model.vae.to(DEVICE)
-        given = live.encode(draw, live.read(draw, "image_to_video"), "image_to_video")
+        given = live.encode(draw, live.read(draw, "interpolation"), "interpolation")
         assert live.model.image_encoder.device == DEVICE
     np.testing.assert_allclose(given.latents, wanted.latents, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(given.context, wanted.context, rtol=1e-3, atol=1e-3)

@@ -21,10 +21,12 @@ from svdflow.common.video import encode_mp4, probe
 from svdflow.export import serve_check
 from svdflow.export.client import VideoClient
 from svdflow.export.generate import generate_file
+from svdflow.export.model_config import exported_models
 from svdflow.export.repository import export_repository
 from svdflow.export.serve_check import check_serving
 from svdflow.export.server import TritonServer
 from svdflow.export.settings import ExportSettings, ServeSettings
+from tests.interpolation_models import HEIGHT, WIDTH, write_interpolation_model
 
 pytestmark = pytest.mark.skipif(
     find_spec("pytriton") is None, reason="the carrier of the Triton server is not installed"
@@ -63,18 +65,25 @@ def model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def repository(model, tmp_path_factory) -> Path:
+def between(tmp_path_factory) -> Path:
+    return write_interpolation_model(tmp_path_factory.mktemp("interpolation") / "model")
+
+
+@pytest.fixture(scope="module")
+def repository(model, between, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("serving") / "a repository"
     metrics = out.parent / "metrics.json"
     metrics.write_text(json.dumps({"gate": {"passed": True}}))
+    beside = {"interpolation": str(between), "interpolation_metrics": str(metrics)}
     # Not 1: Triton's batcher may sleep for .5 s while one request waits that its client has given up; a second wakes it
-    export_repository(model, metrics, out, ExportSettings(placement="cpu", steps=2, max_queue=2))
+    settings = ExportSettings(placement="cpu", steps=2, max_queue=2, max_key_frames=6, **beside)
+    export_repository(model, metrics, out, settings)
     return out
 
 
 @pytest.fixture(scope="module")
 def server(repository):
-    with TritonServer(repository, threads=1) as running:
+    with TritonServer(repository, exported_models(repository), threads=1) as running:
         yield running
 
 
@@ -107,6 +116,48 @@ def test_served_frames_are_those_of_the_sampler_itself(client, model, image):
         torch.set_num_threads(threads)
     assert served.dtype == np.uint8 and served.shape == (3, 48, 64, 3)
     np.testing.assert_array_equal(served, own)
+
+
+def test_interpolated_frames_are_those_of_the_sampler_itself(client, between, image):
+    import torch
+
+    from svdflow.diffusion.interpolating import interpolate
+    from svdflow.diffusion.model_directory import load_model
+
+    frames = np.stack([np.roll(image, 3 * place, axis=1) for place in range(3)])
+    asked = {"seed": 5, "fps": 7.5, "motion_bucket": 30, "noise_aug": 0.25, "steps": 2, "guidance": (1.0, 2.5)}
+    served = client.interpolate(frames, **asked)
+    given = np.stack([fit_frame(frame, HEIGHT, WIDTH) for frame in frames])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        own = interpolate(load_model(between), given, guidance_shape="linear", **asked)
+    finally:
+        torch.set_num_threads(threads)
+    assert served.dtype == np.uint8 and served.shape == (9, HEIGHT, WIDTH, 3)
+    np.testing.assert_array_equal(served, own)
+    np.testing.assert_array_equal(served[::4], given)
+    assert not np.array_equal(served, client.interpolate(frames, **(asked | {"seed": 6})))
+
+
+def test_a_generated_video_comes_back_interpolated_when_asked(client, image):
+    plain = client.generate(image, seed=1, motion_bucket=9)
+    both = client.generate(image, seed=1, motion_bucket=9, interpolate=True)
+    np.testing.assert_array_equal(both, client.interpolate(plain, seed=1, fps=7, motion_bucket=9))
+    assert not np.array_equal(both, client.interpolate(plain, seed=1, fps=14, motion_bucket=9))
+
+
+def test_frames_out_of_bounds_and_a_server_without_the_model_are_told(client, server, image):
+    with pytest.raises(BadInputError, match="7 frames are given; this model takes 2 to 6"):
+        client.interpolate(np.stack([image] * 7))
+    with pytest.raises(BadInputError, match="1 frames are given"):
+        client.interpolate(image[None])
+    with pytest.raises(BadInputError, match="must be uint8"):
+        client.interpolate(image)
+    with pytest.raises(BadInputError, match="fps is 0.25"):
+        client.interpolate(np.stack([image] * 2), fps=0.25)
+    with pytest.raises(ServiceError, match="has no model 'another'; export one into its repository"):
+        VideoClient(server.url, model="another").generate(image)
 
 
 def test_the_seed_and_the_image_and_the_conditions_decide_the_video(client, image):
@@ -345,6 +396,7 @@ def test_the_serving_check_measures_a_real_server_once(repository, root, tmp_pat
         3,
     )
     assert serving["latency_s"] > 0 and 0 <= serving["first_frame_matches"] <= 3
+    assert serving["interpolated_frames"] == 4 * 2 + 1
     assert probe(tmp_path / "generated/served.mp4").frames == 3
     assert [section["kind"] for section in report.sections] == ["table", "images", "videos", "table"]
 

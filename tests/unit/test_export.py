@@ -20,9 +20,9 @@ from svdflow.common.video import encode_mp4
 from svdflow.export import repository as repository_module
 from svdflow.export.generate import generate_file, read_image
 from svdflow.export.input_images import choose_images
-from svdflow.export.model_config import read_parameters, request_parameters
+from svdflow.export.model_config import exported_models, read_parameters, request_parameters
 from svdflow.export.repository import export_repository, repository_digest
-from svdflow.export.request import check_image, video_request
+from svdflow.export.request import check_image, check_key_frames, video_request
 from svdflow.export.settings import ExportSettings, ServeSettings
 
 SETTINGS = ExportSettings()
@@ -178,6 +178,81 @@ def test_only_an_image_to_video_model_of_known_size_can_be_exported(model, metri
     export_repository(model, metrics, tmp_path / "out", ExportSettings(height=64, width=64))
     with pytest.raises(BadInputError, match="no model directory"):
         export_repository(tmp_path / "nowhere", metrics, tmp_path / "out", SETTINGS)
+
+
+@pytest.fixture
+def between(tmp_path: Path) -> dict[str, Path]:
+    """An interpolation model, and its own metrics."""
+    directory = tmp_path / "between"
+    (directory / "unet").mkdir(parents=True)
+    (directory / "unet" / "weights.safetensors").write_bytes(b"between")
+    card = {"kind": "interpolation", "format": 1, "configuration": {"frames": 5, "height": 64, "width": 96}}
+    (directory / "svdflow.json").write_text(json.dumps(card))
+    measured = {"model": {"sha256": tree_sha256(directory)}, "gate": {"passed": True}}
+    return {"interpolation": directory, "interpolation_metrics": write_metrics(tmp_path / "between.json", **measured)}
+
+
+def beside(between: dict[str, Path], **more: object) -> ExportSettings:
+    return ExportSettings(**{name: str(path) for name, path in between.items()}, **more)  # type: ignore[arg-type]
+
+
+def test_an_interpolation_model_is_a_model_of_its_own_in_the_same_repository(model, metrics, between, tmp_path):
+    settings = beside(between, frames=25, interpolation_guidance=(1.0, 2.0), max_key_frames=9)
+    report = export_repository(model, metrics, tmp_path / "out", settings)
+    assert exported_models(tmp_path / "out") == ("image_to_video", "interpolation")
+    served = tmp_path / "out/interpolation"
+    assert tree_sha256(served / "1/model") == tree_sha256(between["interpolation"])
+    assert (served / "1/model.py").read_bytes() == (tmp_path / "out/image_to_video/1/model.py").read_bytes()
+    config = text_format.Parse((served / "config.pbtxt").read_text(), pb.ModelConfig())
+    assert config.name == "interpolation"
+    assert {i.name: (i.data_type, list(i.dims), i.optional) for i in config.input} == {
+        "KEY_FRAMES": (pb.TYPE_UINT8, [-1, -1, -1, 3], False),
+        "SEED": (pb.TYPE_INT64, [1], True),
+        "FPS": (pb.TYPE_FP32, [1], True),
+        "MOTION_BUCKET": (pb.TYPE_INT32, [1], True),
+        "NOISE_AUG": (pb.TYPE_FP32, [1], True),
+        "STEPS": (pb.TYPE_INT32, [1], True),
+        "GUIDANCE": (pb.TYPE_FP32, [2], True),
+    }
+    (warm_up,) = config.model_warmup
+    assert list(warm_up.inputs["KEY_FRAMES"].dims) == [2, 64, 96, 3]
+    told = read_parameters(tmp_path / "out", "interpolation")
+    assert (told["frames"], told["height"], told["width"], told["max_key_frames"]) == (5, 64, 96, 9)
+    assert told["default_guidance"] == [1.0, 2.0] and read_parameters(tmp_path / "out")["frames"] == 25
+    assert report.summary["export"]["interpolation"]["version"] == report.summary["export"]["version"] == 1
+    assert (report.done, export_repository(model, metrics, tmp_path / "out", settings).reused) == (2, 2)
+    alone = export_repository(between["interpolation"], between["interpolation_metrics"], tmp_path / "b", SETTINGS)
+    assert exported_models(tmp_path / "b") == ("interpolation",) and alone.summary["export"]["frames"] == 5
+
+
+def test_an_interpolation_model_needs_a_verdict_of_its_own(model, metrics, between, tmp_path):
+    with pytest.raises(ValueError, match="interpolation needs interpolation_metrics"):
+        ExportSettings(interpolation="somewhere")
+    write_metrics(between["interpolation_metrics"], model={"sha256": tree_sha256(model)}, gate={"passed": True})
+    with pytest.raises(GateRefused, match="another model"):
+        export_repository(model, metrics, tmp_path / "out", beside(between))
+    write_metrics(between["interpolation_metrics"], gate={"passed": True})
+    other = beside(between | {"interpolation": model})
+    with pytest.raises(BadInputError, match="export.interpolation: .* of kind image_to_video"):
+        export_repository(model, metrics, tmp_path / "out", other)
+    assert not (tmp_path / "out").exists(), "not even the model that is in order"
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "reason"),
+    [
+        ((5, 64, 64), "uint8", "frames, height, width, 3"),
+        ((5, 64, 64, 3), "float32", "float32"),
+        ((1, 64, 64, 3), "uint8", "1 frames are given; this model takes 2 to 64"),
+        ((65, 64, 64, 3), "uint8", "in parts that share a frame"),
+        ((2, 8, 64, 3), "uint8", "64x8"),
+        ((64, 1024, 1040, 3), "uint8", "68157440 pixels together; this model takes up to 67108864"),
+    ],
+)
+def test_what_are_no_bearable_frames_is_refused(shape, dtype, reason):
+    with pytest.raises(BadInputError, match=reason):
+        check_key_frames(shape, dtype, request_parameters(SETTINGS, "interpolation"))
+    check_key_frames((28, 576, 1024, 3), "uint8", request_parameters(SETTINGS, "interpolation"))
 
 
 def test_a_request_that_says_nothing_takes_the_defaults():

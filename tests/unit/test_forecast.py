@@ -27,7 +27,7 @@ from svdflow.training.train.forecast import (
 from svdflow.training.train.settings import stage_settings
 from tests import zero_sizes
 
-KINDS = ("image", "video", "image_to_video", "multi_view")
+KINDS = ("image", "video", "image_to_video", "multi_view", "interpolation")
 UNET = UNetSettings(
     block_out_channels=(32, 64),
     layers_per_block=1,
@@ -37,23 +37,25 @@ UNET = UNetSettings(
     num_frames=3,
 )
 SIZE, BATCH, TOKENS = (3, 64, 128), 2, 7
+FRAMES = {"image": 1, "interpolation": 5}  # else the size's
 
 
 def settings_for(kind: str, **values):
     base = {"processes": 2, "batch": 2 * BATCH, "precision": "fp32", "frames": None, "height": None, "width": None}
-    return stage_settings(kind, base | values)
+    return stage_settings(kind, base | ({"frames": 5} if kind == "interpolation" else {}) | values)
 
 
 def real_inputs(kind: str) -> dict:
     """Inputs as the objective makes them, written down by hand."""
-    scalars = {"video": 2, "image_to_video": 3}
-    channels = 4 if kind in ("image", "video") else 8
-    context = torch.randn(BATCH, TOKENS if kind in ("image", "video") else 1, 32)
+    scalars = {"video": 2, "image_to_video": 3, "interpolation": 3}
+    channels = {"image_to_video": 8, "interpolation": 9}.get(kind, 4)
+    context = torch.randn(BATCH, {"image_to_video": 1, "interpolation": 2}.get(kind, TOKENS), 32)
     inputs = {"timestep": torch.rand(BATCH), "encoder_hidden_states": context}
     if kind == "image":
         return {"sample": torch.randn(BATCH, channels, 8, 16), **inputs}
     return {
-        "sample": torch.randn(BATCH, 3, channels, 8, 16), **inputs, "added_time_ids": torch.rand(BATCH, scalars[kind])
+        "sample": torch.randn(BATCH, FRAMES.get(kind, 3), channels, 8, 16), **inputs,
+        "added_time_ids": torch.rand(BATCH, scalars[kind]),
     }  # fmt: skip
 
 
@@ -73,14 +75,15 @@ def bytes_kept(net: torch.nn.Module, inputs: dict) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-@pytest.fixture(scope="module", params=KINDS[:3])
+@pytest.fixture(scope="module", params=(*KINDS[:3], "interpolation"))
 def both(request):
     """A tiny U-Net on the CPU, real inputs, and the forecast's trace of its twin without bytes."""
     kind = request.param
     settings = settings_for(kind)
     torch.manual_seed(0)
     net = build_unet(kind, UNET, settings, device="cpu")
-    trace = trace_step(build_unet(kind, UNET, settings), kind, UNET, BATCH, SIZE, TOKENS)
+    size = (FRAMES.get(kind, SIZE[0]), *SIZE[1:])
+    trace = trace_step(build_unet(kind, UNET, settings), kind, UNET, BATCH, size, TOKENS)
     return net, real_inputs(kind), trace
 
 
@@ -203,7 +206,7 @@ def test_every_kind_can_be_forecast_under_the_small_profile(kind):
     done = CliRunner().invoke(app, ["train", kind, "--profile", "test", "--dry-run"], env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
     assert "not measured" in done.output
-    frames = 1 if kind == "image" else 4
+    frames = FRAMES.get(kind, 4)
     assert f"{kind}: {frames} x 64 x 64, {12 if kind == 'video' else 4} steps" in done.output
 
 

@@ -144,15 +144,18 @@ def test_the_command_knows_every_pipeline_and_what_it_takes():
     assert parameters(compiled_path("curation")) == {"workdir", "source", "profile", "overrides"}
     assert parameters(compiled_path("svd")) == {"workdir", "source", "profile", "overrides", "objects"}
     assert parameters(compiled_path("training")) == {"workdir", "dataset", "init", "profile", "overrides"}
+    assert parameters(compiled_path("interpolation")) == {"workdir", "dataset", "init", "profile", "overrides"}
     assert parameters(compiled_path("train")) == {"workdir", "stage", "dataset", "init", "profile", "overrides"}
     told = " ".join(CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"}).output.split())
     assert all(name in told for name in PIPELINES)
     for arguments, says in (
-        (["run", "nope"], "curation, train, training, svd"),
+        (["run", "nope"], "curation, train, training, interpolation, svd"),
         (["run", "train"], "svdflow train STAGE"),
         (["run", "svd", "--source", "/tmp", "--dataset", "demo"], "takes no --dataset"),
         (["run", "training", "--source", "/tmp", "--workdir", "/tmp/nowhere"], "no dataset registry"),
         (["run", "curation", "--objects", "/tmp", "--source", "/tmp"], "takes no --objects"),
+        (["run", "interpolation"], "--init: the stage interpolation starts from a model of video_high"),
+        (["run", "interpolation", "--source", "/tmp"], "takes no --source"),
     ):
         result = CliRunner().invoke(app, arguments)
         assert isinstance(result.exception, (ConfigError, BadInputError)) and says in str(result.exception)

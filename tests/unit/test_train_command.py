@@ -83,6 +83,9 @@ def test_samples_are_encoded_at_the_size_that_the_stage_asks_for():
         "encode.height": 576,
         "encode.width": 1024,
     }
+    for profile, size in (("paper", {"encode.height": 576, "encode.width": 1024}), ("test", {"encode.max_fps": 28.0})):
+        settings, overrides = resolve_stage(load_preset("interpolation"), profile, [], None)
+        assert overrides == {"encode.frames": 5} | size and settings.fps == (28.0,)
     settings, overrides = resolve_stage(load_preset("image_to_video_25"), "test", [], None)
     assert settings.frames is None and overrides == {"train_image_to_video.preset": "image_to_video_25"}
     with pytest.raises(
@@ -91,6 +94,15 @@ def test_samples_are_encoded_at_the_size_that_the_stage_asks_for():
         resolve_stage(load_preset("video"), "paper", [("encode.height", 64)], None)
     _, overrides = resolve_stage(load_preset("image_noise"), "paper", [("encode.frames", 14)], None)
     assert overrides["encode.frames"] == 14  # single frames are drawn out of any sample
+
+
+def test_samples_are_encoded_as_fast_as_the_windows_that_the_stage_asks_for():
+    _, overrides = resolve_stage(load_preset("interpolation"), "local", [], None)
+    assert (overrides["encode.max_fps"], overrides["encode.frames"]) == (28.0, 5)  # the profile encodes 8 a second
+    _, overrides = resolve_stage(load_preset("interpolation"), "local", [("encode.max_fps", 12)], None)
+    assert overrides["encode.max_fps"] == 12
+    assert "encode.max_fps" not in resolve_stage(load_preset("video"), "local", [], None)[1]
+    assert "encode.max_fps" not in resolve_stage(load_preset("interpolation"), "paper", [], None)[1]  # no limit there
 
 
 def test_samples_are_encoded_by_the_encoders_of_the_model_that_is_started_from(tmp_path):
@@ -115,6 +127,7 @@ def test_a_start_that_does_not_fit_is_refused(tmp_path):
     assert "a model of kind image cannot start the stage image_to_video, which takes image_to_video or text" in refused(
         "image_to_video", *workdir, "--init", str(tmp_path)
     )
+    assert "which takes interpolation or text_to_video" in refused("interpolation", *workdir, "--init", str(tmp_path))
     assert "there is no dataset registry here" in refused("video", *workdir, "--init", str(tmp_path))
     assert "trains on rendered orbits" in refused("multi_view", *workdir, "--init", str(tmp_path))
     assert not (tmp_path / "w").exists()

@@ -53,7 +53,8 @@ def _call(unet, x, context, vector):
     ("preset", "channels", "vector", "total"),
     [("sd21-image", 4, None, 865_910_724), ("svd-text-to-video", 4, 512, 1_524_283_882),
      ("svd-image-to-video", 8, 768, 1_524_623_082), ("svd-xt-image-to-video", 8, 768, 1_524_623_082),
-     ("svd-multi-view", 8, 1024, 1_524_623_082 + 1280 * 256)],
+     ("svd-multi-view", 8, 1024, 1_524_623_082 + 1280 * 256),
+     ("svd-interpolation", 9, 768, 1_524_625_962 + 4 * 72 * 128)],
 )  # fmt: skip
 def test_full_size_presets_have_the_papers_parameter_counts(preset, channels, vector, total):
     """656M new, 1,521M in all (SVD D.2); counted on the released architecture, without allocating it."""
@@ -61,6 +62,7 @@ def test_full_size_presets_have_the_papers_parameter_counts(preset, channels, ve
         unet = build_unet(preset)
     counts = parameter_counts(unet)
     assert counts["total"] == total == sum(p.numel() for p in unet.parameters())
+    assert counts["middle"] == (4 * 72 * 128 if preset == "svd-interpolation" else 0)
     assert unet.config.in_channels == channels and unet.config.cross_attention_dim == 1024
     assert counts["spatial"] == 865_910_724 + 320 * (channels - 4) * 9  # the conditioning latent's weights in conv_in
     if vector is None:
@@ -74,7 +76,7 @@ def test_full_size_presets_have_the_papers_parameter_counts(preset, channels, ve
 def test_presets_are_built_by_name_with_their_kind_and_frames():
     tiny = [name for name in UNET_PRESETS if name.startswith("tiny-")]
     assert [unet_kind(build_unet(name)) for name in tiny] == [UNET_PRESETS[name].kind for name in tiny]
-    assert len(tiny) == 4
+    assert len(tiny) == 5
     with torch.device("meta"):
         frames = [build_unet(f"svd{x}").config.num_frames for x in ("-image-to-video", "-xt-image-to-video")]
     assert frames == [14, 25]

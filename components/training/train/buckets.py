@@ -16,6 +16,7 @@ from ...common.sample_tensors import WINDOW
 from .settings import StageSettings
 
 Bucket = tuple[int, int, int]  # frames, height, width
+NO_LAST_EMBEDDING = "it is one window, which holds the embedding of its first frame alone; encode the clips again"
 COLUMNS = ("layout", "frames", "sequence_frames", "height", "width")  # that tell a sample's bucket
 
 
@@ -69,7 +70,7 @@ def bucket(row: Mapping[str, Any], lengths: Sequence[int]) -> Bucket:
 
 
 def check_samples(rows: Sequence[dict[str, Any]], stage: str, settings: StageSettings, path: Path) -> None:
-    """Refuse what a stage cannot be trained on: no sample long enough, another size than asked for.
+    """Refuse what a stage cannot be trained on: no sample long enough, another size than asked for, or its layout.
 
     Raises:
         BadInputError: names the sizes and the remedy.
@@ -81,6 +82,8 @@ def check_samples(rows: Sequence[dict[str, Any]], stage: str, settings: StageSet
             f"{path}: no sample holds {settings.frames} frames, the longest holds {longest}; "
             f"lower train_{stage}.frames, or encode more frames of each clip"
         )
+    if stage == "interpolation" and any(is_window(row) for row in rows):
+        raise BadInputError(f"{path}: holds a sample that interpolation cannot be learned from: {NO_LAST_EMBEDDING}")
     for row in compress(rows, usable):
         for name, asked in (("height", settings.height), ("width", settings.width)):
             if asked not in (None, row[name]):

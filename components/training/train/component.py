@@ -23,7 +23,7 @@ def train(
     Args:
         samples: samples manifest.
         model: model directory, written.
-        stage: image, video, image_to_video or multi_view, or a preset of one of these (``training/stages``).
+        stage: a preset (``training/stages``), or the kind of one.
         workdir: work directory of the run.
         run_id: names the run's reports.
         profile: settings profile; its section is ``train_<stage>``, on top of the paper's numbers of the stage.

@@ -20,7 +20,17 @@ from ...common.sample_tensors import read_picture
 from ...common.shards import ShardReader
 from ...common.storage import DataRoot
 from ...common.windows import Window, choose_window, stride_for
-from .buckets import COLUMNS, Bucket, bucket, is_window, sequence_fps, sequence_frames, window_frames, window_lengths
+from .buckets import (
+    COLUMNS,
+    NO_LAST_EMBEDDING,
+    Bucket,
+    bucket,
+    is_window,
+    sequence_fps,
+    sequence_frames,
+    window_frames,
+    window_lengths,
+)
 from .draws import Draw, draw_latents, middle_draw
 from .packed_rows import only
 from .settings import StageSettings
@@ -48,11 +58,11 @@ class Gathering:
 
     @staticmethod
     def of(stage: str, settings: StageSettings, training: bool) -> Gathering:
-        """A stage's. Windows of text-to-video need no picture; the held-out loss takes the posterior's mean."""
+        """A stage's. Only pictures that are encoded anew need their pixels; the held-out loss takes posterior means."""
         return Gathering(
             window_lengths(stage, settings),
             settings.fps,
-            anywhere=stage in ("image", "video"),
+            anywhere=stage in ("image", "video", "interpolation"),
             sampled=training and settings.latent == "sample",
         )
 
@@ -63,8 +73,9 @@ class Reading:
 
     Attributes:
         latents: scaled, float32 [F, C, H, W]; None when they are yet to be encoded.
-        context: token states [L, E], or an image's embedding [1, E]; None likewise.
-        picture: the clean first frame, uint8 [H, W, 3]; None for kinds that take a text.
+        context: token states [L, E], the embedding of an image [1, E], or those of the frames at both ends [2, E]; None
+            likewise.
+        picture: the clean first frame, uint8 [H, W, 3]; None for kinds that take a text, and for interpolation.
         frames: uint8 [F, H, W, 3] of a sample that is not encoded.
     """
 
@@ -136,6 +147,8 @@ class SampleSource:
         latents = self.latents(draw, single_frame=kind == "image")
         if kind in ("image", "text_to_video"):
             return Reading(latents, self.text(draw))
+        if kind == "interpolation":
+            return Reading(latents, self.end_images(draw))
         return Reading(latents, self.image(draw)[None], self.picture(draw))
 
     def encode(self, draw: Draw, reading: Reading, kind: str) -> Reading:
@@ -163,6 +176,12 @@ class SampleSource:
         if is_window(self.rows[draw.row]):
             return self.tensor(draw.row, "image").astype(np.float32)
         return self.tensor(draw.row, "images", self.window(draw).first, 1)[0].astype(np.float32)
+
+    def end_images(self, draw: Draw) -> np.ndarray:
+        """The embeddings [2, E] of the clean first and last frame of the draw's window."""
+        if is_window(self.rows[draw.row]):
+            raise BadInputError(f"sample {self.rows[draw.row]['sample_id']}: {NO_LAST_EMBEDDING}")
+        return self._gather(draw.row, "images", self.window(draw))[[0, -1]]
 
     def picture(self, draw: Draw) -> np.ndarray:
         """The clean first frame of the draw's window, uint8 [H, W, 3]."""

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...common.errors import BadInputError, ConfigError
 from ...diffusion.json_files import read_json
-from ...diffusion.settings import VECTOR_CONDITIONS, UNetSettings, sizes_in
+from ...diffusion.settings import VECTOR_CONDITIONS, UNetSettings, input_channels, sizes_in
+from .presets import MODEL_KIND
 from .settings import StageSettings
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ LATENT_FACTOR = 8  # pixels to a latent, of every autoencoder of this family
 TEXT_TOKENS = 77  # of Stable Diffusion 2.1's text encoder
 _BUCKET = 500_000_000  # elements: DeepSpeed's default reduce_bucket_size
 _LIVE = 1_000_000_000  # elements: DeepSpeed's default stage3_max_live_parameters
-_KIND = {"image": "image", "video": "text_to_video", "image_to_video": "image_to_video", "multi_view": "multi_view"}
 
 
 @dataclass(frozen=True)
@@ -113,11 +113,11 @@ def forecast_stage(
     """Predict what a stage takes.
 
     Args:
-        kind: image, video, image_to_video or multi_view.
+        kind: of the stage.
         settings: of the stage.
         unet: sizes of its U-Net.
         size: frames, height and width of a sample, pixels.
-        tokens: of the text context; image conditions are one token.
+        tokens: of the text context; an image condition is one token, two in interpolation.
         mfu: share of the peak that the model's own FLOPs reach, recomputation left out.
         peak_tflops: of the GPU, in 10^12 a second.
 
@@ -128,6 +128,8 @@ def forecast_stage(
     for name, side in (("height", height), ("width", width)):
         if side % LATENT_FACTOR:
             raise ConfigError(f"train_{kind}.{name}: {side} px is no multiple of {LATENT_FACTOR}, the autoencoder's")
+    if kind == "interpolation" and isinstance(unet.sample_size, int):  # not grown yet: then by the samples' size
+        unet = unet.model_copy(update={"sample_size": (height // LATENT_FACTOR, width // LATENT_FACTOR)})
     net = build_unet(kind, unet, settings)
     counts = _counts(net)
     trainable = sum(p.numel() for p in net.parameters() if p.requires_grad)
@@ -223,7 +225,7 @@ def build_unet(kind: str, unet: UNetSettings, settings: StageSettings, device: s
     from ...diffusion.unet import build_image_unet, build_video_unet
 
     with torch.device(device):
-        net = build_image_unet(unet) if kind == "image" else build_video_unet(unet, _KIND[kind])  # type: ignore[arg-type]
+        net = build_image_unet(unet) if kind == "image" else build_video_unet(unet, MODEL_KIND[kind])  # type: ignore[arg-type]
         if settings.lora:
             inject_lora(net, settings.lora, f"train_{kind}.lora")
     # Also the mixing factors, which diffusers builds on the CPU whatever it is told. Its own ``to`` would warn.
@@ -303,13 +305,14 @@ def _inputs(
 
     frames, height, width = size
     h, w = height // LATENT_FACTOR, width // LATENT_FACTOR
-    joined = 2 if kind in ("image_to_video", "multi_view") else 1
-    context_BND = torch.zeros(batch, tokens if joined == 1 else 1, unet.cross_attention_dim, dtype=dtype, device=device)
+    own = {"image_to_video": 1, "multi_view": 1, "interpolation": 2}.get(kind, tokens)
+    context_BND = torch.zeros(batch, own, unet.cross_attention_dim, dtype=dtype, device=device)
     inputs = {"timestep": torch.zeros(batch, device=device), "encoder_hidden_states": context_BND}
     if kind == "image":  # one frame of each sample
         return {"sample": torch.zeros(batch, unet.latent_channels, h, w, dtype=dtype, device=device), **inputs}
-    x_BFChw = torch.zeros(batch, frames, joined * unet.latent_channels, h, w, dtype=dtype, device=device)
-    scalars_BK = torch.zeros(batch, len(VECTOR_CONDITIONS[_KIND[kind]]), device=device)
+    channels = input_channels(MODEL_KIND[kind], unet.latent_channels)  # type: ignore[arg-type]
+    x_BFChw = torch.zeros(batch, frames, channels, h, w, dtype=dtype, device=device)
+    scalars_BK = torch.zeros(batch, len(VECTOR_CONDITIONS[MODEL_KIND[kind]]), device=device)
     return {"sample": x_BFChw, **inputs, "added_time_ids": scalars_BK}
 
 

@@ -48,15 +48,16 @@ class LiveSource(SampleSource):
             return super().read(draw, kind)
         window = self.window(draw, single_frame=kind == "image")
         frames_FHWC = self._frames(draw.row, window.indices)
-        return Reading(picture=None if kind in ("image", "text_to_video") else frames_FHWC[0], frames=frames_FHWC)
+        return Reading(picture=frames_FHWC[0] if kind in ("image_to_video", "multi_view") else None, frames=frames_FHWC)
 
     def encode(self, draw: Draw, reading: Reading, kind: str) -> Reading:
         if reading.frames is None:
             return reading
         latents = self._encoded(draw, reading.frames)
-        if reading.picture is None:
+        if kind in ("image", "text_to_video"):
             return replace(reading, latents=latents, context=self.text(draw))
-        return replace(reading, latents=latents, context=self._embedded(reading.picture)[None])
+        seen = reading.frames[[0, -1]] if kind == "interpolation" else reading.frames[:1]
+        return replace(reading, latents=latents, context=self._embedded(seen))
 
     def latents(self, draw: Draw, single_frame: bool = False) -> np.ndarray:
         if not self._is_live(draw):
@@ -71,7 +72,13 @@ class LiveSource(SampleSource):
         return text_context([self.rows[draw.row]["captions"][draw.caption]], self.model.text_encoder)[0].numpy()
 
     def image(self, draw: Draw) -> np.ndarray:
-        return self._embedded(self.picture(draw)) if self._is_live(draw) else super().image(draw)
+        return self._embedded(self.picture(draw)[None])[0] if self._is_live(draw) else super().image(draw)
+
+    def end_images(self, draw: Draw) -> np.ndarray:
+        if not self._is_live(draw):
+            return super().end_images(draw)
+        indices = self.window(draw).indices
+        return self._embedded(self._frames(draw.row, [indices[0], indices[-1]]))
 
     def picture(self, draw: Draw) -> np.ndarray:
         if not self._is_live(draw):
@@ -101,6 +108,6 @@ class LiveSource(SampleSource):
         mean, logvar = (np.concatenate(part) for part in zip(*moments, strict=True))
         return draw_latents(draw, mean, logvar) if self.gathering.sampled else mean
 
-    def _embedded(self, picture_HWC: np.ndarray) -> np.ndarray:
+    def _embedded(self, pictures_FHWC: np.ndarray) -> np.ndarray:
         encoder, extractor = self.model.image_encoder.to(self.model.vae.device), self.model.feature_extractor
-        return image_embeddings(encoder, extractor, picture_HWC[None])[0].cpu().numpy()
+        return image_embeddings(encoder, extractor, pictures_FHWC).cpu().numpy()

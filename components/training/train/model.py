@@ -1,9 +1,10 @@
-"""The model a stage starts from, and the one it leaves: the chain image -> video -> image-to-video -> multi-view."""
+"""The model a stage starts from, and the one it leaves: each kind grows out of another one (``presets.GROWN_FROM``)."""
 
 from __future__ import annotations
 
 import math
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,33 +15,33 @@ from ...common.errors import BadInputError
 from ...common.sample_tensors import CLIP
 from ...common.storage import DataRoot, DirectoryRoot
 from ...diffusion import conditioning
-from ...diffusion.autoencoder import load_autoencoder
+from ...diffusion.autoencoder import load_autoencoder, spatial_factor
 from ...diffusion.hub import resolve_model
 from ...diffusion.import_model import open_model
 from ...diffusion.lora import ADAPTER, inject_lora, merge_lora, save_lora
 from ...diffusion.model_directory import VideoModel, save_model
 from ...diffusion.motion import MotionCalibration
 from ...diffusion.settings import UNetSettings
-from ...diffusion.unet import build_image_unet, inflate, settings_of, to_image_to_video, to_multi_view
+from ...diffusion.unet import (
+    build_image_unet,
+    inflate,
+    settings_of,
+    to_image_to_video,
+    to_interpolation,
+    to_multi_view,
+)
 from .data import Gathering, SampleSource
 from .datasets import read_datasets
 from .draws import Plan
 from .live import LiveSource
 from .objective import UNKNOWN_MOTION
 from .packed_rows import only
+from .presets import GROWN_FROM, MODEL_KIND
 from .settings import StageSettings
 from .start import parameterisation_to_train, unknown_motion
 
 if TYPE_CHECKING:
     from .job import Job
-
-KIND_OF_STAGE: dict[str, Any] = {
-    "image": "image",
-    "video": "text_to_video",
-    "image_to_video": "image_to_video",
-    "multi_view": "multi_view",
-}
-_BEFORE = {"image": None, "video": "image", "image_to_video": "text_to_video", "multi_view": "image_to_video"}
 
 
 def prepare_model(job: Job) -> tuple[VideoModel, SampleSource, SampleSource, Plan]:
@@ -53,7 +54,8 @@ def prepare_model(job: Job) -> tuple[VideoModel, SampleSource, SampleSource, Pla
     root = DataRoot.open(job.root)
     remote = not isinstance(root, DirectoryRoot)
     cache = BlockCache(root.scratch("blocks"), int(job.settings.cache_gib * 2**30)) if remote else None
-    model = start_model(job.stage, job.init, job.settings)
+    size = _usual_size(datasets.train) if job.stage == "interpolation" else None
+    model = start_model(job.stage, job.init, job.settings, size)
     sources = {
         split: _source(root, rows, Gathering.of(job.stage, job.settings, training=split == "train"), cache, model)
         for split, rows in (("train", datasets.train), ("held_out", datasets.held_out))
@@ -89,24 +91,39 @@ def _source(
     return SampleSource(root, rows, gathering, cache)
 
 
-def start_model(stage: str, init: Path | None, settings: StageSettings) -> VideoModel:
+def _usual_size(rows: Sequence[dict[str, Any]]) -> tuple[int, int] | None:
+    """Height and width of most samples, px."""
+    sizes = Counter((row["height"], row["width"]) for row in only(rows, "height", "width"))
+    return sizes.most_common(1)[0][0] if sizes else None
+
+
+def start_model(
+    stage: str, init: Path | None, settings: StageSettings, size: tuple[int, int] | None = None
+) -> VideoModel:
     """The model that a stage trains, before its first step.
 
     An init of the stage's own kind is trained on; one of the kind before is grown into it without changing what it
     computes.
+
+    Args:
+        stage: its kind.
+        init: model directory; None for the image stage.
+        settings: of the stage.
+        size: height and width of most samples, px: where the settings leave it open, that of interpolation's latent for
+            frames that are not given.
 
     Raises:
         BadInputError: a stage after the first has no init, or one of a kind that cannot become the stage's.
     """
     import torch
 
-    kind = KIND_OF_STAGE[stage]
+    kind: Any = MODEL_KIND[stage]
     torch.manual_seed(settings.seed)  # fresh weights are the same in every process
     if init is None and stage == "image" and settings.base:
         init = resolve_model(settings.base)
     if init is None:
         if stage != "image":
-            raise BadInputError(f"stage {stage} starts from a model of kind {_BEFORE[stage]}: give it one as init")
+            raise BadInputError(f"stage {stage} starts from a model of kind {GROWN_FROM[stage]}: give it one as init")
         unet = build_image_unet(UNetSettings(**settings.unet))
         if settings.lora:
             inject_lora(unet, settings.lora, f"train_{stage}.lora")
@@ -118,21 +135,21 @@ def start_model(stage: str, init: Path | None, settings: StageSettings) -> Video
             parameterisation=parameterisation_to_train(stage, None, settings),
         )
     model = open_model(init)
-    if model.kind not in (kind, _BEFORE[stage]):
+    if model.kind not in (kind, before := GROWN_FROM.get(stage)):
         raise BadInputError(
-            f"{init}: a model of kind {model.kind} cannot start stage {stage}, which takes {_BEFORE[stage]} or {kind}"
+            f"{init}: a model of kind {model.kind} cannot start stage {stage}, which takes {before} or {kind}"
         )
     if "imported" in model.card and model.kind != "image" and not (_calibrated(model) or settings.refit_motion):
         raise unknown_motion(stage, init)
     if model.kind != kind:
         if kind == "text_to_video":
             model.unet = _inflated(model.unet, settings)
-        elif kind == "image_to_video":
-            model.unet = to_image_to_video(model.unet)
+        elif kind == "multi_view":
+            model.unet = to_multi_view(model.unet)
+        else:
+            model.unet = _given_pictures(model, kind, settings, size)
             _give_image_encoder(model, settings)
             model.text_encoder = None
-        else:
-            model.unet = to_multi_view(model.unet)
         model.kind = kind
     model.parameterisation = parameterisation_to_train(stage, model.parameterisation, settings, str(init))
     model.card.pop("unconditional", None)  # captions are dropped to zeros here, whatever the start was guided away from
@@ -203,6 +220,15 @@ def _mean(loss: dict[str, Any] | None) -> float | None:
 
 def _text_encoder(settings: StageSettings) -> str:
     return conditioning.LOCAL_TEXT_ENCODER if settings.text_encoder == "local" else settings.text_encoder
+
+
+def _given_pictures(model: VideoModel, kind: str, settings: StageSettings, size: tuple[int, int] | None) -> Any:
+    """A text-to-video U-Net that takes a picture, or two, in place of the text."""
+    if kind == "image_to_video":
+        return to_image_to_video(model.unet)
+    asked = (settings.height, settings.width) if settings.height and settings.width else size
+    factor = spatial_factor(model.vae)
+    return to_interpolation(model.unet, (asked[0] // factor, asked[1] // factor) if asked else None)
 
 
 def _give_image_encoder(model: VideoModel, settings: StageSettings) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ...diffusion import discrete, edm
-from ...diffusion.conditioning import Conditions, frame_latents, vector_conditioning
+from ...diffusion.conditioning import Conditions, end_latents, frame_latents, vector_conditioning
 from ...diffusion.model_directory import VideoModel
 from ...diffusion.motion import MotionCalibration
 from ...diffusion.network import ModelFn, unet_model_fn
@@ -49,7 +49,8 @@ class Batch:
         draws: the samples.
         readings: of each.
         noises: of each, [F, C, h, w]; None for samples that are yet to be encoded.
-        frame_noises: of each conditioning frame, [3, H, W]; None for kinds that have none.
+        frame_noises: of each conditioning frame, [3, H, W], in interpolation of the latents at both ends, [2, C, h, w];
+            None for kinds that have none, and for samples that are yet to be encoded.
     """
 
     draws: Sequence[Draw]
@@ -93,15 +94,7 @@ class Objective:
     def read(self, draws: Sequence[Draw]) -> Batch:
         """Read what the losses of draws of one bucket are computed on. Several threads may do so at the same time."""
         readings = [self.source.read(draw, self.kind) for draw in draws]
-        noises = [
-            None if reading.latents is None else self._noise(draw, reading.latents.shape)
-            for draw, reading in zip(draws, readings, strict=True)
-        ]
-        frame_noises = [
-            None if reading.picture is None else frame_noise(draw, (3, *reading.picture.shape[:2]))
-            for draw, reading in zip(draws, readings, strict=True)
-        ]
-        return Batch(draws, readings, noises, frame_noises)
+        return self._with_noises(Batch(draws, readings, [None] * len(draws), [None] * len(draws)))
 
     def losses(self, draws: Sequence[Draw]) -> torch.Tensor:
         """The loss per draw, [B]: lambda(sigma) |D - x0|^2, or a discrete schedule's plain error of the network."""
@@ -119,7 +112,7 @@ class Objective:
         """The losses of draws that have been read, [B]."""
         batch = self._encoded(batch)
         x0_BFchw, noise_BFchw, sigma_B = self._noised(batch)
-        conditions = self._conditions(batch, x0_BFchw.shape[1])
+        conditions = self._conditions(batch, x0_BFchw)
         # Images in a video stage are batches of one frame: the temporal layers have no part in them.
         images = self.kind != "image" and x0_BFchw.shape[1] == 1
         model_fn = unet_model_fn(
@@ -163,11 +156,26 @@ class Objective:
         if all(reading.frames is None for reading in batch.readings):
             return batch
         readings = [self.source.encode(d, r, self.kind) for d, r in zip(batch.draws, batch.readings, strict=True)]
-        noises: list[np.ndarray | None] = [
+        return self._with_noises(replace(batch, readings=readings))
+
+    def _with_noises(self, batch: Batch) -> Batch:
+        """A batch with the noise of all that there is by now."""
+        draws, readings = batch.draws, batch.readings
+        noises = [
             self._noise(draw, reading.latents.shape) if known is None and reading.latents is not None else known
-            for draw, reading, known in zip(batch.draws, readings, batch.noises, strict=True)
+            for draw, reading, known in zip(draws, readings, batch.noises, strict=True)
         ]
-        return replace(batch, readings=readings, noises=noises)
+        frame_noises = [
+            frame_noise(draw, shape) if known is None and (shape := self._frame_shape(reading)) else known
+            for draw, reading, known in zip(draws, readings, batch.frame_noises, strict=True)
+        ]
+        return replace(batch, noises=noises, frame_noises=frame_noises)
+
+    def _frame_shape(self, reading: Reading) -> tuple[int, ...] | None:
+        """The shape of the noise on what is given of a sample's frames."""
+        if self.kind == "interpolation" and reading.latents is not None:
+            return (2, *reading.latents.shape[1:])
+        return (3, *reading.picture.shape[:2]) if reading.picture is not None else None
 
     def _noised(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return (
@@ -181,7 +189,7 @@ class Objective:
             return noise(draw, shape)
         return noise(draw, shape) + self.offset_noise * noise_offset(draw, shape[1])[:, None, None]
 
-    def _conditions(self, batch: Batch, frames: int) -> Conditions:
+    def _conditions(self, batch: Batch, x0_BFchw: torch.Tensor) -> Conditions:
         draws, rows = batch.draws, [self.source.rows[draw.row] for draw in batch.draws]
         by_text = self.kind in ("image", "text_to_video")
         dropped = [draw.drop_text if by_text else draw.drop_embedding for draw in draws]
@@ -196,20 +204,30 @@ class Objective:
             noise_aug=[draw.augment_sigma for draw in draws],
             elevation_deg=[row["elevation_deg"] for row in rows] if self.kind == "multi_view" else None,
         )
-        concat = self._frame_latents(batch, frames) if self.kind in ("image_to_video", "multi_view") else None
-        return Conditions(self._tensor(context_BND).to(self.dtype), self._tensor(vector_BK.numpy()), concat)
+        vector_BK = self._tensor(vector_BK.numpy())
+        return Conditions(self._tensor(context_BND).to(self.dtype), vector_BK, self._joined(batch, x0_BFchw))
 
-    def _frame_latents(self, batch: Batch, frames: int) -> torch.Tensor:
-        """The conditioning frame, noised in pixel space and encoded (not scaled), [B, F, c, h, w]."""
-        draws = batch.draws
-        latent_Bchw = frame_latents(
+    def _joined(self, batch: Batch, x0_BFchw: torch.Tensor) -> torch.Tensor | None:
+        """What is joined to the network's input, [B, F, C, h, w]; zeros where it is dropped."""
+        if self.kind in ("image", "text_to_video"):
+            return None
+        kept_B = torch.tensor([not draw.drop_frame for draw in batch.draws], device=self.device).view(-1, 1, 1, 1, 1)
+        if self.kind != "interpolation":
+            latent_B1chw = (self._frame_latents(batch)[:, None] * kept_B).to(self.dtype)
+            return latent_B1chw.expand(-1, x0_BFchw.shape[1], -1, -1, -1)
+        noise_B2chw = self._tensor(np.stack(batch.frame_noises))  # type: ignore[arg-type]
+        strength_B = [draw.augment_sigma for draw in batch.draws]
+        joined_BFChw = end_latents(x0_BFchw[:, [0, -1]], noise_B2chw, strength_B, x0_BFchw.shape[1])
+        return (joined_BFChw * kept_B).to(self.dtype)
+
+    def _frame_latents(self, batch: Batch) -> torch.Tensor:
+        """The conditioning frame, noised in pixel space and encoded (not scaled), [B, c, h, w]."""
+        return frame_latents(
             self.vae,
             np.stack([reading.picture for reading in batch.readings]),  # type: ignore[misc]
             torch.from_numpy(np.stack(batch.frame_noises)),  # type: ignore[arg-type]
-            [draw.augment_sigma for draw in draws],
+            [draw.augment_sigma for draw in batch.draws],
         )
-        kept_B = torch.tensor([not draw.drop_frame for draw in draws], device=self.device)
-        return (latent_Bchw * kept_B.view(-1, 1, 1, 1)).to(self.dtype)[:, None].expand(-1, frames, -1, -1, -1)
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(self.device)

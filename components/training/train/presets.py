@@ -17,7 +17,15 @@ import yaml
 from ...common.errors import ConfigError
 
 STAGES = Path(__file__).resolve().parents[1] / "stages"
-KINDS = ("image", "video", "image_to_video", "multi_view")
+KINDS = ("image", "video", "image_to_video", "multi_view", "interpolation")
+# the kind of model that a stage of each kind trains, and the kind that it grows out of its own where it starts from one
+MODEL_KIND = {kind: kind for kind in KINDS} | {"video": "text_to_video"}
+GROWN_FROM = {
+    "video": "image",
+    "image_to_video": "text_to_video",
+    "multi_view": "image_to_video",
+    "interpolation": "text_to_video",
+}
 _ABOUT = {"title", "kind", "row", "after", "source", "ours", "implied"}
 _REQUIRED = {"title", "kind", "row", "source"}
 
@@ -29,7 +37,7 @@ class Preset:
     Attributes:
         name: of its file.
         title: one line.
-        kind: which model it trains: image, video, image_to_video or multi_view.
+        kind: which model it trains: one of KINDS.
         row: the stage in the paper's order, as II-b.
         after: the preset whose model it starts from; None for the first.
         source: section of the paper.

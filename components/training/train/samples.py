@@ -11,9 +11,12 @@ import numpy as np
 import torch
 
 from ...common.video import encode_mp4
+from ...diffusion.autoencoder import decode_latents
+from ...diffusion.interpolating import between, clip_noise, frame_noise, sample_between
 from ...diffusion.model_directory import VideoModel
 from ...diffusion.motion import MotionCalibration
 from ...diffusion.sampling import generate, generate_from_text
+from ...diffusion.settings import SamplingSettings
 from .data import SampleSource
 from .draws import middle_draw
 from .job import GRID, SMALL_GRID
@@ -59,10 +62,11 @@ def write_samples(
     try:
         for first in range(0, count, processes):
             index = min(first + rank, count - 1)
-            frames_FHWC = _generate(seen, source, index, settings)
+            make = _interpolate if model.kind == "interpolation" else _generate
+            frames_FHWC, shown_FHWC = make(seen, source, index, settings)
             if first + rank < count:
                 rate = source.fps(middle_draw(index))
-                np.save(folder / f"sample_{index}.npy", frames_FHWC)
+                np.save(folder / f"sample_{index}.npy", shown_FHWC)
                 if len(frames_FHWC) > 1:
                     (folder / f"sample_{index}.mp4").write_bytes(encode_mp4(frames_FHWC, rate))
     finally:
@@ -90,16 +94,45 @@ def write_grid(folder: Path) -> np.ndarray | None:
     return grid
 
 
-def _generate(model: VideoModel, source: SampleSource, index: int, settings: StageSettings) -> np.ndarray:
+def _told(model: VideoModel, source: SampleSource, index: int) -> dict[str, Any]:
+    """The rate and the motion that a sample is told with."""
+    given = model.card.get("motion_calibration")
+    calibration = MotionCalibration.from_dict(given) if given else None
+    bucket = bucket_of(calibration, source.rows[index]["motion_score"])
+    return {"fps": source.fps(middle_draw(index)), "motion_bucket": bucket}
+
+
+def _interpolate(
+    model: VideoModel, source: SampleSource, index: int, settings: StageSettings
+) -> tuple[np.ndarray, np.ndarray]:
+    """A clip between its own ends, and what its row of the grid shows: the ends, what was made and what is true."""
+    draw = middle_draw(index)
+    true_Fchw = torch.from_numpy(source.latents(draw))
+    place = true_Fchw.shape[1:]
+    noises_12chw = torch.stack([frame_noise(index, end, *place) for end in (0, 1)])[None]
+    conditions = between(
+        true_Fchw[None, [0, -1]], torch.from_numpy(source.end_images(draw))[None], noises_12chw,
+        noise_aug=SamplingSettings().noise_aug, **_told(model, source, index),
+    )  # fmt: skip
+    made_Fchw = sample_between(model, conditions, clip_noise(index, 0, *place)[None], settings.sample_steps)[0]
+    made_Fchw[[0, -1]] = true_Fchw[[0, -1]]
+    made_FHWC, true_FHWC = decode_latents(model.vae, made_Fchw), decode_latents(model.vae, true_Fchw)
+    return made_FHWC, np.concatenate([true_FHWC[[0, -1]], made_FHWC[1:-1], true_FHWC[1:-1]])
+
+
+def _generate(
+    model: VideoModel, source: SampleSource, index: int, settings: StageSettings
+) -> tuple[np.ndarray, np.ndarray]:
+    """A video of a sample's conditions; all of it is shown."""
     row, draw = source.rows[index], middle_draw(index)
     window = source.window(draw, single_frame=model.kind == "image")
-    told = model.card.get("motion_calibration")
-    bucket = bucket_of(MotionCalibration.from_dict(told) if told else None, row["motion_score"])
-    common: dict[str, Any] = {"fps": source.fps(draw), "motion_bucket": bucket}
+    common = _told(model, source, index)
     common |= {"steps": settings.sample_steps, "seed": index}
     if model.kind in ("image", "text_to_video"):
-        return generate_from_text(
+        made_FHWC = generate_from_text(
             model, row["captions"][0], frames=window.frames, height=row["height"], width=row["width"], **common
         )
-    elevation = row["elevation_deg"] if model.kind == "multi_view" else None
-    return generate(model, source.picture(draw), frames=window.frames, elevation_deg=elevation, **common)
+    else:
+        elevation = row["elevation_deg"] if model.kind == "multi_view" else None
+        made_FHWC = generate(model, source.picture(draw), frames=window.frames, elevation_deg=elevation, **common)
+    return made_FHWC, made_FHWC

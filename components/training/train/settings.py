@@ -14,7 +14,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ...common.config import Settings, fault_of, load_profile, merge, validate_settings
 from ...common.errors import ConfigError
-from ...diffusion.settings import LoraSettings
+from ...diffusion.settings import INTERPOLATED_FRAMES, LoraSettings
 from .presets import KINDS, load_preset
 
 
@@ -102,7 +102,8 @@ class StageSettings(Settings):
         None, ge=0, le=1
     )  # rate (unset: 0), and ``image_dropout`` is not looked at. Ours
     caption_weights: tuple[float, float, float] = (0.5, 0.25, 0.25)  # image, video, summary caption [P E.2.2]
-    augment_mean: float = -3.0  # noise on the conditioning frame: ln sigma ~ N(-3, 0.5^2), in pixel space [P D.4]
+    # noise on conditioning frames: ln sigma ~ N(-3, 0.5^2), in pixel space [P D.4], in interpolation on latents [P D.5]
+    augment_mean: float = -3.0
     augment_std: float = Field(0.5, ge=0)
 
     # how it runs
@@ -260,6 +261,12 @@ def stage_settings(stage: str, values: Mapping[str, Any], section: str | None = 
         raise ConfigError(
             f"{section}.noise_schedule: a discrete schedule is for the stages image and video; a model that starts "
             "from a picture has continuous noise levels"
+        )
+    if stage == "interpolation" and (settings.frames != INTERPOLATED_FRAMES or settings.short_frames):
+        field, five = "frames" if settings.frames != INTERPOLATED_FRAMES else "short_frames", INTERPOLATED_FRAMES
+        raise ConfigError(
+            f"{section}.{field}: interpolation is learned on windows of {five} frames, the first and the last of them "
+            f"given; leave frames at {five} and short_frames empty"
         )
     if settings.frames == 1 and stage != "image":
         raise ConfigError(

@@ -26,6 +26,7 @@ _TITLES = {
     "video": "Train: text to video",
     "image_to_video": "Train: image to video",
     "multi_view": "Train: multi-view",
+    "interpolation": "Train: frame interpolation",
 }
 
 
@@ -41,7 +42,7 @@ def train_stage(
     """Train a stage, or find it trained; write its model directory.
 
     Args:
-        stage: image, video, image_to_video or multi_view.
+        stage: one of ``presets.KINDS``.
         samples: samples manifest.
         init: model directory to start from; None for the image stage.
         out: the model directory to write.
@@ -190,7 +191,7 @@ def _report(
         note = "with the running average" if settings.ema else ""
         sections.append(curves("Held-out loss while it trained", validation, "step", "weighted loss", note=note))
     if "samples" in found:
-        sections += _samples(root.fetch_tree(found["samples"]))
+        sections += _samples(root.fetch_tree(found["samples"]), stage)
     if before and after:
         levels = [f"{sigma:.3g}" for sigma in after["sigmas"]]
         rows = [
@@ -284,7 +285,7 @@ def _validation(result: dict[str, Any]) -> dict[str, tuple[list[float], list[flo
     return {"mean": (steps, [point["mean"] for point in points]), **by_level}
 
 
-def _samples(tree: Path) -> list[dict[str, Any]]:
+def _samples(tree: Path, stage: str) -> list[dict[str, Any]]:
     """The grids over the steps, and the last step's videos."""
     folders = sorted(tree.iterdir())
     small = [(folder / SMALL_GRID, folder.name) for folder in folders if (folder / SMALL_GRID).is_file()]
@@ -292,9 +293,9 @@ def _samples(tree: Path) -> list[dict[str, Any]]:
     last: list[tuple[Path | bytes, str]] = (
         [(path, path.stem) for path in sorted(folders[-1].glob("*.mp4"))] if folders else []
     )
-    shown = (
-        [images("Samples while it trained", grids, note="a row per held-out sample", height_px=160)] if grids else []
-    )
+    row = ": the frames given, those made, the true ones" if stage == "interpolation" else ""
+    note = f"a row per held-out sample{row}"
+    shown = [images("Samples while it trained", grids, note=note, height_px=160)] if grids else []
     return shown + ([videos("Samples at the end", last)] if last else [])
 
 
