@@ -101,9 +101,10 @@ def resolve_stage(
                 f"encode.{name}: the stage {preset.name} asks for {wanted}, not {found}; set train_{preset.kind}.{name}"
             )
         overrides[f"encode.{name}"] = found
-    slowest = (sections.get("encode") or {}).get("max_fps")
-    if settings.fps and slowest and slowest < max(settings.fps) and "encode.max_fps" not in given:
-        overrides["encode.max_fps"] = max(settings.fps)  # no window is faster than the frames that are encoded
+    limit = (sections.get("encode") or {}).get("max_fps")
+    if settings.fps and limit and limit < max(settings.fps):  # no window is faster than the frames that are encoded
+        faster = dict.fromkeys(("encode.max_fps", "encode.fps"), max(settings.fps))  # a reference window has to fit too
+        overrides |= {name: rate for name, rate in faster.items() if name not in given}
     return settings, {**_encoders(init), **overrides}
 
 

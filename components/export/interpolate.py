@@ -101,6 +101,7 @@ def interpolate_frames(frames_FHWC: np.ndarray, model: Path, fps: float, asked: 
         BadInputError: no interpolation model, or a value out of its bounds.
     """
     opened = _opened(model, asked)
+    frames_FHWC = np.array(frames_FHWC)  # what came over gRPC cannot be written to, of which torch warns
     count, height, width = frames_FHWC.shape[:3]
     with _shown(opened, count, _RATE, f"clips of 5 frames of {width}x{height} px") as on_step:
         return np.stack(list(_passes(opened, frames_FHWC, fps, _RATE, "given", on_step)))

@@ -14,6 +14,7 @@ from tests.e2e.conftest import Run, svdflow
 def interpolated(finished, tmp_path_factory) -> Run:
     workdir = tmp_path_factory.mktemp("interpolation") / "own run"
     sets = {"version.registry": finished.workdir / "registry", "version.store": finished.workdir / "store"}
+    sets |= {"encode.cache": "false", "train_interpolation.processes": "1"}  # quicker, for so few steps
     done = svdflow(
         "run", "interpolation", "--profile", "test", "-w", workdir, "--init", finished.workdir / "models/video",
         *(part for name, value in sets.items() for part in ("--set", f"{name}={value}")),

@@ -230,7 +230,7 @@ def test_requests_beyond_the_queue_are_refused_at_once(client, image):
     assert "(3, 48, 64, 3)" in outcomes
 
 
-def test_an_image_file_becomes_a_video_file_the_same_through_a_server_and_in_process(server, model, image, tmp_path):
+def test_an_image_file_becomes_a_video_file_through_a_server_and_in_process(server, model, between, image, tmp_path):
     from PIL import Image
 
     Image.fromarray(image).save(tmp_path / "in.png")
@@ -240,6 +240,10 @@ def test_an_image_file_becomes_a_video_file_the_same_through_a_server_and_in_pro
     assert (found.frames, found.width, found.height, found.fps) == (3, 64, 48, 9.0)
     assert "3 frames of 64x48 px at 9 fps" in said
     assert (tmp_path / "own.mp4").stat().st_size > 500
+    asked = {"url": server.url, "steps": 2, "seed": 3, "fps": 9}
+    said = generate_file(tmp_path / "in.png", tmp_path / "between.mp4", interpolate=between, **asked)
+    found = probe(tmp_path / "between.mp4")
+    assert (found.frames, found.width, found.fps) == (9, 64, 36.0) and "9 frames of 64x48 px at 36 fps" in said
 
 
 def test_a_taken_port_is_named(server, repository):

@@ -9,6 +9,7 @@ from svdflow.diffusion import device as device_module
 from svdflow.diffusion.autoencoder import load_autoencoder
 from svdflow.diffusion.conditioning import LOCAL_TEXT_ENCODER, build_feature_extractor, build_image_encoder
 from svdflow.diffusion.device import default_device, place, within_memory
+from svdflow.diffusion.interpolating import interpolate
 from svdflow.diffusion.model_directory import VideoModel
 from svdflow.diffusion.sampling import generate, generate_from_text
 from svdflow.diffusion.settings import TINY_UNET
@@ -56,6 +57,16 @@ def test_a_video_from_a_text_is_that_of_main_memory():
     with SecondDevice():
         there = generate_from_text(place(moved, DEVICE), "a dog runs", **told)
     assert same_but_for_rounding(there, here)
+
+
+def test_frames_between_others_are_those_of_main_memory(picture):
+    frames = np.stack([np.roll(picture, 4 * place, axis=1) for place in range(3)])
+    told = {"fps": 7, "steps": 2, "guidance": (2.0, 2.0), "batch": 2}
+    here = interpolate(model("interpolation"), frames, **told)
+    moved = model("interpolation")
+    with SecondDevice():
+        there = interpolate(place(moved, DEVICE), frames, **told)
+    assert same_but_for_rounding(there, here) and not np.array_equal(here[1:4], here[5:8])
 
 
 def test_frames_are_encoded_on_the_gpu_and_come_back(picture, monkeypatch):

@@ -83,7 +83,10 @@ def test_samples_are_encoded_at_the_size_that_the_stage_asks_for():
         "encode.height": 576,
         "encode.width": 1024,
     }
-    for profile, size in (("paper", {"encode.height": 576, "encode.width": 1024}), ("test", {"encode.max_fps": 28.0})):
+    for profile, size in (
+        ("paper", {"encode.height": 576, "encode.width": 1024}),
+        ("test", {"encode.max_fps": 28.0, "encode.fps": 28.0}),
+    ):
         settings, overrides = resolve_stage(load_preset("interpolation"), profile, [], None)
         assert overrides == {"encode.frames": 5} | size and settings.fps == (28.0,)
     settings, overrides = resolve_stage(load_preset("image_to_video_25"), "test", [], None)
@@ -98,9 +101,10 @@ def test_samples_are_encoded_at_the_size_that_the_stage_asks_for():
 
 def test_samples_are_encoded_as_fast_as_the_windows_that_the_stage_asks_for():
     _, overrides = resolve_stage(load_preset("interpolation"), "local", [], None)
-    assert (overrides["encode.max_fps"], overrides["encode.frames"]) == (28.0, 5)  # the profile encodes 8 a second
+    sample = tuple(overrides[f"encode.{name}"] for name in ("max_fps", "fps", "frames"))
+    assert sample == (28.0, 28.0, 5)  # the profile encodes 8 a second
     _, overrides = resolve_stage(load_preset("interpolation"), "local", [("encode.max_fps", 12)], None)
-    assert overrides["encode.max_fps"] == 12
+    assert (overrides["encode.max_fps"], overrides["encode.fps"]) == (12, 28.0)
     assert "encode.max_fps" not in resolve_stage(load_preset("video"), "local", [], None)[1]
     assert "encode.max_fps" not in resolve_stage(load_preset("interpolation"), "paper", [], None)[1]  # no limit there
 
