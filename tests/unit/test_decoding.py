@@ -35,11 +35,13 @@ IN_PODS = {  # of a fan-out, where SVDFLOW_FANOUT is set; tests/integration/test
     "curation/split/scan.py", "curation/split/split.py", "evaluation/held_out.py", "ingest/examine.py",
     "training/encode/sources.py",
 }  # fmt: skip
-BY_HAND = {"diffusion/train_autoencoder.py", "evaluation/study/study.py", "export/generate.py"}  # no step calls these
+BY_HAND = {  # no step calls these
+    "diffusion/train_autoencoder.py", "evaluation/study/study.py", "export/generate.py", "export/interpolate.py",
+}  # fmt: skip
 OWN_PICTURES = {"common/orbit_views.py"}  # of evaluate's own videos and generated objects; of others' objects in pods
 STEPS = (
     "ingest", "split", "annotate", "filter", "encode", "encode_images", "encode_mix", "encode_orbits", "evaluate",
-    "serve", "render", "measure_multiview",
+    "serve", "render", "measure_multiview", "measure_interpolation",
 )  # fmt: skip
 
 
