@@ -1,8 +1,9 @@
 """Does the interpolation stage learn? Clouds that slide, against the linear blend of the two frames given.
 
 The blend is of the true pixels, which the model never sees: it is given latents and makes latents, so that the
-autoencoder's own loss (shown as "true frames, decoded") counts against it and not against the blend. Takes about
-ten minutes on two cores. Run with `make bench`, or `pytest -s tests/benchmarks/test_interpolation_learning.py`.
+autoencoder's own loss (shown as "true frames, decoded") counts against it and not against the blend. Where hardly
+anything moves the blend is the truth, so that it is the faster half of the clips that tells. Takes 17 minutes on two
+busy cores. Run with `make bench`, or `pytest -s tests/benchmarks/test_interpolation_learning.py`.
 """
 
 import numpy as np
