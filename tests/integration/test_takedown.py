@@ -173,7 +173,9 @@ def test_what_the_data_root_has_of_it_goes_and_what_it_has_of_others_stays(share
         root.record("annotate_clip", f"{place}-{key('all')}", {"motion_score": 1.5, "embedding_uri": embeddings[clip]})
     root.record("filter_sides", key("sides"), {"sides": {GONE: "train", STAYS: "held_out"}})
     page = root.put_bytes(b"<img> of any clip")
-    root.record("validate", key("validate"), {"page": page})
+    shows = ("validate", "evaluate", "measure_interpolation", "evaluation_video")  # clips, and do not say which
+    for kind in shows:
+        root.record(kind, key(kind), {"page": page})
 
     def trained(stage, **dataset):
         model = root.put_bytes(json.dumps({"stage": stage, "dataset": dataset}).encode())
@@ -198,7 +200,7 @@ def test_what_the_data_root_has_of_it_goes_and_what_it_has_of_others_stays(share
     content = hashlib.sha256(secret(2, 0)).hexdigest()
     assert root.find("annotate", f"{content[:32]}-{key('motion')}") == {"motion_score": 1.5}
     assert root.find("filter_sides", key("sides"))["sides"][STAYS] == "held_out"
-    assert root.find("validate", key("validate")) is None and not root.exists(page)
+    assert not any(root.find(kind, key(kind)) for kind in shows) and not root.exists(page)
     assert receipt.models == [tree] and stage_of(root, tree) == "image"
     trained("video", tag="demo@v1.0.1", revision=receipt.versions["demo@v1.0.1"]["after"])
     assert _forget(bench).models == [tree], "the other was trained on the version without the video"

@@ -24,7 +24,7 @@ from .references import RESULTS, named_objects
 from .subject import Subject
 
 # kinds that show clips, or list the files of a version, and do not say which clips these are
-_SHOW_CLIPS = ("filter", "validate", "serve", "evaluate", "evaluation_video", "checkout")
+_SHOW_CLIPS = ("filter", "validate", "serve", "evaluate", "evaluation_video", "measure_interpolation", "checkout")
 _PASSING = ("artifacts", "steps", "logs")  # what runs leave in a work directory; the newest run writes it again
 _TEXTS = ("", ".json", ".html", ".log", ".events", ".txt", ".md", ".yaml", ".csv")
 _MAX_TEXT_BYTES = 256 << 20
