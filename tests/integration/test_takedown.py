@@ -145,8 +145,9 @@ def test_it_cannot_be_registered_again_until_it_is_taken_out(bench):
     assert bench.register(videos=1, keep=2).summary["dataset"]["tag"] == "demo@v1.1.0"
 
 
-def test_what_the_data_root_has_of_it_goes_and_what_it_has_of_others_stays(shared):
+def test_what_the_data_root_has_of_it_goes_and_what_it_has_of_others_stays(shared, tmp_path):
     bench, manifests, shard = shared
+    page_of_others = b"what another record needs as well"
     root = bench.root
     clips = {row["clip_id"]: row for row in read_rows("clips", manifests["clips"])}
     embeddings = {c: root.put_bytes(save({"image": np.full((3, 4), n, "float16")})) for n, c in enumerate(clips)}
@@ -177,11 +178,24 @@ def test_what_the_data_root_has_of_it_goes_and_what_it_has_of_others_stays(share
     for kind in shows:
         root.record(kind, key(kind), {"page": page})
 
+    def folder(**files):
+        """A stored folder, of which this machine has a copy."""
+        (path := tmp_path / identity(names=sorted(files))).mkdir()
+        for name, data in files.items():
+            (path / name).write_bytes(data)
+        root.fetch_tree(uri := root.put_tree(path))
+        return uri
+
+    frames = b"true frames of any clip"
+    generated, samples, logs = folder(truth=frames), folder(grid=frames, shared=page_of_others), folder(events=frames)
+    root.record("evaluate", key("with videos"), {"outputs": {"generated": generated}})
+    root.record("other", key("other"), {"tree": folder(kept=page_of_others)})
+
     def trained(stage, **dataset):
         model = root.put_bytes(json.dumps({"stage": stage, "dataset": dataset}).encode())
         listing = [{"md5": model[10:].replace("/", ""), "relpath": "svdflow.json"}]
         tree = root.put_bytes(json.dumps(listing).encode(), ".dir")
-        root.record("train", key("train", stage), {"tree": tree})
+        root.record("train", key("train", stage), {"tree": tree, "samples": samples, "logs": logs, "result": stage})
         return tree
 
     tree = trained("image", tag="demo@v1.0.1", revision=bench.versions().revision("demo@v1.0.1"))
@@ -201,6 +215,9 @@ def test_what_the_data_root_has_of_it_goes_and_what_it_has_of_others_stays(share
     assert root.find("annotate", f"{content[:32]}-{key('motion')}") == {"motion_score": 1.5}
     assert root.find("filter_sides", key("sides"))["sides"][STAYS] == "held_out"
     assert not any(root.find(kind, key(kind)) for kind in shows) and not root.exists(page)
+    assert root.find("train", key("train", "image")) == {"tree": tree, "result": "image"}
+    left = {path.read_bytes() for path in root.scratch("trees").rglob("*") if path.is_file()} | {*_blobs(root).values()}
+    assert frames not in left and page_of_others in left
     assert receipt.models == [tree] and stage_of(root, tree) == "image"
     trained("video", tag="demo@v1.0.1", revision=receipt.versions["demo@v1.0.1"]["after"])
     assert _forget(bench).models == [tree], "the other was trained on the version without the video"

@@ -220,7 +220,7 @@ def _take_down(
             place.remove(uri)
     for uri in sorted(traces.results):  # last: until then a repeated takedown finds by them what is left
         root.remove(uri)
-    forget_scratch(subject, root)
+    forget_scratch(subject, {uri for uris in receipt.objects_removed.values() for uri in uris}, root)
     if workdir:
         forget_in_workdir(workdir, subject, remove=True)
     return receipt

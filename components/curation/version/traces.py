@@ -9,6 +9,7 @@ directory none says whose they are: all go, and the next run shows what it still
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +20,13 @@ import pyarrow.parquet as pq
 
 from ...common.identity import file_sha256, identity
 from ...common.progress import track
-from ...common.storage import DataRoot
-from .references import RESULTS, named_objects
+from ...common.storage import DataRoot, uri_md5
+from .references import RESULTS, named_objects, with_trees
 from .subject import Subject
 
 # kinds that show clips, or list the files of a version, and do not say which clips these are
 _SHOW_CLIPS = ("filter", "validate", "serve", "evaluate", "evaluation_video", "measure_interpolation", "checkout")
+_SHOWN_IN = {"train": ("samples", "logs")}  # fields of records that stay: a model's samples, and their true frames
 _PASSING = ("artifacts", "steps", "logs")  # what runs leave in a work directory; the newest run writes it again
 _TEXTS = ("", ".json", ".html", ".log", ".events", ".txt", ".md", ".yaml", ".csv")
 _MAX_TEXT_BYTES = 256 << 20
@@ -90,14 +92,17 @@ def find_traces(
     for uri in track(list(root.list(RESULTS)), "cached results looked through"):
         data = root.read(uri)
         kind, key = uri.split("/")[1], uri.rsplit("/", 1)[1]
-        if kind in _SHOW_CLIPS or key[:32] in begins or told & set(_texts(json.loads(data))):
+        value = json.loads(data)
+        if kind in _SHOW_CLIPS or key[:32] in begins or told & set(_texts(value)):
             traces.results.add(uri)
-            traces.objects |= named_objects(data) - moved.keys()
+            traces.objects |= with_trees(named_objects(data), root) - moved.keys()
             continue
-        if named_objects(data) & moved.keys():
-            data = json.dumps(_moved(json.loads(data), moved), sort_keys=True).encode()
+        if shown := {name: value.pop(name) for name in _SHOWN_IN.get(kind, ()) if name in value}:
+            traces.objects |= with_trees(named_objects(json.dumps(shown).encode()), root)
+        if shown or named_objects(data) & moved.keys():
+            data = json.dumps(_moved(value, moved), sort_keys=True).encode()
             traces.updated[uri] = data
-        traces.elsewhere |= named_objects(data)
+        traces.elsewhere |= with_trees(named_objects(data), root)
     return traces
 
 
@@ -122,8 +127,11 @@ def _moved(value: Any, moved: Mapping[str, tuple[str, dict[str, int]]]) -> Any:
     return {key: _moved(inner, moved) for key, inner in value.items()}
 
 
-def forget_scratch(subject: Subject, root: DataRoot) -> list[str]:
-    """Remove copies of the video that work in progress left on this machine."""
+def forget_scratch(subject: Subject, gone: Iterable[str], root: DataRoot) -> list[str]:
+    """Remove what scratch has of the video: copies by work in progress, and those of folders that are gone."""
+    for uri in gone:
+        if uri.endswith(".dir"):
+            shutil.rmtree(root.scratch("trees") / uri_md5(uri), ignore_errors=True)
     removed = []
     for path in [path for path in root.scratch().rglob("*") if path.is_file() and not path.is_symlink()]:
         if path.stat().st_size in subject.bytes and file_sha256(path) == subject.video_id:
