@@ -115,9 +115,9 @@ def serve(
     if code is not None and not (code.isascii() and code.isalnum() and 8 <= len(code) <= 64):
         raise ConfigError("--code: 8 to 64 letters and digits")
     opened = open_study(folder)
-    code = code or secrets.token_hex(8)
+    told = "CODE" if code else (code := secrets.token_hex(8))  # who gave one knows it; the log of a pod need not
     shown = "THIS-MACHINE" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-    print(f"Link for raters: http://{shown}:{port}/?code={code}", flush=True)
+    print(f"Link for raters: http://{shown}:{port}/?code={told}", flush=True)
     print("Ctrl-C ends it; every vote is on the disk when its page turns.", flush=True)
     take_votes(opened, host, port, code)
 

@@ -15,7 +15,7 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[1]
 INFRA = REPOSITORY / "infra"
 OVERLAYS = ("dev", "production", "gke", "kserve", "airgapped")
-JOBS = ("publish-release", "publish-release-airgapped")
+JOBS = ("publish-release", "publish-release-airgapped", "study")
 CHECKER = REPOSITORY.parent / "shared" / "tools" / "check_manifests.py"
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 QUEUE = "kueue.x-k8s.io/queue-name"

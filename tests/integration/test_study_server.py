@@ -120,6 +120,8 @@ def test_the_invited_see_the_pages_and_nobody_sees_more_than_the_pages(study):
         status, headers, page = ask(port, "GET", f"/?code={CODE}")
         assert status == 200 and b"Begin" in page and "default-src 'none'" in headers["Content-Security-Policy"]
         cookie = begin(port)
+        behind_tls = ask(port, "POST", "/begin", {"code": CODE}, **{"X-Forwarded-Proto": "https"})[1]["Set-Cookie"]
+        assert "Secure" in behind_tls, "a proxy on this machine is believed"
         _, videos, page = shown(port, cookie)
         assert len(videos) == 2 and "fine" not in page and "coarse" not in page and "<script>alert" not in page
         for path in videos:
@@ -197,10 +199,12 @@ def test_two_servers_do_not_take_votes_of_one_study(study):
     with serving(study):
         second = subprocess.run(
             [str(SVDFLOW), "study", "serve", str(study.folder), "--port", "1"],
+            env=os.environ | {"SVDFLOW_STUDY_CODE": CODE},
             capture_output=True,
             text=True,
             timeout=600,
         )
+        assert "/?code=CODE" in second.stdout and CODE not in second.stdout, "what was given is not for the log"
         assert second.returncode == 1 and "another server is taking this study's votes" in second.stderr
 
 
