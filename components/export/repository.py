@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import shutil
 import uuid
@@ -15,7 +16,7 @@ from .. import __version__
 from ..common.errors import BadInputError, GateRefused, StorageError
 from ..common.identity import file_sha256, identity, tree_sha256
 from ..common.report import StepReport, table
-from ..common.storage import link_or_copy
+from ..common.storage import link_or_copy, write_atomic
 from ..diffusion.settings import INTERPOLATED_FRAMES
 from .model_config import WARM_UP_STEPS_FILE, model_config_text
 from .request import INTERPOLATION, SERVED
@@ -28,8 +29,9 @@ def export_repository(model: Path, metrics: Path, out: Path, settings: ExportSet
     """Write ``out/KIND``: configuration, ``<version>/model.py``, the model directory, card and metrics.
 
     A repository that is there already gets the model as a further version; equal content is found, not written again.
-    What is written appears at once and whole, or not at all. The interpolation model that the settings name is written
-    beside it, by the same rules.
+    A model, and a version of one, appears at once and whole, or not at all. The interpolation model that the settings
+    name is written beside it, by the same rules. Last comes ``out/contents.json``, the digest of every file: by it a
+    release that is copied elsewhere is known to be whole, and to be this one.
 
     Args:
         model: a model directory of kind image_to_video or interpolation.
@@ -59,6 +61,8 @@ def export_repository(model: Path, metrics: Path, out: Path, settings: ExportSet
     )
     for one in wanted:  # all of them have been looked at
         _export(one, out, settings, settings.version if one is wanted[0] else None, report)
+    with _disk_errors(out):
+        _write_contents(out)
     return report
 
 
@@ -95,9 +99,15 @@ def _export(wanted: _Wanted, out: Path, settings: ExportSettings, version: int |
         )
 
     with _disk_errors(out):
-        if known is None:
-            _write_version(served, number, wanted.model, wanted.metrics, key)
-        _write_configuration(served, settings, wanted.size)
+        out.mkdir(parents=True, exist_ok=True)
+        if not served.exists():  # a server that loads all that is there never finds a part of a model
+            with _appearing(served, beside=out) as partial:
+                _write_version(partial, number, wanted.model, wanted.metrics, key)
+                _write_configuration(partial, wanted.kind, settings, wanted.size)
+        else:
+            if known is None:
+                _write_version(served, number, wanted.model, wanted.metrics, key)
+            _write_configuration(served, wanted.kind, settings, wanted.size)
     frames, height, width = wanted.size
     facts: list[list[Any]] = [
         ["model", wanted.kind], ["version", number], ["frames", frames], ["height px", height], ["width px", width],
@@ -122,6 +132,7 @@ def _export(wanted: _Wanted, out: Path, settings: ExportSettings, version: int |
 
 _MODEL_PY = Path(__file__).with_name("triton_model.py")
 _KEY = "export.json"
+CONTENTS = "contents.json"
 
 
 def read_card(model: Path) -> dict[str, Any]:
@@ -201,7 +212,7 @@ def video_size(model: Path, card: dict[str, Any], settings: ExportSettings) -> t
 
 
 def _write_version(served: Path, number: int, model: Path, metrics: Path, key: str) -> None:
-    with _appearing(served / str(number)) as partial:
+    with _appearing(served / str(number), beside=served / str(number)) as partial:
         for path in sorted(p for p in model.rglob("*") if p.is_file()):
             target = partial / "model" / path.relative_to(model)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -212,26 +223,33 @@ def _write_version(served: Path, number: int, model: Path, metrics: Path, key: s
         (partial / _KEY).write_text(json.dumps({"key": key, "svdflow": __version__}, indent=1) + "\n")
 
 
-def _write_configuration(served: Path, settings: ExportSettings, size: tuple[int, int, int]) -> None:
+def _write_configuration(served: Path, kind: str, settings: ExportSettings, size: tuple[int, int, int]) -> None:
     warm_up = served / "warmup" / WARM_UP_STEPS_FILE
     warm_up.parent.mkdir(parents=True, exist_ok=True)
     for path, data in (
         (warm_up, (1).to_bytes(4, "little")),
-        (
-            served / "config.pbtxt",
-            model_config_text(served.name, settings, size).encode(),
-        ),  # last: with it the model can be loaded
+        (served / "config.pbtxt", model_config_text(kind, settings, size).encode()),
     ):
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        partial.write_bytes(data)
-        partial.replace(path)
+        write_atomic(path, data)
+
+
+def _write_contents(out: Path) -> None:
+    names = (path.relative_to(out) for path in out.rglob("*") if path.is_file())
+    kept = sorted(n.as_posix() for n in names if not any(p.startswith(".") or p == "__pycache__" for p in n.parts))
+    files = {name: file_sha256(out / name) for name in kept if name != CONTENTS}
+    write_atomic(out / CONTENTS, (json.dumps({"format": 1, "files": files}, indent=1) + "\n").encode())
 
 
 @contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
-    """A directory to fill that takes its name when all is well, and is gone otherwise."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+def _appearing(target: Path, beside: Path) -> Iterator[Path]:
+    """A directory to fill, beside a path, that takes its name when all is well, and is gone otherwise.
+
+    What a process left there that was killed goes: a repository is written by one run at a time.
+    """
+    begins = f".{beside.name}.{target.name}."
+    for left in beside.parent.glob(glob.escape(begins) + "?" * 32):
+        shutil.rmtree(left, ignore_errors=True)
+    partial = beside.with_name(begins + uuid.uuid4().hex)
     try:
         partial.mkdir()
         yield partial

@@ -291,4 +291,4 @@ def test_from_an_empty_cluster_to_a_served_model_takes_at_most_ten_commands_and_
     told = dict(each.split("=") for each in published["literals"])
     assert given["workdir"] == f"/work/{told['RUN']}", "what is published is what the run has made"
     releases = (REPOSITORY / "infra/overlays/dev/releases.yaml").read_text()
-    assert set(re.findall(r'MODEL_RELEASE, value: "(.*?)"', releases)) == {told["RELEASE"]}, "and what is served"
+    assert set(re.findall(r'svdflow/release: "(.*?)"', releases)) == {told["RELEASE"]}, "and what is served"

@@ -1,5 +1,6 @@
 """The embedded S3 server: kept credentials and ports, several at once, several users of one, and none left behind."""
 
+import contextlib
 import json
 import os
 import signal
@@ -136,21 +137,27 @@ def test_of_several_who_are_left_one_serves(tmp_path):
     assert _servers(tmp_path) == []
 
 
+@contextlib.contextmanager
+def listening(port):
+    """Another program at a port; it may be one that a connection has left moments ago, as servers may."""
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        yield
+
+
 def test_a_taken_port_is_replaced_until_something_depends_on_it(tmp_path, monkeypatch):
     monkeypatch.setattr("svdflow.common.object_store._PORT_WAIT_S", 0.3)
     store = EmbeddedStore(tmp_path)
     ports = store._choose_ports()
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", ports["s3"]))
-        other.listen()
+    with listening(ports["s3"]):
         replaced = store._choose_ports()
         assert replaced["s3"] != ports["s3"] and replaced["master"] == ports["master"]
     assert store._choose_ports() == replaced
     store.pin("/somewhere/registry")
     store.pin("/somewhere/registry")
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", replaced["s3"]))
-        other.listen()
+    with listening(replaced["s3"]):
         with pytest.raises(
             ServiceError, match=rf"port {replaced['s3']} .* is taken .*/somewhere/registry\).*stop that program"
         ):

@@ -1,7 +1,10 @@
 """The Triton model repository, its requests and its client, without a server."""
 
 import errno
+import hashlib
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -141,6 +144,41 @@ def test_a_full_disk_leaves_the_served_version_as_it_was(model, metrics, tmp_pat
         export_repository(model, metrics, out, SETTINGS)
     assert files(out) == before
     assert sorted(p.name for p in (out / "image_to_video").iterdir()) == ["1", "config.pbtxt", "warmup"]
+
+
+def test_a_killed_export_leaves_no_part_of_a_model_that_a_server_would_load(model, metrics, tmp_path, monkeypatch):
+    """The process ends at every file that it links, and before the configuration."""
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    export_repository(model, metrics, whole, SETTINGS)
+    for after in range(len([path for path in model.rglob("*") if path.is_file()]) + 1):
+        if (child := os.fork()) == 0:
+            left = iter(range(after))
+
+            def link(source: Path, target: Path, left=left) -> None:
+                shutil.copyfile(source, target) if next(left, None) is not None else os._exit(9)
+
+            monkeypatch.setattr(repository_module, "link_or_copy", link)
+            monkeypatch.setattr(repository_module, "model_config_text", lambda *_: os._exit(9))
+            export_repository(model, metrics, out, SETTINGS)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        assert list(out.iterdir()) == [], after
+    export_repository(model, metrics, out, SETTINGS)
+    assert files(out) == files(whole) and sorted(p.name for p in tmp_path.glob(".*")) == []
+
+
+def test_a_repository_tells_the_digest_of_every_file_that_is_served(model, metrics, between, tmp_path):
+    out = tmp_path / "out"
+    export_repository(model, metrics, out, SETTINGS)
+    first = json.loads((out / "contents.json").read_text())["files"]
+    (out / "image_to_video/1/__pycache__").mkdir()
+    (out / "image_to_video/1/__pycache__/model.pyc").write_bytes(b"a server's")
+    export_repository(between["interpolation"], between["interpolation_metrics"], out, SETTINGS)
+    both = json.loads((out / "contents.json").read_text())["files"]
+    there = {p.relative_to(out).as_posix(): p for p in out.rglob("*") if p.is_file() and p.suffix != ".pyc"}
+    assert both.keys() == there.keys() - {"contents.json"} > first.keys()
+    assert both == {name: hashlib.sha256(there[name].read_bytes()).hexdigest() for name in both}
+    assert first.items() <= both.items()
 
 
 def test_equal_content_is_found_and_other_content_becomes_the_next_version(model, metrics, tmp_path):

@@ -12,9 +12,11 @@ def test_the_two_tracks_serve_what_the_overlay_names_and_the_gateway_knows_both(
     for name in ("dev", "production", "gke", "airgapped"):
         by_label = {label(m): m for m in rendered[name]}
         for track in ("stable", "canary"):
-            pod = by_label[f"Deployment/triton-{track}"]["spec"]["template"]["spec"]
-            release = [e for c in pod["initContainers"] for e in c["env"] if e["name"] == "MODEL_RELEASE"]
-            assert release and release[0]["value"] != "none"
+            pod = by_label[f"Deployment/triton-{track}"]["spec"]["template"]
+            assert pod["metadata"]["annotations"]["svdflow/release"] != "none"
+            for container in pod["spec"]["initContainers"]:
+                (release,) = (e["valueFrom"] for e in container["env"] if e["name"] == "MODEL_RELEASE")
+                assert release["fieldRef"]["fieldPath"] == "metadata.annotations['svdflow/release']"
             assert by_label[f"Service/triton-{track}"]["spec"]["selector"]["svdflow/track"] == track
         assert by_label["Deployment/triton-canary"]["spec"]["replicas"] == 0
 
