@@ -230,7 +230,7 @@ def _rate(fps: float) -> Fraction:
     rate = Fraction(fps).limit_denominator(1001) if math.isfinite(fps) else Fraction(0)
     if rate <= 0 or rate.numerator * _TICKS > _MAX_CLOCK:
         raise BadInputError(
-            f"{fps:g} frames a second: no MP4 can be written at this rate; give one from 0.001 to "
+            f"{float(fps):g} frames a second: no MP4 can be written at this rate; give one from 0.001 to "
             f"{_MAX_CLOCK // _TICKS}"
         )
     return rate
