@@ -79,7 +79,13 @@ def interpolate(
         Path, typer.Option(help="Directory of an interpolation model, as the stage interpolation leaves it.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The MP4 to write.")] = Path("interpolated.mp4"),
-    times: Annotated[int, typer.Option(help="How many times the frame rate: 4, or 16 in two passes.")] = 4,
+    times: Annotated[
+        int,
+        typer.Option(
+            help="How many times the frame rate: 4, or 16 in two passes. The model is told the rate that comes out, "
+            "also one that it was not trained at."
+        ),
+    ] = 4,
     key_frames: Annotated[
         Literal["given", "decoded"],
         typer.Option(

@@ -7,6 +7,7 @@ BadInputError with the file's name.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,6 +23,7 @@ MAX_PIXELS = 8192 * 8192
 # FFmpeg would also open pictures, text (as ANSI art) and play lists that name other files
 DEMUXERS = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,h264,hevc,flv,ogg,asf,mxf,nut,ivf,yuv4mpegpipe"
 _TICKS = 64  # of the clock that frames are timed by, in an interval of their rate
+_MAX_CLOCK = 2**31 - 1  # FFmpeg's fractions have terms of 32 bits
 _OPEN_OPTIONS = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
 
 
@@ -165,7 +167,11 @@ def upright_rgb(frame: Any) -> np.ndarray:
 
 
 def encode_mp4(frames_FHWC: np.ndarray, fps: float, crf: int = 18, gop: int | None = None) -> bytes:
-    """H.264 in MP4, playable in browsers, from uint8 [F, H, W, 3] with even sides; equal frames give equal bytes."""
+    """H.264 in MP4, playable in browsers, from uint8 [F, H, W, 3] with even sides; equal frames give equal bytes.
+
+    Raises:
+        BadInputError: ``fps`` is no rate that an MP4 can have.
+    """
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         options: dict[str, str] = {}
@@ -189,6 +195,9 @@ def write_mp4(out: IO[bytes], frames: Iterable[VideoFrame], fps: float, crf: int
 
     Returns:
         How many frames there were.
+
+    Raises:
+        BadInputError: ``fps`` is no rate that an MP4 can have.
     """
     rate = _rate(fps)
     clock = 1 / (rate * _TICKS)
@@ -218,7 +227,13 @@ def _h264(container: Any, size: Sequence[int], rate: Fraction, crf: int, **more:
 
 
 def _rate(fps: float) -> Fraction:
-    return Fraction(fps).limit_denominator(1001)
+    rate = Fraction(fps).limit_denominator(1001) if math.isfinite(fps) else Fraction(0)
+    if rate <= 0 or rate.numerator * _TICKS > _MAX_CLOCK:
+        raise BadInputError(
+            f"{float(fps):g} frames a second: no MP4 can be written at this rate; give one from 0.001 to "
+            f"{_MAX_CLOCK // _TICKS}"
+        )
+    return rate
 
 
 def _rotation(frame: Any) -> int:

@@ -22,7 +22,7 @@ from ..common.storage import atomic_file
 from ..common.video import VideoFrame, decode, open_video, probe, write_mp4
 from .in_process import bucket_of_score, video_size_of
 from .model_config import request_parameters
-from .request import INTERPOLATION, VideoRequest, video_request
+from .request import INTERPOLATION, VideoRequest, check_fit, video_request
 from .settings import ExportSettings
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ def interpolate_file(
     video: Path, out: Path, model: Path, times: int = 4, key_frames: KeyFrames = "given", **asked: Any
 ) -> str:
     """Write a video at a multiple of its frame rate, and say so in one line.
+
+    A second line tells of a rate beyond those that the model was trained at.
 
     Args:
         video: a file in any container that is read; its sound is left out.
@@ -71,6 +73,7 @@ def interpolate_file(
     opened = _opened(model, asked)
     size = video_size_of(opened.model, asked)
     height, width = size["height"], size["width"]
+    check_fit(info.height, info.width, height, width)
     key_times: deque[float] = deque()
 
     def fitted() -> Iterator[np.ndarray]:
@@ -82,10 +85,11 @@ def interpolate_file(
         made = _passes(opened, fitted(), info.fps, times, key_frames, on_step)
         with atomic_file(out) as stream:
             count = write_mp4(stream, _timed(made, key_times, times), times * info.fps)
-    return (
+    said = (
         f"{out}: {count} frames of {width}x{height} px at {times * info.fps:g} fps, of {(count - 1) // times + 1} at "
         f"{info.fps:g} fps, made in {time.monotonic() - started:.1f} s" + ("; its sound is left out" if sound else "")
     )
+    return "\n".join(filter(None, [said, _beyond_training(opened.model.card, times * info.fps)]))
 
 
 def interpolate_frames(frames_FHWC: np.ndarray, model: Path, fps: float, asked: Mapping[str, Any]) -> np.ndarray:
@@ -123,6 +127,16 @@ def interpolation_directory(model: Path) -> Path:
             "`svdflow train interpolation` leaves"
         )
     return place
+
+
+def _beyond_training(card: Mapping[str, Any], told_fps: float) -> str:
+    """What to say of a rate beyond all of training; nothing where it is within them, or they are not known."""
+    rates = (card.get("configuration") or {}).get("fps") or (card.get("conditioning") or {}).get("fps")
+    if not rates or told_fps <= (trained := float(np.max(rates))):
+        return ""
+    return (
+        f"The model was told {told_fps:g} frames a second and was trained at up to {trained:g}: judge its motion by eye"
+    )
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def request_parameters(settings: ExportSettings, name: str = MODEL_NAME) -> dict
     values = settings.model_dump(mode="json")
     if name == INTERPOLATION:
         values["guidance"] = values["interpolation_guidance"]
-        bounds += ["max_key_frames", "max_video_pixels"]
+        bounds += ["max_key_frames", "max_video_pixels", "max_evaluations"]
     return {f"default_{name}": values[name] for name in names} | {name: values[name] for name in bounds}
 
 

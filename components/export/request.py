@@ -15,6 +15,10 @@ MODEL_NAME = "image_to_video"
 INTERPOLATION = "interpolation"
 SERVED = (MODEL_NAME, INTERPOLATION)  # kinds that a repository holds, each as the model of that name
 MIN_SIDE_PX = 16
+MAX_ASPECT = 16  # of a picture's sides; beyond it next to nothing of it would be seen. Ours
+MAX_COVER = 32  # pixels of the picture scaled to cover a video, in those of the video; 1:16 for 9:16 takes 29. Ours
+MAX_EVALUATIONS = 800  # of a request for interpolation, see ExportSettings; also of repositories that do not tell it
+MAX_ANSWER_BYTES = 2**31 - 2**20  # gRPC's bound of a message, less what is said beside the frames
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,8 @@ def check_image(shape: tuple[int, ...], dtype: str, parameters: Mapping[str, Any
     """Refuse what is no RGB image of bearable size.
 
     Raises:
-        BadInputError: not uint8 [H, W, 3], a side below 16 px, or more pixels than allowed.
+        BadInputError: not uint8 [H, W, 3], a side below 16 px, more pixels than allowed, or so long and narrow that
+            bringing it to the model's size would take too much memory.
     """
     if len(shape) != 3 or shape[2] != 3 or dtype != "uint8":
         raise BadInputError(f"image is {dtype} {list(shape)}; it must be uint8 [height, width, 3], RGB")
@@ -87,6 +92,36 @@ def check_image(shape: tuple[int, ...], dtype: str, parameters: Mapping[str, Any
         raise BadInputError(
             f"image has {height * width} pixels; this model takes up to {parameters['max_image_pixels']}: "
             "make it smaller"
+        )
+    check_fit(height, width, parameters.get("height"), parameters.get("width"))
+
+
+def check_fit(height: int, width: int, to_height: int | None = None, to_width: int | None = None) -> None:
+    """Refuse a picture so long and narrow that scaling it to cover another size takes memory out of proportion.
+
+    Args:
+        height: of the picture, px.
+        width: of the picture, px.
+        to_height: what it is to cover, px; None where it is not known yet.
+        to_width: likewise.
+
+    Raises:
+        BadInputError: its sides are beyond 1:16, or what would be made of it has over 32 times the pixels to cover.
+    """
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        raise BadInputError(
+            f"image is {width}x{height} px; one side may be up to {MAX_ASPECT} times the other, since it is scaled to "
+            "cover the video: cut the part out that is to be seen"
+        )
+    if to_height is None or to_width is None:
+        return
+    from ..common.frames import covering_size
+
+    scaled = covering_size(height, width, to_height, to_width)
+    if scaled[0] * scaled[1] > MAX_COVER * to_height * to_width:
+        raise BadInputError(
+            f"image is {width}x{height} px; to cover a video of {to_width}x{to_height} px it would be scaled to "
+            f"{scaled[0]}x{scaled[1]} px, more than {MAX_COVER} times as many: cut the part out that is to be seen"
         )
 
 
@@ -108,4 +143,35 @@ def check_key_frames(shape: tuple[int, ...], dtype: str, parameters: Mapping[str
         raise BadInputError(
             f"the frames have {pixels} pixels together; this model takes up to {parameters['max_video_pixels']}: make "
             "them smaller, or send fewer"
+        )
+
+
+def check_interpolation(frames: int, request: VideoRequest, parameters: Mapping[str, Any]) -> None:
+    """Refuse a request that would take a server for itself, or whose answer could not be sent: before any work.
+
+    Args:
+        frames: that are given.
+        request: held against its own bounds.
+        parameters: with ``max_evaluations``, and ``height`` and ``width`` of the frames that are made.
+
+    Raises:
+        BadInputError: more model evaluations than allowed, or more bytes of frames than one answer of gRPC holds.
+    """
+    pairs, guided = frames - 1, max(request.guidance) > 1  # as the sampler has it
+    of_pair, most = request.steps * (2 if guided else 1), parameters.get("max_evaluations", MAX_EVALUATIONS)
+    if pairs * of_pair > most:
+        fewer = "ask for fewer steps" + (", or for no guidance" if guided else "")
+        parts = f"send up to {most // of_pair + 1} frames at a time, in parts that share a frame, or "
+        raise BadInputError(
+            f"{frames} frames at {request.steps} steps{' with guidance' if guided else ''} take {pairs * of_pair} "
+            f"model evaluations; this model makes up to {most} for a request: "
+            f"{parts if most >= of_pair else ''}{fewer}"
+        )
+    frame_bytes = parameters["height"] * parameters["width"] * 3
+    if (4 * pairs + 1) * frame_bytes > MAX_ANSWER_BYTES:
+        fitting = (MAX_ANSWER_BYTES // frame_bytes - 1) // 4 + 1
+        raise BadInputError(
+            f"{frames} frames become {4 * pairs + 1} of {parameters['width']}x{parameters['height']} px, "
+            f"{(4 * pairs + 1) * frame_bytes} bytes; an answer holds up to {MAX_ANSWER_BYTES}: send up to "
+            f"{fitting} frames at a time, in parts that share a frame"
         )

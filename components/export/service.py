@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..common.errors import BadInputError
-from .request import INTERPOLATION, MODEL_NAME, check_image, check_key_frames, video_request
+from .request import INTERPOLATION, MODEL_NAME, check_image, check_interpolation, check_key_frames, video_request
 
 if TYPE_CHECKING:
     from ..diffusion.model_directory import VideoModel
@@ -106,6 +106,7 @@ class InterpolationService:
 
         check_key_frames(frames.shape, str(frames.dtype), self.parameters)
         request = video_request(asked, self.parameters)
+        check_interpolation(len(frames), request, self.parameters)
         size = self.parameters["height"], self.parameters["width"]
         return interpolate(
             self.model,

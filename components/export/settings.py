@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from ..common.config import Settings
 from ..diffusion.settings import SamplingSettings
+from .request import MAX_EVALUATIONS
 
 _SAMPLING = SamplingSettings()
 
@@ -52,6 +53,10 @@ class ExportSettings(Settings):
     interpolation_guidance: tuple[float, float] = (1.0, 1.0)  # the paper is silent. Ours
     max_key_frames: int = Field(default=64, ge=2)  # of a request. Ours; the paper's longest video has 28
     max_video_pixels: int = Field(default=64 << 20, ge=1)  # of all frames of a request together. Ours
+    # Pairs of frames times model evaluations of each, one a denoising step and two with guidance: what a request may
+    # take of the gateway's 600 s. 28 frames at 25 steps, as the paper's longest video, are 675. Ours: set it by what an
+    # evaluation takes on the server's device at the model's size, and below queue_timeout_s for those that wait.
+    max_evaluations: int = Field(default=MAX_EVALUATIONS, ge=1)
 
     @model_validator(mode="after")
     def _judged(self) -> ExportSettings:

@@ -135,11 +135,50 @@ def test_frames_that_are_unevenly_spaced_stay_so_and_sound_is_left_out_and_said_
         out.mux(sound.encode(frame))
         out.mux(sound.encode())
     said = interpolate_file(tmp_path / "in.mp4", tmp_path / "o.mp4", model)
-    assert said.endswith("; its sound is left out")
+    assert said.splitlines()[0].endswith("; its sound is left out")
     expected = np.interp(np.arange(13) / 4, np.arange(4), spaced)
     assert times_of(tmp_path / "o.mp4")[0] == pytest.approx(expected, abs=2e-3)
     with av.open(str(tmp_path / "o.mp4")) as made:
         assert not made.streams.audio
+
+
+def test_a_rate_beyond_those_of_training_is_told_and_nothing_else_is(blending, video, tmp_path):
+    def said(times: int, **card: object) -> list[str]:
+        model = write_interpolation_model(tmp_path / str(len(list(tmp_path.iterdir()))), **card)
+        return interpolate_file(video, tmp_path / "o.mp4", model, times).splitlines()
+
+    size = {"frames": 5, "height": HEIGHT, "width": WIDTH}
+    assert said(4)[1:] == [
+        "The model was told 50 frames a second and was trained at up to 8: judge its motion by eye"
+    ]  # its windows' own rate
+    trained = {"configuration": size | {"fps": [7.0, 50.0]}, "conditioning": {"fps": 7.0}}
+    assert len(said(4, **trained)) == 1
+    assert "told 200 frames a second and was trained at up to 50" in said(16, **trained)[1]
+    assert len(said(16, configuration=size, conditioning={})) == 1, "no record of a rate"
+
+
+def test_a_video_of_no_bearable_shape_is_refused_and_nothing_written(blending, model, tmp_path):
+    (tmp_path / "long.mp4").write_bytes(encode_mp4(np.zeros((2, 16, 320, 3), np.uint8), 7))
+    with pytest.raises(BadInputError, match="320x16 px; one side may be up to 16 times the other"):
+        interpolate_file(tmp_path / "long.mp4", tmp_path / "o.mp4", model)
+    assert not (tmp_path / "o.mp4").exists()
+
+
+@pytest.mark.parametrize("fps", [1e-9, 0.0, -3.0, float("nan"), float("inf"), 1e9, 1e300])
+def test_a_rate_that_no_mp4_can_have_is_refused_by_name(fps):
+    shown = [VideoFrame(0, 0.0, np.zeros((16, 16, 3), np.uint8))]
+    for write in (lambda: write_mp4(io.BytesIO(), shown, fps), lambda: encode_mp4(shown[0].rgb[None], fps)):
+        with pytest.raises(BadInputError, match="frames a second: no MP4 can be written at this rate; give one from"):
+            write()
+
+
+@pytest.mark.parametrize("fps", [0.001, 16 * 24000 / 1001, 30_000_000.0])
+def test_rates_at_the_bounds_are_written(fps):
+    shown = [VideoFrame(n, n / fps, np.zeros((16, 16, 3), np.uint8)) for n in range(2)]
+    out = io.BytesIO()
+    assert write_mp4(out, shown, fps) == 2
+    for written in (out.getvalue(), encode_mp4(np.zeros((2, 16, 16, 3), np.uint8), fps)):
+        assert len(list(decode(written))) == 2
 
 
 def test_a_long_video_takes_no_more_memory_than_a_short_one(blending, model, tmp_path):

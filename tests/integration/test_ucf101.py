@@ -165,10 +165,12 @@ def test_a_real_video_that_cannot_be_used_is_set_aside_and_told(place: Path, tmp
     from shutil import copytree
 
     copytree(place / "UCF-101", tmp_path / "real")
-    (tmp_path / "real/Archery/broken.avi").write_bytes(b"no video")
+    for name in ("Archery", "YoYo"):
+        (tmp_path / "real" / name / "broken.avi").write_bytes(b"no video")
     run(place, tmp_path, "--real", str(tmp_path / "real"))
-    assert results(tmp_path)["protocol"]["real"] | {"clip": ""} == {"videos": 6, "set_aside": 1, "clip": ""}
-    assert "no readable video container" in (tmp_path / "ucf101.html").read_text()
+    assert results(tmp_path)["protocol"]["real"] | {"clip": ""} == {"videos": 6, "set_aside": 2, "clip": ""}
+    page = (tmp_path / "ucf101.html").read_text()
+    assert all(f"{name}/broken.avi" in page for name in ("Archery", "YoYo")) and "no readable video container" in page
 
 
 def test_what_does_not_fit_is_told_before_anything_is_made(place: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from svdflow.export.generate import generate_file, read_image
 from svdflow.export.input_images import choose_images
 from svdflow.export.model_config import exported_models, read_parameters, request_parameters
 from svdflow.export.repository import export_repository, repository_digest
-from svdflow.export.request import check_image, check_key_frames, video_request
+from svdflow.export.request import check_fit, check_image, check_interpolation, check_key_frames, video_request
 from svdflow.export.settings import ExportSettings, ServeSettings
 
 SETTINGS = ExportSettings()
@@ -291,6 +291,108 @@ def test_what_are_no_bearable_frames_is_refused(shape, dtype, reason):
     with pytest.raises(BadInputError, match=reason):
         check_key_frames(shape, dtype, request_parameters(SETTINGS, "interpolation"))
     check_key_frames((28, 576, 1024, 3), "uint8", request_parameters(SETTINGS, "interpolation"))
+
+
+def largest_scaled(height: int, width: int, bound: float) -> float:
+    """Pixels of the largest picture that covers a size, of any shape up to 1:``bound``, by the formula of covering."""
+    return max(height * height * bound, width * width * bound)
+
+
+@pytest.mark.parametrize("shape", [(1_048_576, 16, 3), (16, 1_048_576, 3), (16, 272, 3)])
+def test_a_long_and_narrow_picture_is_refused_whatever_its_pixels(shape):
+    assert shape[0] * shape[1] <= PARAMETERS["max_image_pixels"]
+    with pytest.raises(BadInputError, match=r"up to 16 times the other.*cut the part out"):
+        check_image(shape, "uint8", PARAMETERS)
+    with pytest.raises(BadInputError, match="up to 16 times the other"):
+        check_key_frames((2, *shape), "uint8", request_parameters(SETTINGS, "interpolation"))
+
+
+def test_what_a_picture_is_scaled_to_is_bounded_by_the_size_that_it_covers():
+    told = {"height": 576, "width": 1024}
+    for shape in ((16, 256, 3), (256, 16, 3), (1000, 16_000, 3), (16_000, 1000, 3)):
+        check_image(shape, "uint8", PARAMETERS | told)
+    assert largest_scaled(576, 1024, 16) <= 32 * 576 * 1024
+    check_fit(1000, 8000, 64, 1024)
+    with pytest.raises(BadInputError, match=r"1000x8000 px; to cover a video of 1024x64 px .* to 1024x8192 px"):
+        check_fit(8000, 1000, 64, 1024)
+    with pytest.raises(BadInputError, match="to cover a video"):
+        check_image((8000, 1000, 3), "uint8", PARAMETERS | {"height": 64, "width": 1024})
+
+
+@given(
+    given_px=st.tuples(st.integers(16, 4096), st.integers(16, 4096)),
+    size=st.tuples(st.integers(8, 300), st.integers(8, 300)),
+)
+def test_no_picture_that_passes_is_scaled_to_more_than_32_times_its_target(given_px, size):
+    scale = max(size[0] / given_px[0], size[1] / given_px[1])
+    shares = scale * given_px[0] * scale * given_px[1] / (size[0] * size[1])
+    try:
+        check_image((*given_px, 3), "uint8", PARAMETERS | {"height": size[0], "width": size[1]})
+    except BadInputError:
+        assert shares > 31 or max(given_px) > 16 * min(given_px)
+    else:
+        assert shares < 34 and max(given_px) <= 16 * min(given_px)  # whole pixels of small sizes
+
+
+INTERPOLATING = request_parameters(SETTINGS, "interpolation") | {"height": 576, "width": 1024}
+
+
+@pytest.mark.parametrize(
+    ("frames", "asked", "says"),
+    [
+        (28, {}, ""),  # the paper's longest video, at the released number of steps: 675
+        (9, {"steps": 100}, ""),  # 800
+        (10, {"steps": 100}, "10 frames at 100 steps take 900 .* send up to 9 frames at a time, in parts that share"),
+        (5, {"steps": 100, "guidance": (1.0, 1.5)}, ""),
+        (6, {"steps": 100, "guidance": (1.5, 1.0)}, "steps with guidance take 1000 model evaluations.* up to 5 frames"),
+        (64, {"steps": 100, "guidance": (3.0, 3.0)}, "12600 model evaluations.* up to 800.* or for no guidance"),
+    ],
+)
+def test_the_work_of_one_request_for_interpolation_is_bounded(frames, asked, says):
+    request = video_request(asked, INTERPOLATING)
+    if not says:
+        return check_interpolation(frames, request, INTERPOLATING)
+    with pytest.raises(BadInputError, match=says):
+        check_interpolation(frames, request, INTERPOLATING)
+    check_interpolation(frames, request, INTERPOLATING | {"max_evaluations": 12_600})
+
+
+def test_a_bound_below_one_pair_of_frames_does_not_advise_parts():
+    request = video_request({"steps": 30}, INTERPOLATING)
+    with pytest.raises(BadInputError, match="makes up to 20 for a request: ask for fewer steps$"):
+        check_interpolation(2, request, INTERPOLATING | {"max_evaluations": 20})
+
+
+def test_a_repository_that_tells_no_bound_of_work_has_the_default():
+    told = {name: value for name, value in INTERPOLATING.items() if name != "max_evaluations"}
+    with pytest.raises(BadInputError, match="up to 800"):
+        check_interpolation(64, video_request({}, told), told)
+    assert INTERPOLATING["max_evaluations"] == SETTINGS.max_evaluations == 800
+
+
+def test_an_answer_that_grpc_cannot_carry_is_refused_by_its_bytes():
+    request = video_request({"steps": 1}, INTERPOLATING)
+    check_interpolation(64, request, INTERPOLATING)  # 253 frames, 448 MB
+    large = INTERPOLATING | {"height": 2304, "width": 4096}
+    with pytest.raises(BadInputError, match=r"64 frames become 253 of 4096x2304 px.*send up to (\d+) frames") as found:
+        check_interpolation(64, request, large)
+    fitting = int(str(found.value).split("send up to ")[1].split()[0])
+    assert (4 * (fitting - 1) + 1) * 2304 * 4096 * 3 < 2**31 <= (4 * fitting + 1) * 2304 * 4096 * 3
+    check_interpolation(fitting, request, large)
+    with pytest.raises(BadInputError, match=f"send up to {fitting} frames"):
+        check_interpolation(fitting + 1, request, large)
+
+
+def test_the_service_refuses_before_it_fits_a_frame(monkeypatch):
+    from svdflow.common import frames as frames_module
+    from svdflow.export import service
+
+    monkeypatch.setattr(service, "_loaded", lambda *_: None)
+    monkeypatch.setattr(frames_module, "fit_frame", lambda *_: pytest.fail("a frame was fitted"))
+    with pytest.raises(BadInputError, match="1575 model evaluations"):
+        service.InterpolationService(Path("m"), INTERPOLATING).generate(np.zeros((64, 16, 16, 3), np.uint8), {})
+    with pytest.raises(BadInputError, match="up to 16 times the other"):
+        service.VideoService(Path("m"), INTERPOLATING | {"frames": 2}).generate(np.zeros((16, 300, 3), np.uint8), {})
 
 
 def test_a_request_that_says_nothing_takes_the_defaults():

@@ -48,7 +48,7 @@ def csv_counts(path: Path) -> dict[str, int]:
     """How many videos each class has, out of a CSV with columns ``class`` and ``count``.
 
     Raises:
-        BadInputError: it is no such CSV, a count is no positive number, or a class comes twice.
+        BadInputError: it is no such CSV, a count is no number from 1 to a million, or a class comes twice.
     """
     try:
         if path.stat().st_size > _MAX_CSV_BYTES:
@@ -60,8 +60,10 @@ def csv_counts(path: Path) -> dict[str, int]:
     counts: dict[str, int] = {}
     for line, row in enumerate(rows, 2):
         name, count = ((row.get(column) or "").strip() for column in ("class", "count"))
-        if not name or not count.isdecimal() or not int(count):
-            raise BadInputError(f"{path}, line {line}: columns class and count are needed, the count a number above 0")
+        if not name or not count.isdecimal() or len(count) > len(str(_MAX_VIDEOS)) or not int(count):
+            raise BadInputError(
+                f"{path}, line {line}: columns class and count are needed, the count a number from 1 to {_MAX_VIDEOS}"
+            )
         if name in counts:
             raise BadInputError(f"{path}, line {line}: {name} comes twice")
         counts[name] = int(count)

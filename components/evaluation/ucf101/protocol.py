@@ -6,7 +6,8 @@ on where it stopped, and several processes, each with its part, share the work.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from .features import VideoFeatures
 from .settings import Ucf101Settings
 from .videos import Generated, as_seen, real_frames
 
-PAPER_VIDEOS = 13_320
+PAPER_VIDEOS, PAPER_CLASSES = 13_320, 101
+PAPER_COUNTS = {"TableTennisShot": 140, "PlayingPiano": 105}  # [P, App. E.4]: the two classes that it gives as examples
 OURS = ("steps", "motion_bucket")  # the paper does not tell them
 TABLE_2 = {  # [P, Table 2]
     "CogVideo (Chinese)": 751.34,
@@ -50,7 +52,7 @@ class Measured:
         generated: the model's videos.
         network: what the features are computed with, if anything.
         real: the real videos.
-        refused: name of a real video to the reason why it could not be used.
+        refused: class and name of a real video, as ``YoYo/v_1.avi``, to the reason why it could not be used.
         figure: name and value; None while a part, or what is needed for it, is missing.
         lacking: what is missing for a figure, for the user.
         seconds: that it took.
@@ -80,12 +82,19 @@ class Measured:
 
     @property
     def comparable(self) -> bool:
-        """Whether the figure may stand beside the paper's: its network, its number of videos, real ones as well."""
+        """Whether the figure may stand beside the paper's: its network and its videos of each class, real ones too."""
         paper = Ucf101Settings()
         told = self.settings.sampler() | self.settings.seen() | {"split_words": self.settings.split_words}
         as_told = all(value == getattr(paper, name) for name, value in told.items() if name not in OURS)
-        of_paper = self.whole and self.asked_in_all == PAPER_VIDEOS == self.real_compared
+        real = Counter(path.parent.name for path in self.real)
+        of_paper = self.whole and _is_ucf101(self.counts) and _is_ucf101(real) and self.real_compared == PAPER_VIDEOS
         return bool(as_told and of_paper and self.network and self.network.is_i3d)
+
+
+def _is_ucf101(counts: Mapping[str, int]) -> bool:
+    """Whether the videos of each class may be UCF-101's, as far as the paper tells their numbers."""
+    told = all(counts.get(name) == count for name, count in PAPER_COUNTS.items())
+    return told and len(counts) == PAPER_CLASSES and sum(counts.values()) == PAPER_VIDEOS
 
 
 def measure_ucf101(
@@ -199,8 +208,13 @@ def _of_real(features: VideoFeatures, measured: Measured, settings: Ucf101Settin
         lambda path: real_frames(path, settings),
         "features of real videos",
     )
-    measured.refused = {measured.real[place].name: reason for place, reason in refused.items()}
+    measured.refused = {real_name(measured.real[place]): reason for place, reason in refused.items()}
     return moments
+
+
+def real_name(path: Path) -> str:
+    """How a real video is told from others: ``YoYo/v_1.avi``, since two classes may have files of one name."""
+    return f"{path.parent.name}/{path.name}"
 
 
 def result_of(measured: Measured) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...common.report import StepReport, first_rows, images, table, videos
 from ...common.video import encode_mp4
-from .protocol import PAPER_VIDEOS, TABLE_2, Measured, result_of
+from .protocol import PAPER_CLASSES, PAPER_VIDEOS, TABLE_2, Measured, real_name, result_of
 from .videos import as_seen, real_frames
 
 
@@ -49,8 +49,9 @@ def _beside_table_2(measured: Measured) -> dict[str, Any]:
         note = "Same network, same number of videos of each class; sampler, steps and the real clips' place are ours."
     else:
         note = (
-            f"Not comparable with the paper's figure, which has {PAPER_VIDEOS:,} videos, I3D and the paper's sizes: "
-            "a Fréchet distance changes with each. Compare it with figures of the same protocol alone."
+            f"Not comparable with the paper's figure, which has UCF-101's {PAPER_VIDEOS:,} videos of {PAPER_CLASSES} "
+            "classes, I3D and the paper's sizes: a Fréchet distance changes with each. Compare it with figures of the "
+            "same protocol alone."
         )
     return table("Fréchet video distance ↓", ["model", "figure", "value", "videos", "source"], rows, note=note)
 
@@ -86,7 +87,7 @@ def _pictures(measured: Measured) -> list[dict[str, Any]]:
     sections = [_playing("Generated videos", frames, captions, s.fps)]
     middles = [(video[len(video) // 2], text) for video, text in zip(frames, captions, strict=True)]
     sections.append(images("The frame in their middle", middles, height_px=120))
-    by_class = {path.parent.name: path for path in reversed(measured.real) if path.name not in measured.refused}
+    by_class = {path.parent.name: path for path in reversed(measured.real) if real_name(path) not in measured.refused}
     of_same = [(one.of_class, by_class[one.of_class]) for one in chosen if one.of_class in by_class]
     if of_same:
         real = [real_frames(path, s) for _, path in of_same]
