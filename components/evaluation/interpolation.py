@@ -20,7 +20,7 @@ from ..common.report import StepReport, images, table
 from ..common.storage import DataRoot, write_atomic
 from ..common.windows import fitting_stride, stride_for
 from ..diffusion.settings import INTERPOLATED_FRAMES
-from .evaluate import MODEL, UNTRAINED, Source, loaders, make_videos, measured, motion_bucket, protocol_of, write_videos
+from .columns import MODEL, UNTRAINED, Source, loaders, make_videos, measured, motion_bucket, protocol_of, write_videos
 from .held_out import check_held_out, choose_samples, load_clips
 from .interpolation_figures import FIGURES, blended, middle_psnr, nearest, warped
 from .metric import Clip, Videos

@@ -15,7 +15,8 @@ from svdflow.common.psnr import psnr_db
 from svdflow.common.shards import write_shard
 from svdflow.common.storage import DataRoot
 from svdflow.common.video import decode, encode_mp4, probe, read_frames
-from svdflow.evaluation.evaluate import evaluate_model, motion_bucket
+from svdflow.evaluation.columns import motion_bucket
+from svdflow.evaluation.evaluate import evaluate_model
 from svdflow.evaluation.gate import check_gate
 from svdflow.evaluation.gaussians import Moments, distance_between
 from svdflow.evaluation.settings import EvaluateSettings, GateSettings
