@@ -99,8 +99,8 @@ def multiview(
 ) -> None:
     """Orbits of objects from one view, against rendered ones: PSNR, and LPIPS and CLIP-S where weights are given.
 
-    As the paper's figure 10a: every object is rendered as the training's are, and none of them is trained on. Writes
-    multiview.json and multiview.html.
+    As the paper's figure 10a: every object is rendered as the training's are, and measured. The models must not have
+    been trained on any of them; nothing here can know. Writes multiview.json and multiview.html.
     """
     from svdflow.common.config import load_settings
     from svdflow.multiview.figure_10a import measure_objects
@@ -112,7 +112,7 @@ def multiview(
     if clip:
         overrides["multiview.clip_model"] = clip
     render = load_settings(RenderSettings, "render", "paper", {"render.held_out_percent": 100, **overrides})
-    settings = load_settings(MeasureSettings, "multiview", "paper", overrides)
+    settings = load_settings(MeasureSettings, "multiview", "paper", {"multiview.orbits": None, **overrides})
     result, reports = measure_objects(model, before, objects, workdir, _root(workdir), render, settings)
     _write(workdir, "multiview", result, reports, overrides)
     for name, value in result["figures"].items():

@@ -99,6 +99,8 @@ class BlockCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             begun.write_bytes(data)
             begun.replace(path)
+        except FileNotFoundError:  # who emptied the directory meanwhile took it along
+            pass
         except OSError as error:  # a full disk makes reading slower, and stops nothing
             if not is_disk_full(error):
                 raise storage_error(path, error) from error

@@ -162,20 +162,23 @@ def _sources(
 
 
 def _between(model: Any, card: dict[str, Any], clip: Clip, settings: InterpolationSettings) -> np.ndarray:
+    from ..diffusion.device import within_memory
     from ..diffusion.interpolating import RATE, interpolate
 
     seed = int(identity(sample=clip.sample_id, seed=settings.seed)[:8], 16)  # whichever others are chosen
-    return interpolate(
-        model,
-        clip.frames_FHWC[[0, -1]],
-        fps=clip.fps / RATE,
-        motion_bucket=motion_bucket(card, clip.motion_score),
-        noise_aug=settings.noise_aug,
-        steps=settings.steps,
-        guidance=(settings.guidance_min, settings.guidance_max),
-        guidance_shape="linear",
-        seed=seed,
-    )
+    height, width = clip.frames_FHWC.shape[1:3]
+    with within_memory(f"{INTERPOLATED_FRAMES} frames of {width}x{height} px"):
+        return interpolate(
+            model,
+            clip.frames_FHWC[[0, -1]],
+            fps=clip.fps / RATE,
+            motion_bucket=motion_bucket(card, clip.motion_score),
+            noise_aug=settings.noise_aug,
+            steps=settings.steps,
+            guidance=(settings.guidance_min, settings.guidance_max),
+            guidance_shape="linear",
+            seed=seed,
+        )
 
 
 def _report(

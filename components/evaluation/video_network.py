@@ -12,11 +12,14 @@ import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..common.errors import BadInputError, ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 I3D = "I3D (i3d_torchscript.pt of StyleGAN-V)"
 # as stated by its publisher's mirror and by many who hold it against what they downloaded; 51,235,320 bytes
@@ -134,15 +137,29 @@ class VideoNetwork:
                 brings to its own range (``rescale``) and size (``resize``).
 
         Raises:
-            BadInputError: the network does not take such videos, or gives no finite rows.
+            BadInputError: the network does not take such videos, or gives no finite rows, or memory does not hold it.
         """
         import torch
 
-        x_N3FHW = torch.from_numpy(np.ascontiguousarray(videos_NFHWC)).to(self.device).permute(0, 4, 1, 2, 3).float()
+        from ..diffusion.device import within_memory
+
         frames, height, width = videos_NFHWC.shape[1:4]
+        with within_memory(f"the features of {len(videos_NFHWC)} videos of {frames} frames of {width}x{height} px"):
+            x_NFHW3 = torch.from_numpy(np.ascontiguousarray(videos_NFHWC)).to(self.device)
+            out = self._called(x_NFHW3.permute(0, 4, 1, 2, 3).float())
+        if not isinstance(out, torch.Tensor) or out.ndim != 2 or len(out) != len(videos_NFHWC):
+            raise BadInputError(f"{self.file.path}: gives no row of features for each video")
+        if not bool(torch.isfinite(out).all()):
+            raise BadInputError(f"{self.file.path}: gives features that are not finite")
+        return out.double().cpu().numpy()
+
+    def _called(self, x_N3FHW: Tensor) -> Any:
+        import torch
+
+        frames, height, width = x_N3FHW.shape[2:]
         try:
             with torch.inference_mode():
-                out = self.module(x_N3FHW, **CALLED_WITH)
+                return self.module(x_N3FHW, **CALLED_WITH)
         except (RuntimeError, torch.jit.Error) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -150,11 +167,6 @@ class VideoNetwork:
                 f"{self.file.path}: does not take {frames} frames of {width}x{height} px with "
                 f"{', '.join(f'{name}={value}' for name, value in CALLED_WITH.items())} ({_first_line(error)})"
             ) from error
-        if not isinstance(out, torch.Tensor) or out.ndim != 2 or len(out) != len(videos_NFHWC):
-            raise BadInputError(f"{self.file.path}: gives no row of features for each video")
-        if not bool(torch.isfinite(out).all()):
-            raise BadInputError(f"{self.file.path}: gives features that are not finite")
-        return out.double().cpu().numpy()
 
 
 def _first_line(error: BaseException) -> str:

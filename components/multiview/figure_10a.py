@@ -33,16 +33,16 @@ def measure_objects(
     render: RenderSettings,
     settings: MeasureSettings,
 ) -> tuple[dict[str, Any], list[StepReport]]:
-    """Render every object of a folder, generate its orbits from one view, and compare them.
+    """Render every object of a folder, generate orbits from one view, and compare them.
 
     Args:
         model: directory of a multi-view model.
         before: of the model that its training started from; None for no such column.
-        objects: folder of GLB and OBJ files, none of them trained on.
+        objects: folder of GLB and OBJ files; the models must not have been trained on any of them.
         workdir: where the orbits' manifest is written.
         root: where views and generated orbits are kept.
         render: how objects are rendered; those that it holds out are measured.
-        settings: how many orbits, sampler, weights of LPIPS and CLIP.
+        settings: how many orbits (None: of all that were rendered), sampler, weights of LPIPS and CLIP.
 
     Returns:
         The figures with their protocol, as plain values; and the accounts of both steps, for the page.

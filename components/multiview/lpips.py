@@ -6,6 +6,8 @@ both as safetensors. Legend: N pictures, H and W their sides, C channels, h and 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -137,6 +139,7 @@ class Lpips:
         return total
 
     def _layers(self, x_NCHW: Tensor) -> list[Tensor]:
+        import torch
         import torch.nn.functional as F
 
         taken = []
@@ -145,6 +148,8 @@ class Lpips:
                 if conv.pooled_before:
                     x_NCHW = F.max_pool2d(x_NCHW, self.architecture.pool, 2)
                 x_NCHW = F.relu(F.conv2d(x_NCHW, weight, bias, conv.stride, conv.padding))
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
                 raise BadInputError(f"pictures are too small for LPIPS ({str(error).splitlines()[0]})") from error
             if conv.tapped:
@@ -164,37 +169,24 @@ def load_lpips(backbone: str, heads: str, device: Any) -> Lpips:
     Raises:
         BadInputError: a file is missing, is no safetensors file, or does not hold the weights of such a network.
     """
-    from safetensors import SafetensorError, safe_open
-
-    files = {}
     for what, path in (("multiview.lpips_backbone", backbone), ("multiview.lpips_heads", heads)):
         if not Path(path).is_file():
             raise BadInputError(f"{what}: {path!r} is no file; {_REMEDY}")
-        try:
-            with safe_open(path, framework="pt", device=str(device)) as opened:
-                wanted = [name for name in opened.keys() if not name.startswith("classifier")]  # noqa: SIM118 - no dict
-                files[path] = {name: opened.get_tensor(name).float() for name in wanted}
-        except (SafetensorError, OSError) as error:
-            raise BadInputError(f"{path}: is no safetensors file ({error}); {_REMEDY}") from error
-    of_net, of_heads = files[backbone], files[heads]
-    first = of_net.get("features.0.weight")
-    architecture = _ALEXNET if first is not None and first.shape[-1] == _ALEXNET.convs[0].kernel else _VGG16
-    weights = []
-    for conv in architecture.convs:
-        c_in, c_out = conv.channels
-        shape = (c_out, c_in, conv.kernel, conv.kernel)
-        name = f"features.{conv.place}"
-        weights.append(
-            (
-                _tensor(of_net, (f"{name}.weight",), shape, backbone),
-                _tensor(of_net, (f"{name}.bias",), shape[:1], backbone),
-            )
-        )
-    tapped = [conv.channels[1] for conv in architecture.convs if conv.tapped]
-    found = [
-        _tensor(of_heads, tuple(name.format(place) for name in _HEAD_NAMES), (1, width, 1, 1), heads).flatten()
-        for place, width in enumerate(tapped)
-    ]
+    with _opened(backbone, device) as of_net:
+        first = of_net.shapes.get("features.0.weight", ())
+        architecture = _ALEXNET if first[-1:] == (_ALEXNET.convs[0].kernel,) else _VGG16
+        weights = []
+        for conv in architecture.convs:
+            c_in, c_out = conv.channels
+            name = f"features.{conv.place}"
+            weight = of_net.tensor((f"{name}.weight",), (c_out, c_in, conv.kernel, conv.kernel))
+            weights.append((weight, of_net.tensor((f"{name}.bias",), (c_out,))))
+    widths = [conv.channels[1] for conv in architecture.convs if conv.tapped]
+    with _opened(heads, device) as of_heads:
+        found = [
+            of_heads.tensor(tuple(name.format(place) for name in _HEAD_NAMES), (1, width, 1, 1)).flatten()
+            for place, width in enumerate(widths)
+        ]
     return Lpips(architecture, tuple(weights), tuple(found))
 
 
@@ -204,10 +196,30 @@ _REMEDY = (
 )
 
 
-def _tensor(tensors: dict[str, Tensor], names: tuple[str, ...], shape: tuple[int, ...], path: str) -> Tensor:
-    for name in names:
-        if name in tensors and tuple(tensors[name].shape) == shape:
-            return tensors[name]
-    raise BadInputError(
-        f"{path}: has no {names[0]} of shape {list(shape)}; LPIPS takes AlexNet or VGG-16, and its heads"
-    )
+class _Opened(NamedTuple):
+    """A safetensors file of which nothing but names and shapes was read yet."""
+
+    path: str
+    file: Any
+    shapes: dict[str, tuple[int, ...]]
+
+    def tensor(self, names: tuple[str, ...], shape: tuple[int, ...]) -> Tensor:
+        """The float32 tensor of this shape under the first of the names that has it; no other one is read."""
+        for name in names:
+            if self.shapes.get(name) == shape:
+                return self.file.get_tensor(name).float()
+        raise BadInputError(
+            f"{self.path}: has no {names[0]} of shape {list(shape)}; LPIPS takes AlexNet or VGG-16, and its heads"
+        )
+
+
+@contextmanager
+def _opened(path: str, device: Any) -> Iterator[_Opened]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            names = file.keys()
+            yield _Opened(path, file, {name: tuple(file.get_slice(name).get_shape()) for name in names})
+    except (SafetensorError, OSError) as error:
+        raise BadInputError(f"{path}: is no safetensors file ({error}); {_REMEDY}") from error

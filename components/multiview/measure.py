@@ -123,17 +123,22 @@ def _scores(
     metrics: list[ViewMetric], truth: list[np.ndarray], columns: dict[str, list[np.ndarray]]
 ) -> dict[str, dict[str, list[float]]]:
     """Metric to whose orbits to the figure of each orbit, without the input view."""
+    from ..diffusion.device import within_memory
+
     scores: dict[str, dict[str, list[float]]] = {m.name: {name: [] for name in columns} for m in metrics}
+    height, width = truth[0].shape[1:3]
     for metric in metrics:
         for place, views in enumerate(track(truth, f"orbits, {metric.title}")):
             made = {name: orbits[place][1:] for name, orbits in columns.items()}
-            for name, value in metric.measure(views[1:], made).items():
+            with within_memory(f"{metric.title} of {len(views) - 1} views of {width}x{height} px"):
+                figures = metric.measure(views[1:], made)
+            for name, value in figures.items():
                 scores[metric.name][name].append(value)
     return scores
 
 
-def choose_orbits(orbits: Path, count: int) -> list[dict[str, Any]]:
-    """Held-out rows of an orbits manifest: one of each object, then another of each, until there are ``count``.
+def choose_orbits(orbits: Path, count: int | None) -> list[dict[str, Any]]:
+    """Held-out rows of an orbits manifest: one of each object, then another of each, until there are ``count``; or all.
 
     Raises:
         BadInputError: there is none.

@@ -40,9 +40,8 @@ class RenderSettings(Settings):
 class MeasureSettings(Settings):
     """How the multi-view model is measured."""
 
-    orbits: int = Field(
-        50, ge=1
-    )  # [P]: 50 objects (there: Google Scanned Objects); here held-out ones, one orbit each at first
+    # [P]: 50 objects (there: Google Scanned Objects); here held-out ones, one orbit each at first; null for all
+    orbits: int | None = Field(50, ge=1)
     steps: int = Field(50, ge=1)  # ours: the paper is silent
     guidance_min: float = Field(1.0, ge=0)  # ours: the released image-to-video default
     guidance_max: float = Field(3.0, ge=0)

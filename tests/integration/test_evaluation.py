@@ -20,7 +20,7 @@ from svdflow.evaluation.evaluate import evaluate_model
 from svdflow.evaluation.gate import check_gate
 from svdflow.evaluation.gaussians import Moments, distance_between
 from svdflow.evaluation.settings import EvaluateSettings, GateSettings
-from svdflow.multiview.measure import measure_orbits, wrong_elevations
+from svdflow.multiview.measure import choose_orbits, measure_orbits, wrong_elevations
 from svdflow.multiview.settings import MeasureSettings
 from svdflow.pipelines.cli import app
 from tests.tiny_clip import save_tiny_clip
@@ -282,6 +282,10 @@ def test_orbits_are_measured_without_the_input_view_and_generated_once(
     write_manifest("orbits", rows[2:], tmp_path / "orbits.parquet")
     with pytest.raises(BadInputError, match="no held-out orbit"):
         measure()
+    many = [rows[0] | {"orbit_id": f"m{n:02}", "object_id": f"thing{n:02}"} for n in range(60)]
+    write_manifest("orbits", many, tmp_path / "many.parquet")
+    chosen = {count: choose_orbits(tmp_path / "many.parquet", count) for count in (50, None)}
+    assert [len(found) for found in chosen.values()] == [50, 60]
 
 
 def write_box(path: Path, sides: tuple[float, float, float]) -> None:
@@ -307,6 +311,7 @@ def test_the_command_renders_every_object_and_tells_its_figures_beside_the_paper
     assert done.exit_code == 0, (done.output, done.exception)
     found = json.loads((tmp_path / "run/multiview.json").read_text())
     assert found["protocol"]["measured_objects"] == 2, "none is kept for training"
+    assert found["protocol"]["settings"]["orbits"] is None, "however many objects there are, all are measured"
     assert set(found["figures"]) == {
         f"{figure}_{whose}" for figure in ("psnr", "clip_s") for whose in ("after", "shuffled_elevation", "copy_input")
     }

@@ -191,3 +191,19 @@ def test_a_model_of_another_kind_and_windows_that_nobody_has_are_refused(measure
     write_manifest("samples", rows, manifests["samples"])
     with pytest.raises(BadInputError, match="0 held-out windows can be used: it holds no 5 frames"):
         measure("short")
+
+
+def test_a_full_gpu_is_told_in_one_line(
+    model: Path, manifests: dict[str, Path], root: DataRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(interpolating, "interpolate", full)
+    with pytest.raises(BadInputError, match=f"GPU's memory does not hold 5 frames of {SIZE}x{SIZE} px"):
+        measure_interpolation(
+            model, *(manifests[kind] for kind in ("samples", "clips", "selection")), tmp_path / "m.json",
+            tmp_path / "g", root, QUICK,
+        )  # fmt: skip

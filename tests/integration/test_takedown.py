@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from svdflow.common.block_cache import BlockCache
 from svdflow.common.errors import BadInputError
 from svdflow.common.identity import file_md5, identity
 from svdflow.common.manifests import read_manifest, read_rows, write_manifest
@@ -21,6 +22,9 @@ from svdflow.curation.version.datasets import pull_dataset, show_dataset
 from svdflow.curation.version.forget import forget_video, stage_of
 from svdflow.curation.version.registry import Registry
 from svdflow.curation.version.settings import VersionSettings
+from svdflow.curation.version.subject import Subject
+from svdflow.curation.version.traces import forget_scratch
+from svdflow.training.train.tensorboard_log import TensorBoardLog
 from tests.dataset_bench import Bench, in_one_shard, run_and_die
 from tests.dataset_manifests import make_manifests
 
@@ -222,6 +226,40 @@ def test_what_the_data_root_has_of_it_goes_and_what_it_has_of_others_stays(share
     trained("video", tag="demo@v1.0.1", revision=receipt.versions["demo@v1.0.1"]["after"])
     assert _forget(bench).models == [tree], "the other was trained on the version without the video"
     assert not [uri for uri in root.list("results") if b"clip010" in root.read(uri)]
+
+
+@pytest.mark.parametrize("place", ["directory", "store"])
+def test_what_unfinished_trainings_show_goes_and_they_write_on(bench, place):
+    """Its frames are seen in samples and logs, its bytes in cached blocks of shards; none says whose it is."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    root = bench.root if place == "directory" else bench.remote
+    run = root.scratch("training", "run")
+    samples, logs, checkpoint = (run / name for name in ("samples/step_00000002", "tensorboard", "checkpoints/step_1"))
+    for folder in (samples, checkpoint):
+        folder.mkdir(parents=True)
+        (folder / "sample_0.mp4").write_bytes(secret(1, 1))
+    log = TensorBoardLog(logs, 0)
+    log.scalars(1, {"loss": 1.0})
+    log.picture(1, "samples", np.full((8, 8, 3), 7, np.uint8))
+    log._writer.flush()
+    cache = BlockCache(root.scratch("blocks"), 1 << 20, 1000)
+    assert cache.read("shard", 0, 500, lambda at, n: secret(1, 1)[at : at + n]) == secret(1, 1)[:500]
+
+    if place == "directory":
+        bench.register(keep=6)
+        _forget(bench)
+    else:
+        forget_scratch(Subject(GONE), set(), root)
+    left = [path for path in root.scratch().rglob("*") if path.is_file() and path.name != "lock"]
+    assert left == [checkpoint / "sample_0.mp4"]
+    assert cache.read("shard", 0, 500, lambda at, n: secret(2, 1)[at : at + n]) == secret(2, 1)[:500]
+    log.scalars(2, {"loss": 0.5})
+    log.close()
+    shown = EventAccumulator(str(logs))
+    shown.Reload()
+    assert [point.step for point in shown.Scalars("loss")] == [2] and not shown.Tags()["images"]
+    (samples / "sample_1.mp4").touch()
 
 
 def test_the_work_directory_is_gone_through(shared, tmp_path):

@@ -2,8 +2,10 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,3 +116,20 @@ def test_processes_that_share_a_directory_and_are_killed_see_whole_blocks_within
 def test_a_limit_below_one_block_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="does not hold a block"):
         BlockCache(tmp_path, 10, BLOCK)
+
+
+@pytest.mark.parametrize("moment", ["write_bytes", "replace"])
+def test_whoever_empties_the_directory_while_a_block_is_written_costs_a_fetch_and_no_error(
+    tmp_path, monkeypatch, moment
+):
+    cache, done = BlockCache(tmp_path, 100 * BLOCK, BLOCK), getattr(Path, moment)
+
+    def emptied(path, other):
+        shutil.rmtree(path.parent)
+        return done(path, other)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, moment, emptied)
+        assert cache.read("object", 100, 10, fetch_of(OBJECT)) == OBJECT[100:110]
+    assert cache.read("object", 100, 10, fetch_of(OBJECT)) == OBJECT[100:110]
+    assert cache.fetched_bytes == 2 * BLOCK and size(tmp_path) == BLOCK + 4

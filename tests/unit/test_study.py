@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from svdflow.common.errors import BadInputError, StorageError
 from svdflow.common.video import encode_mp4, read_frames
+from svdflow.evaluation.study import study as study_module
 from svdflow.evaluation.study import votes as votes_module
 from svdflow.evaluation.study.ballots import Ballots
 from svdflow.evaluation.study.results import choose_percentage, study_report, study_results
@@ -146,14 +148,44 @@ def test_what_a_killed_process_left_of_a_study_goes_and_what_another_makes_stays
         "import fcntl, os, sys, time; fcntl.flock(os.open(sys.argv[1], 0), fcntl.LOCK_EX); "
         "print(1, flush=True); time.sleep(999)"
     )
-    dead, alive, others = (tmp_path / name for name in (".s.aaaaaaaa", ".s.bbbbbbbb", ".other.aaaaaaaa"))
-    for folder in (dead, alive, others):
+    names = ("s.svdflow-study-a", "s.svdflow-study-b", "other.svdflow-study-a", "s.20240101")
+    dead, alive, others, own = (tmp_path / f".{name}" for name in names)
+    for folder in (dead, alive, others, own):
         (folder / "videos").mkdir(parents=True)
+    gone = tmp_path / ".s.svdflow-study-c"  # as one that another sweeps between being seen and being opened
+    gone.symlink_to(tmp_path / "nowhere")
     with subprocess.Popen([sys.executable, "-c", stay, alive], stdout=subprocess.PIPE) as maker:
-        assert maker.stdout.read(1)
-        create_study(tmp_path / "s", folders, StudySettings())
-        assert (dead.exists(), alive.exists(), others.exists()) == (False, True, True)
-        maker.kill()
+        try:
+            assert maker.stdout.read(1)
+            create_study(tmp_path / "s", folders, StudySettings())
+        finally:
+            maker.kill()
+    assert [folder.exists() for folder in (dead, alive, others, own)] == [False, True, True, True]
+
+
+@pytest.mark.parametrize("moment", ["open", "flock"])
+def test_what_another_sweeps_before_it_is_held_is_begun_again(tmp_path, folders, monkeypatch, moment):
+    """The other comes between a folder's making and its holding: once, then every time."""
+    where = {"open": study_module.os, "flock": study_module.fcntl}[moment]
+    act, swept = getattr(where, moment), []
+
+    def late(path, flags, *rest, **how):
+        begun = [p for p in tmp_path.iterdir() if p.name.startswith(".s.svdflow-study-")]
+        if begun and len(swept) < most:
+            swept.extend(begun)
+            for folder in begun:
+                folder.rmdir()
+        return act(path, flags, *rest, **how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(where, moment, late)
+        most = 1
+        assert open_study(create_study(tmp_path / "s", folders, StudySettings()).folder).items
+        shutil.rmtree(tmp_path / "s")
+        most = 99
+        with pytest.raises(StorageError, match="run it again"):
+            create_study(tmp_path / "s", folders, StudySettings())
+    assert swept and not list(tmp_path.glob(".s.*")) and not (tmp_path / "s").exists()
 
 
 def test_votes_of_one_study_never_meet_another(tmp_path, folders):

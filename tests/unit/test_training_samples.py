@@ -1,5 +1,7 @@
 """Samples while a model trains: what the sampler makes of held-out samples, shared out over processes."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -52,3 +54,22 @@ def test_every_process_makes_its_share_and_the_same_that_the_sampler_makes(model
     assert Image.open(tmp_path / GRID).size == (128, 192)
     video = read_frames(tmp_path / "sample_1.mp4", [0, 1])
     assert video.shape == expected.shape and np.abs(video.astype(int) - expected.astype(int)).mean() < 25
+
+
+def test_samples_cleared_away_while_others_are_made_stop_nothing(model, tmp_path, monkeypatch):
+    root, manifest = make_samples(tmp_path)
+    source = SampleSource(root, read_rows("samples", manifest))
+    settings = stage_settings("image_to_video", {"batch": 2, "processes": 2, "sample_count": 2, "sample_steps": 1})
+    folder = tmp_path / "samples" / "step_00000002"
+
+    def net(*args, **kwargs):
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        return model.unet(*args, **kwargs)
+
+    with torch.no_grad():
+        write_samples(folder, model, net, torch.device("cpu"), source, settings, 0, 1)
+    assert write_grid(folder).shape == (64, 2 * 64, 3), "what was made afterwards is there"
+    np.save(folder / "sample_0.npy", np.zeros((2, 8, 8, 3), np.uint8))
+    load = np.load
+    monkeypatch.setattr(np, "load", lambda path: shutil.rmtree(folder) or load(path))
+    assert write_grid(folder) is None

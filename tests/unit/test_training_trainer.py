@@ -2,6 +2,7 @@
 
 import signal
 import time
+from itertools import chain, islice
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,12 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from svdflow.common.errors import ConfigError
+from svdflow.common.errors import ConfigError, StorageError
+from svdflow.common.storage import DataRoot
 from svdflow.diffusion.discrete import DiscreteSchedule
 from svdflow.diffusion.edm import EDM, Parameterisation
 from svdflow.diffusion.model_directory import load_model, read_card, save_model
 from svdflow.training.train import trainer as trainer_module
-from svdflow.training.train.checkpoint import newest_sound
+from svdflow.training.train.checkpoint import newest_sound, save_checkpoint
+from svdflow.training.train.checkpoint_store import CheckpointStore
 from svdflow.training.train.heartbeat import Heartbeat
 from svdflow.training.train.job import Job
 from svdflow.training.train.model import start_model
@@ -179,6 +182,54 @@ def test_a_run_that_dies_while_its_end_is_looked_at_has_no_step_to_do_again(data
         load_file(tmp_path / name / "model/unet/diffusion_pytorch_model.safetensors") for name in ("dies", "whole")
     )
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_disk_too_small_for_the_checkpoint_at_the_end_costs_a_line_and_not_the_model(
+    data, tmp_path, asked, monkeypatch, capfd
+):
+    def full_at(step):
+        def save(folder, at, layout, tensors, *rest):
+            if at == step:
+                tensors = chain(islice(tensors, 1), broken(tensors))
+            return save_checkpoint(folder, at, layout, tensors, *rest)
+
+        def broken(tensors):
+            yield from islice(tensors, 1)
+            yield from tensors if gone else fail()
+
+        def fail():
+            gone.append(True)
+            raise OSError(28, "No space left on device")
+
+        gone = []
+        monkeypatch.setattr(trainer_module, "save_checkpoint", save)
+
+    full_at(3)
+    result = trainer(data, tmp_path / "full", asked, steps=3, checkpoint_every=2).run()
+    assert result["steps"] == 3 and read_card(tmp_path / "full/model")["steps"] == 3
+    assert [path.name for path in (tmp_path / "full/checkpoints").iterdir()] == ["step_00000002"]
+    (line,) = [line for line in capfd.readouterr().out.splitlines() if "No space left" in line]
+    assert line.startswith("all steps are done")
+    full_at(2)
+    with pytest.raises(StorageError, match="step 2 cannot be written"):
+        trainer(data, tmp_path / "before", asked, steps=3, checkpoint_every=2).run()
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["runs to its end", "told to stop at its end"])
+def test_the_checkpoint_at_the_end_is_copied_to_the_store_only_for_a_run_that_is_told_to_stop(
+    data, tmp_path, asked, told
+):
+    run = trainer(data, tmp_path, asked, steps=3, checkpoint_every=2, held_out_seeds=3)
+    run.store = CheckpointStore(DataRoot.open(tmp_path / "store"), "run", tmp_path / "checkpoints", print)
+
+    def losses(draws):
+        asked.to_stop = told and run.engine.step == 3
+        return torch.zeros(len(draws))
+
+    run.judge.losses = losses
+    result = run.run()
+    assert run.store.wait(60) and (result is None) == told
+    assert run.store.steps() == ([3, 2] if told else [2])
 
 
 def test_what_is_looked_at_on_the_way_is_the_running_average_and_lies_in_the_log(data, tmp_path, asked, monkeypatch):

@@ -111,3 +111,12 @@ def test_the_evaluations_metric_is_the_distance_of_the_networks_features(archive
     assert metric.measure(clips, truth, truth)["frechet_tiny_net"] == pytest.approx(0, abs=1e-6)
     assert set(metric.units) == set(metric.better) == {"frechet_tiny_net"}
     assert metric.features == {"Tiny net": file_sha256(archive)}
+
+
+def test_a_full_gpu_is_told_in_one_line(archive: Path) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    network = video_network.VideoNetwork(NetworkFile.of(archive, None, "--sha"), full, "cpu")
+    with pytest.raises(BadInputError, match="memory does not hold the features of 2 videos of 5 frames of 8x8 px"):
+        network.features(some_videos(2))

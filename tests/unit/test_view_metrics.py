@@ -8,6 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 from svdflow.common.errors import BadInputError, ConfigError
 from svdflow.multiview.lpips import load_lpips
+from svdflow.multiview.measure import _scores
 from svdflow.multiview.settings import MeasureSettings
 from svdflow.multiview.view_metrics import view_metrics
 from tests.tiny_clip import save_tiny_clip
@@ -159,3 +160,61 @@ def by_transformers(clip: Path, a: np.ndarray, b: np.ndarray) -> float:
             model(input_ids=text, **processor(images=list(x), return_tensors="pt")).image_embeds for x in (a, b)
         )
     return float(torch.nn.functional.cosine_similarity(first, second).mean())
+
+
+def test_of_a_file_only_what_lpips_takes_is_read(
+    network: tuple[str, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import safetensors
+
+    name, backbone, heads = network
+    wide = tmp_path / "wide.safetensors"
+    more = {"lin9.weight": np.zeros((8, 8), np.float32), "lin1.weight": np.zeros(5, np.float32)}
+    save_file(load_file(heads) | more, wide)
+    read: list[str] = []
+
+    class Recorded:
+        def __init__(self, *given: object, **how: object) -> None:
+            self.file = safe_open(*given, **how)
+
+        def __enter__(self) -> "Recorded":
+            self.file.__enter__()
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self.file.__exit__(*error)
+
+        def __getattr__(self, called: str) -> object:
+            return getattr(self.file, called)
+
+        def get_tensor(self, tensor: str) -> object:
+            read.append(tensor)
+            return self.file.get_tensor(tensor)
+
+    safe_open = safetensors.safe_open
+    monkeypatch.setattr(safetensors, "safe_open", Recorded)
+    load_lpips(str(backbone), str(wide), "cpu")
+    convolutions = [tensor for tensor in load_file(backbone) if tensor.startswith("features.")]
+    assert sorted(read) == sorted([*convolutions, *load_file(heads)])
+    read.clear()
+    with pytest.raises(BadInputError, match="has no features.0.weight of shape"):
+        load_lpips(str(wide), str(heads), "cpu")
+    assert not read, "what has another shape is not read to find that out"
+
+
+def test_a_full_gpu_is_not_taken_for_a_small_picture(
+    network: tuple[str, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    _, backbone, heads = network
+    metrics = view_metrics(MeasureSettings(lpips_backbone=str(backbone), lpips_heads=str(heads)))[1:]
+    monkeypatch.setattr(torch.nn.functional, "conv2d", full)
+    truth = pictures(3, 32)
+    with pytest.raises(torch.OutOfMemoryError):
+        metrics[0].measure(truth, {"after": truth})
+    with pytest.raises(BadInputError, match="the GPU's memory does not hold LPIPS.* of 2 views of 32x32 px"):
+        _scores(metrics, [truth], {"after": [truth]})

@@ -33,6 +33,9 @@ _MAX_TEXT_BYTES = 256 << 20
 _SHOWN = "generated"  # true and generated videos of held-out clips
 _PICTURES = (b"data:image/", b"data:video/")  # within reports
 _TOP = ("report.html", "summary.json")
+# in scratch: what unfinished trainings show of held-out clips, and what they keep of shards of an object store; folders
+# stay, since a training in progress writes on into them
+_REMADE = ("training/*/samples/**/*", "training/*/tensorboard/**/*", "blocks/??/*")
 
 
 @dataclass
@@ -128,11 +131,18 @@ def _moved(value: Any, moved: Mapping[str, tuple[str, dict[str, int]]]) -> Any:
 
 
 def forget_scratch(subject: Subject, gone: Iterable[str], root: DataRoot) -> list[str]:
-    """Remove what scratch has of the video: copies by work in progress, and those of folders that are gone."""
+    """Remove what scratch has of the video: copies by work in progress, and those of folders that are gone.
+
+    Samples and logs of unfinished trainings and their cached blocks do not say whose they are: all go.
+    """
     for uri in gone:
         if uri.endswith(".dir"):
             shutil.rmtree(root.scratch("trees") / uri_md5(uri), ignore_errors=True)
     removed = []
+    for path in [path for pattern in _REMADE for path in root.scratch().glob(pattern)]:
+        if not path.is_dir() or path.is_symlink():
+            path.unlink(missing_ok=True)
+            removed.append(path.name)
     for path in [path for path in root.scratch().rglob("*") if path.is_file() and not path.is_symlink()]:
         if path.stat().st_size in subject.bytes and file_sha256(path) == subject.video_id:
             path.unlink()

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from ...common.errors import BadInputError
+from ...common.errors import BadInputError, StorageError
 from ...common.progress import track
 from ...common.storage import write_atomic
 from ...common.video import encode_mp4, probe, read_frames
@@ -37,6 +37,7 @@ from .texts import read_texts
 FORMAT = 1
 MAX_FRAMES, MAX_PIXELS = 1024, 1 << 29  # of a video, and of all its frames together
 _CHECKS, _CRF = 8, 12
+_TRIES = 5
 _SUFFIXES = {".mp4", ".webm", ".mov", ".mkv", ".gif"}
 _GENERATED, _TRUTH = "-generated", "-truth"
 
@@ -126,6 +127,7 @@ def create_study(
     Raises:
         BadInputError: fewer than two contestants or no item, a video that one has and another has not, one that cannot
             be read, a text that is missing.
+        StorageError: others removed what was begun, again and again.
     """
     if folder.exists():
         raise BadInputError(f"{folder}: is there already; votes belong to one study, so give another folder")
@@ -142,10 +144,8 @@ def create_study(
         settings = settings.model_copy(update={"categories": left})
     folder.parent.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
-    making = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    held = os.open(making, os.O_RDONLY)
+    making, held = _begin(folder)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX)
         (making / "videos").mkdir()
         items = []
         for name in track(names, "videos"):
@@ -165,10 +165,33 @@ def create_study(
     return study
 
 
+def _beside(folder: Path) -> str:
+    """What the name of a study begins with while it is made; no other program's files are called so."""
+    return f".{folder.name}.svdflow-study-"
+
+
+def _begin(folder: Path) -> tuple[Path, int]:
+    """A folder beside the study's in which it is made, and the descriptor that holds it against ``_sweep``."""
+    for _ in range(_TRIES):
+        making = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_beside(folder)))
+        try:
+            held = os.open(making, os.O_RDONLY)
+        except FileNotFoundError:  # swept before it was held
+            continue
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if making.is_dir():
+            return making, held
+        os.close(held)
+    raise StorageError(f"{folder}: others who make this study removed what was begun {_TRIES} times; run it again")
+
+
 def _sweep(folder: Path) -> None:
     """Remove what processes that were killed while they made this study left beside it; who still makes it holds it."""
-    for left in folder.parent.glob(f".{glob.escape(folder.name)}.????????"):
-        held = os.open(left, os.O_RDONLY)
+    for left in folder.parent.glob(f"{glob.escape(_beside(folder))}*"):
+        try:
+            held = os.open(left, os.O_RDONLY)
+        except OSError:  # swept by another meanwhile, or somebody else's
+            continue
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(left, ignore_errors=True)

@@ -66,6 +66,7 @@ def write_samples(
             frames_FHWC, shown_FHWC = make(seen, source, index, settings)
             if first + rank < count:
                 rate = source.fps(middle_draw(index))
+                folder.mkdir(parents=True, exist_ok=True)  # it may have been cleared away while they were made
                 np.save(folder / f"sample_{index}.npy", shown_FHWC)
                 if len(frames_FHWC) > 1:
                     (folder / f"sample_{index}.mp4").write_bytes(encode_mp4(frames_FHWC, rate))
@@ -74,7 +75,17 @@ def write_samples(
 
 
 def write_grid(folder: Path) -> np.ndarray | None:
-    """Join the samples' frames to one picture, a row each, and remove the single arrays. uint8 [H, W, 3]."""
+    """Join the samples' frames to one picture, a row each, and remove the single arrays. uint8 [H, W, 3].
+
+    None where there are none, also when a takedown removes them meanwhile.
+    """
+    try:
+        return _grid(folder)
+    except FileNotFoundError:
+        return None
+
+
+def _grid(folder: Path) -> np.ndarray | None:
     from PIL import Image
 
     paths = sorted(folder.glob("sample_*.npy"), key=lambda p: int(p.stem.removeprefix("sample_")))

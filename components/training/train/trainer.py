@@ -6,11 +6,12 @@ import math
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from ...common.errors import SvdflowError
+from ...common.errors import StorageError, SvdflowError
 from ...common.progress import Progress
 from ...common.storage import DataRoot
 from .checkpoint import best_sound, newest_sound, save_checkpoint
@@ -70,6 +71,7 @@ class Trainer:
         self.log = TensorBoardLog(job.logs, self.engine.step) if self.rank == 0 and job.logs else None
         self.saved, self.saved_at, self.saved_time = 0, self.engine.step, time.monotonic()
         self.stepped_time = self.saved_time
+        self.unsent: Path | None = None  # the last checkpoint, when it has not been given to the store
         self.peak_memory: list[float] = []  # bytes, of each process's GPU
         self.telling = threading.Lock()  # held while figures that belong together change, or are read
 
@@ -90,7 +92,7 @@ class Trainer:
                     if (saving or best or self._due(s.checkpoint_every)) and self.engine.step < s.steps:
                         self._save(held_out)
             if self.engine.step > self.saved_at:
-                self._save(None)  # a kill while the end is looked at and written costs no step
+                self._save(None, at_end=True)  # a kill while the end is looked at and written costs no step
             with self.engine.averaged():
                 after = self._held_out_loss()
                 if s.sample_every:
@@ -98,6 +100,8 @@ class Trainer:
         except Interrupted:
             if self.engine.step > self.saved_at:
                 self._save(None)
+            elif self.store and self.unsent:
+                self.store.send(self.unsent)
             if self.store and self.rank == 0:
                 self.store.wait(max(0.0, self.asked.seconds_left(s.grace_s) - _UPLOAD_S))
             return None
@@ -244,24 +248,37 @@ class Trainer:
 
     # checkpoints
 
-    def _save(self, held_out: float | None) -> None:
-        """Write a checkpoint, unless the run looks as if it were going astray."""
+    def _save(self, held_out: float | None, at_end: bool = False) -> None:
+        """Write a checkpoint, unless the run looks as if it were going astray.
+
+        One ``at_end``, when all steps are done, is for a run that is killed before the model is written: a disk too
+        small for it stops nothing, and it is copied to the store only when the run is told to stop.
+        """
         if self.divergence.suspicious:
             return
         doing = f"writing the checkpoint of step {self.engine.step}"
         tensors = self._beating(self.engine.tensors(), doing)
+        failed = False
         if self.rank == 0:
             state = {"kept": self.state, "held_out": held_out}
             keep = self.settings.keep_checkpoints
-            written = save_checkpoint(
-                self.job.checkpoints, self.engine.step, self.engine.layout(), tensors, state, keep
-            )
-            if self.store:
-                self.store.send(written)
+            try:
+                written = save_checkpoint(
+                    self.job.checkpoints, self.engine.step, self.engine.layout(), tensors, state, keep
+                )
+                self.unsent = written if at_end else None
+                if self.store and not at_end:
+                    self.store.send(written)
+            except StorageError as error:
+                if not at_end:
+                    raise
+                failed = True
+                print(f"all steps are done, the model is written without a last checkpoint: {error}", flush=True)
         else:
             for _ in tensors:
                 pass
-        torch.distributed.barrier()
+        if self._sum([float(failed)])[0]:  # all processes wait here for each other
+            return
         with self.telling:
             self.saved += 1
             self.saved_at, self.saved_time = self.engine.step, time.monotonic()
