@@ -37,9 +37,7 @@ class _Answers:
     videos: list[np.ndarray]  # of each image, with the first seed: uint8 [F, H, W, 3]
     seconds: list[float]
     other_seed: np.ndarray  # of the first image, with the next seed
-    interpolated: np.ndarray | None = (
-        None  # the first video at four times its rate, where the repository has a model for it
-    )
+    interpolated: np.ndarray | None = None  # the first video at four times its rate, where there is a model for it
     interpolation_s: float = 0.0
 
 
