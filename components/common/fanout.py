@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -232,9 +233,11 @@ class _Worker:
     def __init__(self, function: Callable[..., Any]) -> None:
         context = mp.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, function), daemon=True)
-        with _environment(_THREADS):
-            self.process.start()
+        # Packed, so that the worker has its variables before it imports the function's libraries. Set here for the time
+        # of the start they would be moved under the feet of other threads, whose new processes read them (EFAULT).
+        packed = bytes(ForkingPickler.dumps(function))
+        self.process = context.Process(target=_serve, args=(theirs, packed), daemon=True)
+        self.process.start()
         theirs.close()
 
     def start(self, index: int, attempt: int, units: Sequence[Any]) -> None:
@@ -304,21 +307,12 @@ def _memory_watched(busy: list[_Worker], memory_bytes: int) -> Iterator[None]:
         watcher.join()
 
 
-@contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Variables for the processes started meanwhile; what is set already stays."""
-    added = {name: value for name, value in variables.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]
-
-
-def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
+def _serve(pipe: Connection, packed: bytes) -> None:
     die_with_parent()
     _be_killed_first()
+    for name, threads in _THREADS.items():
+        os.environ.setdefault(name, threads)
+    function: Callable[[Any], Any] = ForkingPickler.loads(packed)
     pipe.send("started")
     while True:
         try:

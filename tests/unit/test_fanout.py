@@ -177,15 +177,32 @@ def test_file_pages_are_not_a_process_s_own_memory(tmp_path):
     subprocess.run([sys.executable, "-c", OWN_MEMORY, str(tmp_path / "weights")], check=True, timeout=600)
 
 
-def threads(n: int) -> tuple[str | None, str]:
-    return os.environ.get("OMP_NUM_THREADS"), Path("/proc/self/oom_score_adj").read_text().strip()
+def threads(n: int) -> tuple[set[int], str]:
+    import numpy  # noqa: F401  which loads OpenBLAS: it reads the variables then, and not again
+    from threadpoolctl import threadpool_info
+
+    pools = {pool["num_threads"] for pool in threadpool_info()}
+    return pools, Path("/proc/self/oom_score_adj").read_text().strip()
 
 
 def test_workers_compute_with_one_thread_and_are_the_first_to_go_when_the_machine_is_out_of_memory(monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
     (outcome,) = map_units(threads, [0], "numbers")
-    assert outcome.value == ("1", "1000")
-    assert "OMP_NUM_THREADS" not in os.environ
+    assert outcome.value == ({1}, "1000")
+
+
+def test_variables_of_this_process_are_left_alone_for_other_threads_hand_them_to_processes(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    def moved(*variable: bytes) -> None:
+        raise AssertionError(f"{variable} was set or removed while another thread may start a process (EFAULT)")
+
+    with monkeypatch.context() as watched:
+        watched.setattr(os, "putenv", moved)
+        watched.setattr(os, "unsetenv", moved)
+        outcomes = list(map_units(work, [1, 2], "numbers"))
+    assert sorted(outcome.value for outcome in outcomes) == [1, 4]
 
 
 def test_the_machine_s_memory_is_what_the_kernel_says_or_less():
