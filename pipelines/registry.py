@@ -20,6 +20,9 @@ COMPILED = Path(__file__).resolve().parent / "compiled"  # an editable install l
 
 STAGE_OF = {"interpolation": "interpolation"}  # pipelines around one stage, which is no parameter of theirs
 
+# in which each of these stages grows the model of the one before
+CHAINS = {"svd": ("video", "image_to_video", "multi_view"), "training": ("video", "image_to_video")}
+
 SETTINGS = {
     "ingest": "svdflow.ingest.settings:IngestSettings",
     "split": "svdflow.curation.split.settings:SplitSettings",
@@ -69,6 +72,25 @@ def resolve_settings(profile: str, overrides: Mapping[str, Any]) -> dict[str, di
     if faults:
         raise ConfigError("; ".join(faults))
     return resolved
+
+
+def require_chain(pipeline: str, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse what a pipeline's chain of stages cannot do, before the first of them trains for days.
+
+    Args:
+        pipeline: its name.
+        settings: of every step, as ``resolve_settings`` returns them.
+
+    Raises:
+        ConfigError: a stage that grows the model before it would train an adapter alone, see ``train.start``.
+    """
+    for kind in CHAINS.get(pipeline, ()):
+        if settings[f"train_{kind}"].get("lora"):
+            raise ConfigError(
+                f"train_{kind}.lora: in the pipeline {pipeline} this stage grows the model of the stage before, and "
+                "new inputs do not learn beside an adapter. Leave it out here, and train the adapter on the model that "
+                f"comes out: `svdflow train STAGE --init WORKDIR/models/{kind}`"
+            )
 
 
 def _validated(name: str, model: Any, values: Mapping[str, Any]) -> Settings:

@@ -33,6 +33,27 @@ def input_channels(kind: Kind, latent: int) -> int:
     return latent + joined.get(kind, 0)
 
 
+def kind_in(config: Mapping[str, Any]) -> Kind:
+    """Which kind a UNet is, by the widths in its diffusers configuration; one that tells no frames is an image's.
+
+    Raises:
+        BadInputError: widths that no kind has, or none.
+    """
+    if not config.get("num_frames"):
+        return "image"
+    try:
+        takes, channels = config["in_channels"], config["out_channels"]
+        conditions, remainder = divmod(
+            config["projection_class_embeddings_input_dim"], config["addition_time_embed_dim"]
+        )
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        raise BadInputError(f"tells no widths of a video UNet ({error})") from error
+    for kind in KINDS:
+        if not remainder and (takes, conditions) == (input_channels(kind, channels), len(VECTOR_CONDITIONS[kind])):
+            return kind
+    raise BadInputError(f"a video UNet with {takes} input channels and {conditions} scalars is of no known kind")
+
+
 class UNetSettings(Settings):
     """The UNet's architecture. Defaults: Stable Diffusion 2.1 inflated, as Stable Video Diffusion has it (1,521M)."""
 

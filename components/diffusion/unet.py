@@ -23,6 +23,7 @@ from .settings import (
     Kind,
     UNetSettings,
     input_channels,
+    kind_in,
     sizes_in,
 )
 
@@ -185,17 +186,9 @@ def unet_kind(unet: Any) -> Kind:
     if isinstance(unet, UNet2DConditionModel):
         return "image"
     if isinstance(unet, UNetSpatioTemporalConditionModel):
-        conditions, remainder = divmod(
-            unet.config.projection_class_embeddings_input_dim, unet.config.addition_time_embed_dim
-        )
-        kinds: tuple[Kind, ...] = ("text_to_video", "image_to_video", "multi_view", "interpolation")
-        for kind in kinds:
-            takes = input_channels(kind, unet.config.out_channels), len(VECTOR_CONDITIONS[kind])
-            if not remainder and (unet.config.in_channels, conditions) == takes and isinstance(unet, _network(kind)):
-                return kind
-        raise BadInputError(
-            f"a video UNet with {unet.config.in_channels} input channels and {conditions} scalars is of no known kind"
-        )
+        if isinstance(unet, _network(kind := kind_in(unet.config))):
+            return kind
+        raise BadInputError(f"a {type(unet).__name__} with the inputs of {kind} is of no known kind")
     raise BadInputError(f"{type(unet).__name__} is no UNet of svdflow's")
 
 

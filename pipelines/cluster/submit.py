@@ -16,7 +16,7 @@ from svdflow.common.errors import ConfigError
 from svdflow.training.train.presets import load_preset
 
 from ..limits import argument_faults, documents
-from ..registry import STAGE_OF, compiled_path, pipeline_spec, resolve_settings
+from ..registry import STAGE_OF, compiled_path, pipeline_spec, require_chain, resolve_settings
 from ..stage_runs import resolve_stage
 from .client import Client
 from .environment import Environment
@@ -190,7 +190,7 @@ def run_arguments(
         profile, overrides = _portable(profile, overrides)
         if stage:
             _, overrides = resolve_stage(load_preset(stage), profile, list(overrides.items()), None)
-        resolve_settings(profile, overrides)
+        require_chain(pipeline, resolve_settings(profile, overrides))
     elif stage:
         raise ConfigError(f"--profile {profile}: a stage's sample size follows from it; name a file of this machine")
     arguments |= {"profile": profile, "overrides": sendable(overrides)}

@@ -28,7 +28,7 @@ from svdflow.common.report import StepReport
 from svdflow.common.steps import steps_directory
 from svdflow.common.storage import DISK_FULL, DataRoot, write_atomic
 
-from ..registry import compiled_path, parameters, resolve_settings, task_count
+from ..registry import compiled_path, parameters, require_chain, resolve_settings, task_count
 from .display import View
 
 MINIMUM_FREE_BYTES = 500 * 1000**2
@@ -75,6 +75,7 @@ def run_pipeline(
     if unknown := sorted(set(arguments) - parameters(ir)):
         raise ConfigError(f"the pipeline {name} takes no --{unknown[0]}; leave it out")
     settings = resolve_settings(profile, overrides)
+    require_chain(name, settings)
     _require_data_root()
     workdir = workdir.absolute()
     with _locked(workdir) as lock, _data_root_claimed(name, workdir):

@@ -1,6 +1,7 @@
 """Adapters: injected they change nothing, trained they learn alone, merged and loaded they compute what peft's do."""
 
 import copy
+import json
 import signal
 
 import pytest
@@ -10,14 +11,16 @@ from safetensors.torch import load_file, save_file
 
 from svdflow.common.errors import BadInputError, ConfigError
 from svdflow.diffusion.lora import ADAPTER, adapted_layers, apply_lora, inject_lora, merge_lora, save_lora
-from svdflow.diffusion.model_directory import load_model, save_model
+from svdflow.diffusion.model_directory import CARD, load_model, save_model
 from svdflow.diffusion.network import unet_model_fn
-from svdflow.diffusion.settings import TINY_UNET, LoraSettings, UNetSettings
-from svdflow.diffusion.unet import build_image_unet, build_video_unet
+from svdflow.diffusion.settings import KINDS, TINY_UNET, LoraSettings, UNetSettings, kind_in
+from svdflow.diffusion.unet import build_image_unet, build_video_unet, to_image_to_video
+from svdflow.pipelines.registry import require_chain, resolve_settings
 from svdflow.training.train.forecast import build_unet
 from svdflow.training.train.heartbeat import Heartbeat
 from svdflow.training.train.job import Job
 from svdflow.training.train.model import start_model
+from svdflow.training.train.presets import GROWN_FROM, MODEL_KIND
 from svdflow.training.train.settings import stage_settings
 from svdflow.training.train.signals import Asked
 from svdflow.training.train.start import check_start
@@ -198,11 +201,67 @@ def test_an_adapter_on_a_layer_that_is_not_there_is_refused_from_shapes_alone(da
         check_start("image", place / "image", settings_for(place / "vae", lora={"rank": 2}))
     with pytest.raises(ConfigError, match=r"train_video.lora.modules: .* has no layer to_z; it has .*to_q"):
         check_start("video", place / "video", video(lora={"modules": ["to_q", "to_z"]}))
-    check_start("video", place / "image", video(lora={"rank": 2}))
+    check_start("video", place / "video", video(lora={"rank": 2}))
     with pytest.raises(ConfigError, match=r"train_video.lora.rank"):
         video(lora={"rank": 0})
     with pytest.raises(ConfigError, match=r"train_image.lora: .*leave trainable at all"):
         settings_for(place / "vae", lora={}, trainable="time_embedding")
+
+
+@pytest.fixture(scope="module")
+def configured(tmp_path_factory):
+    """A directory for each kind of model, with nothing but configuration files."""
+    folder = tmp_path_factory.mktemp("kinds")
+    for kind in KINDS:
+        unet = build_image_unet(TINY) if kind == "image" else build_video_unet(TINY, kind)
+        unet.save_config(folder / kind / "unet")
+        (folder / kind / CARD).write_text(json.dumps({"kind": kind}))
+    return folder
+
+
+@pytest.mark.parametrize("stage", GROWN_FROM)
+def test_an_adapter_on_a_start_that_the_stage_would_grow_is_refused_with_what_to_do(configured, stage):
+    settings = stage_settings(stage, {"lora": {"rank": 2}})
+    with pytest.raises(ConfigError, match=rf"train_{stage}.lora: .*{GROWN_FROM[stage]} is of kind") as why:
+        check_start(stage, configured / GROWN_FROM[stage], settings)
+    assert f"without lora first, and start the adapter from the model that it leaves (kind {MODEL_KIND[stage]})" in str(
+        why.value
+    )
+    check_start(stage, configured / MODEL_KIND[stage], settings)
+    check_start(stage, configured / GROWN_FROM[stage], stage_settings(stage, {}))
+
+
+@torch.no_grad()
+def test_what_a_grown_model_is_given_cannot_act_through_an_adapter_alone(base):
+    """Why it is refused: whatever the adapter becomes, the picture given changes nothing."""
+    unet = to_image_to_video(copy.deepcopy(base))
+    inject_lora(unet, LORA)
+    for name, parameter in unet.named_parameters():
+        if ".lora_" in name:
+            parameter.normal_(0, 0.2)
+    vector, context = torch.tensor([[6.0, 127.0, 0.02]]), torch.zeros(1, 1, 32)
+    one, other = (
+        unet_model_fn(unet.eval(), context, vector, given)(X, torch.tensor([0.7])) for given in (X, X.flip(-1))
+    )
+    assert torch.equal(one, other)
+
+
+def test_the_kind_in_a_configuration_is_the_one_of_the_network(configured):
+    for kind in KINDS:
+        assert kind_in(json.loads((configured / kind / "unet" / "config.json").read_text())) == kind
+    with pytest.raises(BadInputError, match="7 input channels and 2 scalars is of no known kind"):
+        kind_in(json.loads((configured / "text_to_video" / "unet" / "config.json").read_text()) | {"in_channels": 7})
+    with pytest.raises(BadInputError, match="tells no widths"):
+        kind_in({"num_frames": 14})
+
+
+@pytest.mark.parametrize(("pipeline", "stage"), [("svd", "multi_view"), ("training", "image_to_video")])
+def test_a_chain_whose_stages_grow_one_another_takes_no_adapter(pipeline, stage):
+    require_chain(pipeline, resolve_settings("local", {}))
+    asked = resolve_settings("local", {f"train_{stage}.lora": {"rank": 2}})
+    with pytest.raises(ConfigError, match=rf"train_{stage}.lora: in the pipeline {pipeline} .*svdflow train"):
+        require_chain(pipeline, asked)
+    require_chain("interpolation", asked)
 
 
 def test_the_dry_run_counts_what_an_adapter_learns():

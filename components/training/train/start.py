@@ -9,7 +9,8 @@ from ...common.config import validate_settings
 from ...common.errors import BadInputError, ConfigError
 from ...diffusion.json_files import read_json
 from ...diffusion.model_directory import CARD, parameterisation_of
-from ...diffusion.settings import SHIPPED_AUTOENCODER, UNetSettings
+from ...diffusion.settings import SHIPPED_AUTOENCODER, Kind, UNetSettings, kind_in
+from .presets import GROWN_FROM, MODEL_KIND
 from .settings import StageSettings
 
 if TYPE_CHECKING:
@@ -69,6 +70,16 @@ def unknown_motion(stage: str, init: Path) -> BadInputError:
     )
 
 
+def _kind_of(init: Path) -> Kind:
+    """The kind of a model directory, by its U-Net's configuration: svdflow's or a released one's."""
+    path = init / "unet" / "config.json"
+    config = read_json(path)
+    try:
+        return kind_in(config)
+    except BadInputError as error:
+        raise BadInputError(f"{path}: {error}") from None
+
+
 def _check_channels(stage: str, settings: StageSettings) -> None:
     """Fresh weights and the autoencoder beside them must mean the same latents."""
     directory = SHIPPED_AUTOENCODER if settings.autoencoder == "shipped" else Path(settings.autoencoder)
@@ -83,7 +94,18 @@ def _check_channels(stage: str, settings: StageSettings) -> None:
 
 
 def _check_lora(stage: str, init: Path | None, settings: StageSettings) -> None:
-    """An adapter needs the layers that it sits on; shapes are enough to tell."""
+    """An adapter needs the layers that it sits on, in a model that has its inputs already; shapes are enough to tell.
+
+    Raises:
+        ConfigError: the stage would grow its start, or the model lacks the layers.
+    """
+    if init is not None and (kind := _kind_of(init)) == GROWN_FROM.get(stage):
+        raise ConfigError(
+            f"train_{stage}.lora: {init} is of kind {kind} and has to grow new inputs for this stage. Their weights "
+            "start at zero and, where an adapter alone learns, would stay there: what the model is given through them "
+            "could never act. Train the stage without lora first, and start the adapter from the model that it leaves "
+            f"(kind {MODEL_KIND[stage]})"
+        )
     from .forecast import build_unet, unet_settings_of
 
     build_unet(stage, unet_settings_of(init, {f"train_{stage}": {"unet": settings.unet}}, stage), settings)
