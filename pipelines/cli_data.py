@@ -134,9 +134,13 @@ def forget(
     reason: Annotated[str, typer.Option(help="Kept in the receipt.")] = "",
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     also: Also = None,
+    study: Annotated[
+        list[Path] | None,
+        typer.Option("--study", help="The folder of a preference study besides those this work directory knows of."),
+    ] = None,
     workdir: Workdir = _WORKDIR,
 ) -> None:
-    """Take a video down: out of the store, every version, the cached results and this work directory.
+    """Take a video down: out of the store, every version, the cached results, this work directory and its studies.
 
     Shards with other videos' clips are written anew without this one's. Version tags go on to exist, one commit
     further; clones follow with `git fetch --tags --force`. A receipt stays in the registry, and no later version may
@@ -145,7 +149,7 @@ def forget(
     """
     from .datasets import forget_one
 
-    forget_one(workdir, video_id, reason, yes, also or [])
+    forget_one(workdir, video_id, reason, yes, also or [], study or [])
 
 
 @data.command("gc")

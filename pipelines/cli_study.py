@@ -74,8 +74,8 @@ def create(
     from svdflow.common.config import load_settings, parse_override
     from svdflow.common.errors import ConfigError
     from svdflow.curation.filter.settings import FilterSettings
+    from svdflow.evaluation.study.create import create_study
     from svdflow.evaluation.study.settings import StudySettings
-    from svdflow.evaluation.study.study import create_study
 
     if filter_ is not None and f"{filter_}_percent" not in FilterSettings.model_fields:
         axes = [name.removesuffix("_percent") for name in FilterSettings.model_fields if name.endswith("_percent")]
@@ -128,9 +128,11 @@ def results(folder: Folder, weights: Weights = None) -> None:
     from svdflow.evaluation.study.results import study_results
     from svdflow.evaluation.study.study import open_study
 
+    from .studies import write_results
+
     opened = open_study(folder)
     found = study_results(opened, _weights(weights))
-    _write(opened, found)
+    write_results(opened, found)
     _tell(found, folder)
 
 
@@ -149,16 +151,51 @@ def choose(
     from svdflow.evaluation.study.results import choose_percentage
     from svdflow.evaluation.study.study import open_study
 
+    from .studies import write_results
+
     load_profile(extends)
     opened = open_study(folder)
     percent, sure, found = choose_percentage(opened, _weights(weights))
-    _write(opened, found)
+    write_results(opened, found)
     _tell(found, folder)
     profile = {"extends": extends, "filter": {f"{opened.filter_axis}_percent": percent}}
     reason = f"# Chosen by {sum(c['votes'] for c in found['categories'].values())} votes; {sure}.\n"
     write_atomic(out, (reason + yaml.safe_dump(profile, sort_keys=False)).encode())
     print(f"Drop {percent:g} % on {opened.filter_axis}; {sure}.")
     print(f"Use it with: svdflow run curation --profile {out}")
+
+
+@study.command()
+def forget(
+    folder: Folder,
+    video_id: Annotated[
+        str | None, typer.Argument(help="As in the videos manifest: sha256 of the video's bytes.")
+    ] = None,
+    item: Annotated[
+        list[str] | None,
+        typer.Option("--item", metavar="NAME", help="A video compared, by its name: where no source is known."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Take out of STUDY what was made from a video that was taken down, and tell what changes in its results.
+
+    The rest of the study and its votes stay. `svdflow data forget` does this to the studies that its work directory
+    knows of; this is for others, as one that was moved.
+    """
+    import sys
+
+    from svdflow.common.errors import BadInputError, ConfigError
+
+    from .studies import forget_in
+
+    if video_id is None and not item:
+        raise ConfigError("give the id of a video, or --item NAME")
+    if not yes:
+        if not sys.stdin.isatty():
+            raise BadInputError(f"taking videos out of {folder} cannot be undone; run it again with --yes")
+        typer.confirm(f"This removes videos from {folder} for good. Go on?", abort=True)
+    for line in forget_in(folder, video_id, item or []):
+        print(line)
 
 
 def _set(text: str) -> tuple[str, Path]:
@@ -179,23 +216,6 @@ def _weights(text: str | None) -> Any:
         return {name.strip(): float(value) for name, value in (part.split("=") for part in text.split(","))}
     except ValueError:
         raise ConfigError(f"--weights {text}: as quality=0.75,prompt=0.25") from None
-
-
-def _write(opened: Any, found: dict[str, Any]) -> None:
-    import json
-
-    from svdflow.common.storage import write_atomic
-    from svdflow.evaluation.study.results import study_report
-    from svdflow.report.compose import versions
-    from svdflow.report.page import render_page
-
-    report = study_report(opened, found)
-    run = {
-        "id": opened.folder.name, "pipeline": "study", "profile": "paper", "settings_changed": {}, "failed": [],
-        "versions": versions([report]), "state": "complete" if found["complete"] else "votes are missing",
-    }  # fmt: skip
-    write_atomic(opened.folder / "results.json", json.dumps(found, indent=2, sort_keys=True).encode())
-    write_atomic(opened.folder / "results.html", render_page([report], run).encode())
 
 
 def _tell(found: dict[str, Any], folder: Path) -> None:

@@ -8,7 +8,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -189,9 +189,17 @@ def export_to(workdir: Path, dataset: str, destination: str, splits: list[str] |
     )
 
 
-def forget_one(workdir: Path, video_id: str, reason: str, yes: bool, also: list[Path]) -> None:
-    """Take a video down and say what went."""
+def forget_one(
+    workdir: Path, video_id: str, reason: str, yes: bool, also: list[Path], studies: Sequence[Path] = ()
+) -> None:
+    """Take a video down, here and in the studies that show videos of this work directory, and say what went.
+
+    Raises:
+        BadInputError: not confirmed, nothing knows the video, or a study could not be reached (all else was done).
+    """
     from svdflow.curation.version.forget import forget_video, stage_of
+
+    from .studies import forget_in_all
 
     root = _root(workdir)
     if not yes:
@@ -214,6 +222,11 @@ def forget_one(workdir: Path, video_id: str, reason: str, yes: bool, also: list[
         if receipt.models:
             models = [f"{stage_of(root, tree)} ({tree})".strip() for tree in receipt.models]
             print(f"models trained on a version that held it, unchanged: {', '.join(models)}")
+    lines, unreached = forget_in_all(workdir, studies, video_id)
+    for line in lines:
+        print(line)
+    if unreached:
+        raise BadInputError("the takedown is done but for these studies: " + "; ".join(unreached))
 
 
 def tidy_up(workdir: Path, grace_days: float, results: bool, remove: bool, also: list[Path]) -> None:

@@ -16,6 +16,7 @@ from ..common.progress import track
 from ..common.storage import DataRoot, write_atomic
 from ..common.video import encode_mp4
 from .metric import Clip, Metric, Videos
+from .sources import write_sources
 
 VERSION = "1"  # of how a video is kept
 MODEL, UNTRAINED = "model", "untrained"
@@ -82,11 +83,15 @@ def protocol_of(chosen: Sequence[Metric], held_out: list[Clip], settings: Settin
 
 
 def write_videos(held_out: list[Clip], made: Videos, generated: Path) -> None:
-    """Write each clip as ``<sample>-truth.mp4``, and what was made of it as ``<sample>-generated.mp4``."""
+    """Write each clip as ``<sample>-truth.mp4``, and what was made of it as ``<sample>-generated.mp4``.
+
+    Beside them ``sources.csv`` tells which video each sample was cut from.
+    """
     generated.mkdir(parents=True, exist_ok=True)
     for clip, frames in zip(held_out, made.frames, strict=True):
         write_atomic(generated / f"{clip.sample_id}-generated.mp4", encode_mp4(frames, clip.fps))
         write_atomic(generated / f"{clip.sample_id}-truth.mp4", encode_mp4(clip.frames_FHWC, clip.fps))
+    write_sources(generated, [(clip.sample_id, clip.video_id) for clip in held_out if clip.video_id])
 
 
 def loaders(model: Path, seed: int) -> tuple[Callable[[], Any], Callable[[], Any]]:

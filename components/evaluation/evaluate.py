@@ -26,7 +26,7 @@ from .metric import Clip, Metric, Videos
 from .metrics import choose_metrics
 from .settings import EvaluateSettings
 
-VERSION = "1"
+VERSION = "2"
 STILL = "first_frame_repeated"
 TITLES = {MODEL: "the model", UNTRAINED: "untrained weights", STILL: "first frame repeated"}
 
@@ -51,7 +51,7 @@ def evaluate_model(
         annotations: annotations manifest, for the unit of the motion scores.
         selection: selection manifest; a sample that it does not hold out is refused.
         metrics: the JSON file to write.
-        generated: the directory for ``<sample>-generated.mp4`` and ``<sample>-truth.mp4``.
+        generated: the directory for ``<sample>-generated.mp4``, ``<sample>-truth.mp4`` and ``sources.csv``.
         root: where clips lie and generated videos are kept.
         settings: how many clips, sampler, metrics.
 

@@ -84,7 +84,8 @@ def load_clips(rows: list[dict[str, Any]], clips: Path, root: DataRoot) -> tuple
             refused[row["sample_id"]] = frames
             continue
         captions = tuple(text for text in row["captions"] if text)
-        loaded.append(Clip(row["sample_id"], frames, row["fps"], row["motion_score"], captions))
+        video_id = places[row["clip_id"]]["video_id"]
+        loaded.append(Clip(row["sample_id"], frames, row["fps"], row["motion_score"], captions, video_id))
     return loaded, refused
 
 

@@ -26,7 +26,7 @@ from .interpolation_figures import FIGURES, blended, middle_psnr, nearest, warpe
 from .metric import Clip, Videos
 from .settings import InterpolationSettings
 
-VERSION = "1"
+VERSION = "2"
 _PAPER_FPS = 28.0  # of what the paper's comparison shows [P E.3], for a model that tells no rate
 _TOO_SHORT = f"it holds no {INTERPOLATED_FRAMES} frames from its conditioning frame on"
 BLEND, NEAREST, WARPED = "blend", "nearest", "flow_warp"
@@ -57,7 +57,7 @@ def measure_interpolation(
         clips: clips manifest, for the true frames.
         selection: selection manifest; a sample that it does not hold out is refused.
         metrics: the JSON file to write.
-        generated: the directory for ``<sample>-generated.mp4`` and ``<sample>-truth.mp4``.
+        generated: the directory for ``<sample>-generated.mp4``, ``<sample>-truth.mp4`` and ``sources.csv``.
         root: where clips lie and made frames are kept.
         settings: how many windows, their rate, sampler.
 

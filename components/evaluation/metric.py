@@ -23,6 +23,7 @@ class Clip:
         fps: frame rate of ``frames_FHWC``.
         motion_score: of the whole clip, as annotated; None when it was not.
         captions: image, video and summary caption; empty ones are left out.
+        video_id: of the video that it was cut from; "" when nothing tells.
     """
 
     sample_id: str
@@ -30,6 +31,7 @@ class Clip:
     fps: float
     motion_score: float | None
     captions: tuple[str, ...]
+    video_id: str = ""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,14 @@ from svdflow.common.manifests import read_rows, write_manifest
 from svdflow.common.object_store import EmbeddedStore
 from svdflow.common.storage import DataRoot
 from svdflow.curation.version import claims
+from svdflow.evaluation.study.create import create_study
+from svdflow.evaluation.study.settings import StudySettings
+from svdflow.evaluation.study.study import open_study, save_study
 from svdflow.pipelines.cli import app
 from svdflow.pipelines.local.run import _locked
 from tests.dataset_bench import in_one_shard
 from tests.dataset_manifests import make_manifests
+from tests.study_votes import a_video
 
 pytestmark = pytest.mark.slow
 
@@ -54,6 +59,18 @@ def data(work: Path, *arguments: str) -> str:
     return done.output
 
 
+def a_study_of_its_videos(work: Path, folder: Path) -> Path:
+    """Somewhere else; of one of its two items nothing tells what it was made from."""
+    sets = {name: work / "generated" / name for name in ("ours", "theirs")}
+    for number, place in enumerate(sets.values()):
+        for item in ("a", "b"):
+            a_video(place / f"{item}.mp4", 30 * number + 5 * (item == "a"))
+    made = create_study(folder, sets, StudySettings())
+    of_video1 = replace(made.items[0], sources=("video1",))
+    save_study(replace(made, items=(of_video1, made.items[1])), folder)
+    return folder
+
+
 def test_the_whole_round(work, tmp_path):
     assert "demo@v1.0.0 is new: 4 clips in 2 shards" in data(work, "register", "--note", "the first cut")
     assert "demo@v1.0.0 has this content already" in data(work, "register")
@@ -81,6 +98,7 @@ def test_the_whole_round(work, tmp_path):
     assert "4 clips of demo@v1.2.0 in 2 shards" in data(work, "export", "demo", str(out))
     assert subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=out, check=False).returncode == 0
 
+    study = a_study_of_its_videos(work, tmp_path / "study")
     with pytest.raises(BadInputError, match="cannot be undone; run it again with --yes"):
         data(work, "forget", "video1")
     elsewhere = claims.adding(DataRoot.open(work / "data"), "running svd in /elsewhere")
@@ -88,6 +106,9 @@ def test_the_whole_round(work, tmp_path):
         data(work, "forget", "video1", "--yes")
     told = data(work, "forget", "video1", "--yes", "--reason", "asked for")
     assert "video1 left 3 versions" in told and "forgotten/video1.json" in told
+    assert f"{study}: 1 of the 2 videos compared left it" in told
+    assert "of 1 it is not known what they were made from: b" in told
+    assert [item.name for item in open_study(study).items] == ["", "b"]
     assert [line.split()[1] for line in data(work, "list").splitlines()[1:]] == ["2", "4", "2"]
 
     root = DataRoot.open(work / "data")

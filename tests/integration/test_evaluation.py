@@ -171,7 +171,7 @@ def test_evaluation_of_untrained_weights_is_measured_kept_and_refused(
     )
 
     names = sorted(path.name for path in (tmp_path / "first").iterdir())
-    assert names == [f"clip{n}-{kind}.mp4" for n in range(3) for kind in ("generated", "truth")]
+    assert names == [*(f"clip{n}-{kind}.mp4" for n in range(3) for kind in ("generated", "truth")), "sources.csv"]
     info = probe(tmp_path / "first" / "clip1-generated.mp4")
     assert (info.frames, info.width, info.height, round(info.fps)) == (FRAMES, SIZE, SIZE, 6)
 

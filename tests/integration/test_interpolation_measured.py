@@ -155,7 +155,7 @@ def test_the_models_own_frames_are_measured_kept_and_found(model, measure, manif
     assert (report.done, report.reused) == (2, 0)
     assert metrics["model"]["kind"] == "interpolation" and "untrained" not in metrics["figures"]["psnr_db"]
     names = sorted(path.name for path in (tmp_path / "first").iterdir())
-    assert names == [f"clip{n}-{kind}.mp4" for n in (0, 1) for kind in ("generated", "truth")]
+    assert names == [*(f"clip{n}-{kind}.mp4" for n in (0, 1) for kind in ("generated", "truth")), "sources.csv"]
     info = probe(tmp_path / "first" / "clip1-generated.mp4")
     assert (info.frames, info.width, info.height, info.fps) == (5, SIZE, SIZE, 8.0)
 

@@ -20,8 +20,9 @@ import pytest
 
 from svdflow.common.ports import free_port  # above those that browsers refuse
 from svdflow.common.video import encode_mp4
+from svdflow.evaluation.study.create import create_study
 from svdflow.evaluation.study.settings import StudySettings
-from svdflow.evaluation.study.study import Study, create_study
+from svdflow.evaluation.study.study import Study
 from svdflow.evaluation.study.votes import read_votes
 from svdflow.ingest.footage import make_scene
 from tests.waiting import wait_for
@@ -231,6 +232,12 @@ def test_from_votes_to_a_profile_by_the_commands(tmp_path, study):
         [str(SVDFLOW), "settings", "--profile", "mine.yaml"], capture_output=True, text=True, timeout=600, cwd=tmp_path
     )
     assert re.search(r"motion_percent: 25(\.0)?$", shown_.stdout, re.M), shown_.stderr
+
+    assert "give the id of a video, or --item NAME" in svdflow("forget", "f", status=1)
+    assert "cannot be undone; run it again with --yes" in svdflow("forget", "f", "--item", "v0", status=1)
+    told = svdflow("forget", "f", "--item", "v0", "--yes")
+    assert "1 of the 6 videos compared left it" in told and "a profile chosen by it stands on votes that" in told
+    assert "Drop 25 % on motion" in svdflow("choose", "f", "-o", "mine.yaml")
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

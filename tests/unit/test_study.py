@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -16,22 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svdflow.common.errors import BadInputError, StorageError
-from svdflow.common.video import encode_mp4, read_frames
-from svdflow.evaluation.study import study as study_module
+from svdflow.common.video import read_frames
+from svdflow.evaluation.study import create as create_module
 from svdflow.evaluation.study import votes as votes_module
-from svdflow.evaluation.study.ballots import Ballots
+from svdflow.evaluation.study.create import create_study
 from svdflow.evaluation.study.results import choose_percentage, study_report, study_results
 from svdflow.evaluation.study.settings import StudySettings
-from svdflow.evaluation.study.study import Check, Item, Study, create_study, open_study
+from svdflow.evaluation.study.study import Check, Item, Study, open_study
 from svdflow.evaluation.study.votes import Vote, VoteLog, read_votes
+from tests.study_votes import a_video, asked, ballots, lower_wins, vote_all
 
 NAMES = ("0", "12.5", "25", "50")
-
-
-def a_video(path: Path, brightness: int, frames: int = 3) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ramp = np.arange(33, dtype=np.uint8)[None, None, :, None]
-    path.write_bytes(encode_mp4(np.broadcast_to(ramp + brightness, (frames, 16, 33, 3))[:, :, :32], 8))
 
 
 @pytest.fixture
@@ -57,30 +51,6 @@ def made(folder: Path, contestants: int = 4, items: int = 2, checks: int = 2, **
     all_items = tuple(Item(f"item{n}", f"text {n}", tuple(f"{n}{c}" for c in range(contestants))) for n in range(items))
     ruined = tuple(Check(f"good{n}", f"ruined{n}") for n in range(checks))
     return Study(folder, NAMES[:contestants], all_items, ruined, StudySettings(**settings), "motion")
-
-
-def ballots(study: Study, seed: int = 0, clock=lambda: 0.0) -> Ballots:
-    return Ballots(study, VoteLog(study.votes), random.Random(seed), clock)
-
-
-def asked(held: Ballots, showing) -> dict:
-    return held._read(showing.ticket)
-
-
-def vote_all(held: Ballots, rater: str, takes) -> int:
-    """A rater answers until there is nothing left; ``takes`` chooses of (left, right), True for left."""
-    for given_ in count():
-        showing = held.next_for(rater)
-        if showing is None:
-            return given_
-        told = asked(held, showing)
-        side = "left" if takes(told["task"], told["left"], told["right"]) else "right"
-        assert held.cast(rater, showing.ticket, side)
-    raise AssertionError
-
-
-def lower_wins(task: str, left: int, right: int) -> bool:
-    return left < right
 
 
 # what is compared
@@ -166,7 +136,7 @@ def test_what_a_killed_process_left_of_a_study_goes_and_what_another_makes_stays
 @pytest.mark.parametrize("moment", ["open", "flock"])
 def test_what_another_sweeps_before_it_is_held_is_begun_again(tmp_path, folders, monkeypatch, moment):
     """The other comes between a folder's making and its holding: once, then every time."""
-    where = {"open": study_module.os, "flock": study_module.fcntl}[moment]
+    where = {"open": create_module.os, "flock": create_module.fcntl}[moment]
     act, swept = getattr(where, moment), []
 
     def late(path, flags, *rest, **how):

@@ -136,7 +136,11 @@ class Ballots:
         open_ = [name for name in self.tasks if name not in answered and self._open(name)]
         if not open_:
             return None
-        checks = [name for n in range(len(self.study.checks)) if (name := f"{CHECK}{n}") not in answered]
+        checks = [
+            name
+            for n, check in enumerate(self.study.checks)
+            if not check.forgotten and (name := f"{CHECK}{n}") not in answered
+        ]
         if checks and self._chance.random() < self.settings.check_share:
             return self._chance.choice(checks)
         return self._chance.choice(open_)

@@ -152,8 +152,9 @@ def study_report(study: Study, results: Mapping[str, Any]) -> StepReport:
     """The results as a page shows them."""
     counted = sum(category["votes"] for category in results["categories"].values())
     report = StepReport("study", "Preference study", done=counted)
+    compared = [item for item in study.items if not item.forgotten]
     report.counts = {
-        "sets of videos": len(study.contestants), "prompts": len(study.items), "questions": results["tasks"],
+        "sets of videos": len(study.contestants), "prompts": len(compared), "questions": results["tasks"],
         "with all their votes": results["tasks_with_all_votes"], "votes that count": counted,
         "raters": len(results["raters"]),
     }  # fmt: skip
@@ -188,7 +189,7 @@ def study_report(study: Study, results: Mapping[str, Any]) -> StepReport:
         )
         title = f"Who beat whom: {TITLES[category]}"
         report.sections.append(table(title, ["set", *[f"over {n}" for n in study.contestants]], rows, note=note))
-    for item in study.items[:_SHOWN]:
+    for item in compared[:_SHOWN]:
         panels: list[tuple[Path | bytes, str]] = [
             (study.video(digest), name) for name, digest in zip(study.contestants, item.videos, strict=True)
         ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hmac
 import html
 from collections.abc import AsyncIterator, Iterator
@@ -17,11 +16,11 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from ...common.errors import BadInputError, StorageError
+from ...common.errors import StorageError
 from .ballots import Ballots, Showing
 from .settings import QUESTIONS
 from .study import Study
-from .votes import VoteLog
+from .votes import VoteLog, alone_with
 
 _HERE = Path(__file__).parent
 _MOST_BYTES = 4096  # of a form
@@ -42,11 +41,7 @@ def opened(study: Study) -> Iterator[Ballots]:
     Raises:
         BadInputError: another server has them.
     """
-    with study.votes.open("rb") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BadInputError(f"{study.folder}: another server is taking this study's votes; stop that one") from None
+    with alone_with(study.votes):
         log = VoteLog(study.votes)
         try:
             yield Ballots(study, log)
@@ -62,8 +57,7 @@ def make_app(ballots: Ballots, code: str | None) -> Starlette:
         code: what a rater's first address must bear (``/?code=…``); None lets everybody in who reaches the port.
     """
     study = ballots.study
-    videos = {digest for item in study.items for digest in item.videos}
-    videos |= {digest for check in study.checks for digest in (check.good, check.ruined)}
+    videos = study.shown()
 
     def rater_of(request: Request) -> str | None:
         return ballots.rater_of(request.cookies.get("rater", ""))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -62,6 +64,26 @@ def read_votes(path: Path) -> Iterator[Vote]:
             if not line.endswith(b"\n"):
                 return
             yield _vote(line, path, number)
+
+
+@contextmanager
+def alone_with(path: Path) -> Iterator[None]:
+    """A study's votes, for one server or takedown at a time.
+
+    Raises:
+        BadInputError: another has them.
+        StorageError: they cannot be opened.
+    """
+    try:
+        held = path.open("rb")
+    except OSError as error:
+        raise storage_error(path, error) from error
+    with held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInputError(f"{path.parent}: another server is taking this study's votes; stop that one") from None
+        yield
 
 
 class VoteLog:
