@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from ..common.config import Settings
 from ..common.identity import identity
-from ..common.orbit_views import pack_views, read_views
+from ..common.lossless_frames import keep_once, unpack_frames
 from ..common.progress import track
 from ..common.storage import DataRoot, write_atomic
 from ..common.video import encode_mp4
@@ -43,12 +44,9 @@ def make_videos(source: Source, held_out: list[Clip], root: DataRoot) -> tuple[l
             out.append(source.generate(clip))
             continue
         key = identity(version=VERSION, sample=clip.sample_id, **source.depends_on)
-        found = root.find("evaluation_video", key)
-        if found is None:
-            found = {"uri": root.put_bytes(pack_views(key, source.generate(clip)))}
-            root.record("evaluation_video", key, found)
-            made += 1
-        out.append(read_views(root, found["uri"]))
+        uri, fresh = keep_once(root, "evaluation_video", key, partial(source.generate, clip))
+        made += fresh
+        out.append(unpack_frames(root, uri))
     return out, made
 
 

@@ -127,22 +127,17 @@ def _sources(model: Path, model_sha256: str, card: dict[str, Any], settings: Eva
 
 
 def _sample(model: Any, card: dict[str, Any], clip: Clip, settings: EvaluateSettings) -> np.ndarray:
+    from ..diffusion.device import within_memory
     from ..diffusion.sampling import generate
 
-    seed = int(
-        identity(sample=clip.sample_id, seed=settings.seed)[:8], 16
-    )  # the sample's own, whichever others are chosen
-    return generate(
-        model,
-        clip.frames_FHWC[0],
-        frames=len(clip.frames_FHWC),
-        fps=clip.fps,
-        motion_bucket=motion_bucket(card, clip.motion_score),
-        noise_aug=settings.noise_aug,
-        steps=settings.steps,
-        guidance=(settings.guidance_min, settings.guidance_max),
-        seed=seed,
-    )
+    seed = int(identity(sample=clip.sample_id, seed=settings.seed)[:8], 16)  # whichever others are chosen
+    frames, height, width = clip.frames_FHWC.shape[:3]
+    with within_memory(f"{frames} frames of {width}x{height} px"):
+        return generate(
+            model, clip.frames_FHWC[0], frames=frames, fps=clip.fps,
+            motion_bucket=motion_bucket(card, clip.motion_score), noise_aug=settings.noise_aug, steps=settings.steps,
+            guidance=(settings.guidance_min, settings.guidance_max), seed=seed,
+        )  # fmt: skip
 
 
 def _report(

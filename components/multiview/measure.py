@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,15 @@ from ..common.decoding import decode_each, in_cluster
 from ..common.errors import BadInputError
 from ..common.finished import find_finished, record_finished
 from ..common.identity import file_sha256, identity, tree_sha256
+from ..common.lossless_frames import keep_once, unpack_frames
 from ..common.manifests import read_rows
-from ..common.orbit_views import OrbitPlace, keep_views, pack_views, read_views
 from ..common.pixels import kept_frames
 from ..common.progress import track
 from ..common.report import StepReport, images, table
 from ..common.storage import DataRoot
 from .render import GENERATED, strip
 from .settings import MeasureSettings
+from .stored_orbits import OrbitPlace, keep_views
 from .view_metrics import ViewMetric, view_metrics
 
 VERSION = "1"  # of generated orbits
@@ -50,7 +52,7 @@ def rendered_views(rows: list[dict[str, Any]], root: DataRoot) -> Iterator[np.nd
     outcomes = iter(decode_each(keep_views, places, root, "views"))
     for row in rows:
         if row["orbit_id"] not in foreign:
-            yield read_views(root, row["shard_uri"])
+            yield unpack_frames(root, row["shard_uri"])
             continue
         outcome = next(outcomes)
         if outcome.value is None:
@@ -174,9 +176,12 @@ def _orbits(
     what: str,
 ) -> tuple[list[np.ndarray], int]:
     """A model's orbits, found or generated; and how many were generated."""
+    from ..diffusion.device import place
+    from ..diffusion.model_directory import load_model
+
     sampler = settings.sampler()
     model_sha256 = tree_sha256(directory)
-    loaded: list[Any] = []
+    model = cache(lambda: place(load_model(directory)))  # not needed when every orbit is found
     out, made = [], 0
     for row, views, elevation in track(list(zip(rows, truth, elevations, strict=True)), f"orbits, {what}"):
         told = elevation if kind == "multi_view" else None
@@ -188,41 +193,28 @@ def _orbits(
             sampler=sampler,
             torch=version("torch"),
         )
-        found = root.find("generated_orbit", key)
-        if found is None:
-            if not loaded:
-                from ..diffusion.device import place
-                from ..diffusion.model_directory import load_model
-
-                loaded.append(place(load_model(directory)))
-            found = {
-                "uri": root.put_bytes(pack_views(key, _generate(loaded[0], views, told, row["orbit_id"], settings)))
-            }
-            root.record("generated_orbit", key, found)
-            made += 1
-        out.append(read_views(root, found["uri"]))
+        make = partial(_generate, model, views, told, row["orbit_id"], settings)
+        uri, fresh = keep_once(root, "generated_orbit", key, make)
+        made += fresh
+        out.append(unpack_frames(root, uri))
     return out, made
 
 
 def _generate(
-    model: Any, views: np.ndarray, elevation_deg: float | None, orbit_id: str, settings: MeasureSettings
+    model: Callable[[], Any], views: np.ndarray, elevation_deg: float | None, orbit_id: str, settings: MeasureSettings
 ) -> np.ndarray:
+    from ..diffusion.device import within_memory
     from ..diffusion.sampling import generate
 
     # one seed per orbit, the same for every model and elevation: they differ by nothing else
     seed = int(identity(orbit=orbit_id, seed=settings.seed)[:8], 16)
-    return generate(
-        model,
-        views[0],
-        frames=len(views),
-        fps=settings.fps,
-        motion_bucket=settings.motion_bucket,
-        noise_aug=settings.noise_aug,
-        steps=settings.steps,
-        guidance=(settings.guidance_min, settings.guidance_max),
-        seed=seed,
-        elevation_deg=elevation_deg,
-    )
+    height, width = views.shape[1:3]
+    with within_memory(f"{len(views)} views of {width}x{height} px"):
+        return generate(
+            model(), views[0], frames=len(views), fps=settings.fps, motion_bucket=settings.motion_bucket,
+            noise_aug=settings.noise_aug, steps=settings.steps,
+            guidance=(settings.guidance_min, settings.guidance_max), seed=seed, elevation_deg=elevation_deg,
+        )  # fmt: skip
 
 
 def _report(

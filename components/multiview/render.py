@@ -14,8 +14,8 @@ from ..common.decoding import decode_each, in_cluster, pictures, require_on_volu
 from ..common.errors import BadInputError, ServiceError, SvdflowError
 from ..common.fanout import Outcome, chosen_executor, in_pods, map_units
 from ..common.identity import identity
+from ..common.lossless_frames import pack_frames
 from ..common.manifests import write_manifest
-from ..common.orbit_views import OrbitPlace, pack_views
 from ..common.picture import shrink
 from ..common.pixels import Pixels
 from ..common.report import StepReport, histogram, images, table
@@ -23,6 +23,7 @@ from ..common.storage import DataRoot
 from .mesh_files import FileObject, object_files, open_object
 from .objects import GeneratedObject, generate_object
 from .settings import RenderSettings
+from .stored_orbits import OrbitPlace
 
 VERSION = "1"
 GENERATED = "generated"  # the source of an orbit that comes from no file
@@ -59,7 +60,8 @@ def render_orbits(objects: str, out: Path, root: DataRoot, settings: RenderSetti
     apart = bool(objects) and in_cluster()  # files of others: opened in pods, as are pictures that come of them
     things, refused = _open_folder(Path(objects), settings) if objects else (_generated(settings), {})
     jobs = [job for thing, split in things for job in _plan(thing, split, settings)]
-    found = {job.orbit_id: value for job in jobs if (value := root.find("orbit", job.orbit_id)) is not None}
+    known = {job.orbit_id: value for job in jobs if (value := root.find("orbit", job.orbit_id)) is not None}
+    found = {orbit_id: value for orbit_id, value in known.items() if root.exists(value["shard_uri"])}
     todo = [job for job in jobs if job.orbit_id not in found]
     failed: dict[str, str] = {}
     for outcome in _render_in_pods(todo, jobs, Path(objects), root) if apart else _render_all(todo):
@@ -170,7 +172,7 @@ def orbit_strip(orbit: OrbitPlace) -> Pixels:
     """Some views of an orbit side by side, small.
 
     Raises:
-        BadInputError: see ``read_views``.
+        BadInputError: see ``OrbitPlace.read``.
     """
     return Pixels.of(shrink(strip(orbit.read()), _SHEET_PX))
 
@@ -214,7 +216,7 @@ def _render_job(job: OrbitJob) -> bytes:
         job.light_seed,
         settings.lights,
     )
-    return pack_views(job.orbit_id, render_orbit(job.thing, orbit))
+    return pack_frames(job.orbit_id, render_orbit(job.thing, orbit))
 
 
 def _row(job: OrbitJob, shard_uri: str) -> dict[str, Any]:

@@ -5,8 +5,8 @@ import pytest
 
 from svdflow.common.errors import BadInputError
 from svdflow.common.frames import fit_frame
+from svdflow.common.lossless_frames import pack_frames
 from svdflow.common.manifests import AXES, read_rows, write_manifest
-from svdflow.common.orbit_views import pack_views
 from svdflow.common.sample_tensors import read_picture
 from svdflow.common.shards import ShardReader
 from svdflow.common.video import encode_mp4, probe, read_frames
@@ -217,7 +217,7 @@ def test_pictures_become_samples_of_one_frame_and_bad_ones_are_counted(root, tmp
 
 def test_an_orbit_becomes_one_sample_with_its_elevation(root, tmp_path):
     views = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), dtype=np.uint8)
-    uri = root.put_bytes(pack_views("o1", views))
+    uri = root.put_bytes(pack_frames("o1", views))
     row = {
         "object_id": "cup",
         "source": "generated",

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from svdflow.common.errors import BadInputError, GateRefused
 from svdflow.common.identity import file_sha256
+from svdflow.common.lossless_frames import pack_frames
 from svdflow.common.manifests import AXES, write_manifest
-from svdflow.common.orbit_views import pack_views
 from svdflow.common.psnr import psnr_db
 from svdflow.common.shards import write_shard
 from svdflow.common.storage import DataRoot
@@ -172,6 +172,7 @@ def test_evaluation_of_untrained_weights_is_measured_kept_and_refused(
 
     names = sorted(path.name for path in (tmp_path / "first").iterdir())
     assert names == [*(f"clip{n}-{kind}.mp4" for n in range(3) for kind in ("generated", "truth")), "sources.csv"]
+    assert (tmp_path / "first" / "sources.csv").read_text() == "video,source\nclip0,v\nclip1,v\nclip2,v\n"
     info = probe(tmp_path / "first" / "clip1-generated.mp4")
     assert (info.frames, info.width, info.height, round(info.fps)) == (FRAMES, SIZE, SIZE, 6)
 
@@ -251,7 +252,7 @@ def test_orbits_are_measured_without_the_input_view_and_generated_once(
                 "frames": FRAMES,
                 "height": SIZE,
                 "width": SIZE,
-                "shard_uri": root.put_bytes(pack_views(f"o{number}", views)),
+                "shard_uri": root.put_bytes(pack_frames(f"o{number}", views)),
             }
         )
     write_manifest("orbits", rows, tmp_path / "orbits.parquet")
@@ -286,6 +287,30 @@ def test_orbits_are_measured_without_the_input_view_and_generated_once(
     write_manifest("orbits", many, tmp_path / "many.parquet")
     chosen = {count: choose_orbits(tmp_path / "many.parquet", count) for count in (50, None)}
     assert [len(found) for found in chosen.values()] == [50, 60]
+
+
+def test_a_full_gpu_is_told_in_one_line_with_what_to_do(
+    models: dict[str, Path], manifests: dict[str, Path], root: DataRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from svdflow.diffusion import sampling
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    views = np.zeros((FRAMES, SIZE, SIZE, 3), np.uint8)
+    row = {
+        "orbit_id": "o", "object_id": "cup", "source": "generated", "split": "held_out", "elevation_deg": 5.0,
+        "frames": FRAMES, "height": SIZE, "width": SIZE, "shard_uri": root.put_bytes(pack_frames("o", views)),
+    }  # fmt: skip
+    write_manifest("orbits", [row], tmp_path / "orbits.parquet")
+    monkeypatch.setattr(sampling, "generate", full)
+    with pytest.raises(BadInputError, match=f"does not hold {FRAMES} views of {SIZE}x{SIZE} px: take fewer"):
+        measure_orbits(models["multi_view"], None, tmp_path / "orbits.parquet", root, MeasureSettings())
+    given = [manifests[kind] for kind in ("samples", "clips", "annotations", "selection")]
+    with pytest.raises(BadInputError, match=f"does not hold {FRAMES} frames of {SIZE}x{SIZE} px: take fewer"):
+        evaluate_model(models["image_to_video"], *given, tmp_path / "m.json", tmp_path / "g", root, QUICK)
 
 
 def write_box(path: Path, sides: tuple[float, float, float]) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from svdflow.common.errors import BadInputError
+from svdflow.common.lossless_frames import pack_frames
 from svdflow.common.manifests import AXES, read_rows, write_manifest
-from svdflow.common.orbit_views import pack_views
 from svdflow.common.sample_tensors import first_picture
 from svdflow.common.video import encode_mp4
 from svdflow.curation.validate.settings import ValidateSettings
@@ -121,7 +121,7 @@ def test_orbits_are_always_encoded(root, tmp_path):
     row = {
         "orbit_id": "o", "object_id": "cup", "source": "generated", "split": "train", "elevation_deg": 1.0, "frames": 4,
         "height": 32, "width": 32,
-        "shard_uri": root.put_bytes(pack_views("o", np.zeros((4, 32, 32, 3), np.uint8))),
+        "shard_uri": root.put_bytes(pack_frames("o", np.zeros((4, 32, 32, 3), np.uint8))),
     }  # fmt: skip
     write_manifest("orbits", [row], tmp_path / "orbits.parquet")
     with pytest.raises(BadInputError, match="encode_orbits.cache is false, and orbits are always encoded"):

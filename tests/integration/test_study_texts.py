@@ -6,6 +6,7 @@ import torch
 
 from svdflow.common.errors import BadInputError
 from svdflow.common.video import read_frames
+from svdflow.diffusion import sampling
 from svdflow.diffusion.autoencoder import load_autoencoder
 from svdflow.diffusion.conditioning import LOCAL_TEXT_ENCODER
 from svdflow.diffusion.model_directory import VideoModel, save_model
@@ -39,6 +40,16 @@ def test_each_text_has_its_video_from_noise_of_its_own_and_none_is_made_twice(mo
     assert (tmp_path / "b" / "red.mp4").read_bytes() == made, "whatever else is asked for"
     assert read_frames(tmp_path / "b" / "snow.mp4", range(2)).shape == (2, 64, 64, 3)
     assert not np.array_equal(*(read_frames(tmp_path / "b" / f"{name}.mp4", [0]) for name in ("red", "snow")))
+
+
+def test_a_full_gpu_is_told_in_one_line(model, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    (tmp_path / "texts.csv").write_text("video,text\nred,a red disc\n")
+    monkeypatch.setattr(sampling, "generate_from_text", full)
+    with pytest.raises(BadInputError, match="GPU's memory does not hold 2 frames of 64x64 px"):
+        sample_texts(model, tmp_path / "texts.csv", tmp_path / "a", **SIZE)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from svdflow.common.errors import BadInputError, ConfigError
 from svdflow.common.identity import file_sha256
-from svdflow.common.orbit_views import read_views
+from svdflow.common.lossless_frames import unpack_frames
 from svdflow.common.storage import DataRoot
 from svdflow.common.video import encode_mp4, read_frames
 from svdflow.diffusion import sampling
@@ -78,7 +78,7 @@ def test_the_figure_is_that_of_the_kept_videos_and_the_real_ones_computed_apart(
     assert "6 videos made, 0 found; 6 of 6" in said and "not comparable with the paper" in said
     root = DataRoot.open(tmp_path / "data")
     kept = [json.loads(root.read(uri))["uri"] for uri in root.list("results/ucf101_video/")]
-    videos = [read_views(root, uri) for uri in kept]
+    videos = [unpack_frames(root, uri) for uri in kept]
     assert len(videos) == 6 and all(video.shape == (4, 16, 32, 3) for video in videos)
     assert len({video.tobytes() for video in videos}) == 6, "each has its own noise"
     # half the size with the antialiased triangle: weights 1 3 3 1 around each pair, cut at the border

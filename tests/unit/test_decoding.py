@@ -36,10 +36,10 @@ IN_PODS = {  # of a fan-out, where SVDFLOW_FANOUT is set; tests/integration/test
     "training/encode/sources.py",
 }  # fmt: skip
 BY_HAND = {  # no step calls these
-    "diffusion/train_autoencoder.py", "evaluation/study/study.py", "evaluation/ucf101/videos.py", "export/generate.py",
+    "diffusion/train_autoencoder.py", "evaluation/study/create.py", "evaluation/ucf101/videos.py", "export/generate.py",
     "export/interpolate.py",
 }  # fmt: skip
-OWN_PICTURES = {"common/orbit_views.py"}  # of evaluate's own videos and generated objects; of others' objects in pods
+OWN_PICTURES = {"common/lossless_frames.py"}  # of own videos and generated objects; of others' objects in pods
 STEPS = (
     "ingest", "split", "annotate", "filter", "encode", "encode_images", "encode_mix", "encode_orbits", "evaluate",
     "serve", "render", "measure_multiview", "measure_interpolation",

@@ -39,7 +39,7 @@ def sample_texts(
     Raises:
         BadInputError: the list cannot be read, a name is no file's, or the model takes no text.
     """
-    from ...diffusion.device import place
+    from ...diffusion.device import place, within_memory
     from ...diffusion.model_directory import load_model
     from ...diffusion.sampling import generate_from_text
 
@@ -50,10 +50,11 @@ def sample_texts(
     loaded = place(load_model(model))
     for name, text in track(lacking.items(), "videos", total=len(lacking)):
         noise = int(identity(video=name, seed=seed)[:8], 16)
-        made = generate_from_text(
-            loaded, text, frames=frames, height=height, width=width, fps=fps, steps=steps, seed=noise,
-            guidance=(guidance, guidance),
-        )  # fmt: skip
+        with within_memory(f"{frames} frames of {width}x{height} px"):
+            made = generate_from_text(
+                loaded, text, frames=frames, height=height, width=width, fps=fps, steps=steps, seed=noise,
+                guidance=(guidance, guidance),
+            )  # fmt: skip
         write_atomic(out / f"{name}.mp4", encode_mp4(made, fps))
     return len(lacking)
 

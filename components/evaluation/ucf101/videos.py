@@ -11,7 +11,7 @@ import numpy as np
 from ...common.errors import BadInputError
 from ...common.frames import fit_frame
 from ...common.identity import identity
-from ...common.orbit_views import pack_views, read_views
+from ...common.lossless_frames import keep_once, kept_at, unpack_frames
 from ...common.storage import DataRoot
 from ...common.video import decode, probe
 from ...common.windows import nearest_in_time
@@ -44,21 +44,17 @@ class Generated:
 
     def there(self, asked: Asked) -> bool:
         """Whether it is kept already."""
-        return self.root.find(KIND, self.key(asked)) is not None
+        return kept_at(self.root, KIND, self.key(asked)) is not None
 
     def ensure(self, asked: Asked) -> str:
         """Generate a video and keep it without loss, unless it is there; returns its URI."""
-        key = self.key(asked)
-        found = self.root.find(KIND, key)
-        if found is None:
-            found = {"uri": self.root.put_bytes(pack_views(key, self._generate(asked)))}
-            self.root.record(KIND, key, found)
-            self.made += 1
-        return str(found["uri"])
+        uri, fresh = keep_once(self.root, KIND, self.key(asked), lambda: self._generate(asked))
+        self.made += fresh
+        return uri
 
     def frames(self, asked: Asked) -> np.ndarray:
         """A video as it was generated, uint8 [F, H, W, 3]."""
-        return read_views(self.root, self.ensure(asked))
+        return unpack_frames(self.root, self.ensure(asked))
 
     def release(self) -> None:
         """Let the model go."""

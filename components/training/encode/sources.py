@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ...common.errors import BadInputError
-from ...common.orbit_views import read_views
+from ...common.lossless_frames import unpack_frames
 from ...common.storage import DataRoot
 from ...common.video import decode
 from ...common.windows import nearest_in_time
@@ -76,7 +76,7 @@ class OrbitSource:
         Raises:
             BadInputError: the shard holds other views, or none.
         """
-        found = read_views(root, self.views_shard)
+        found = unpack_frames(root, self.views_shard)
         if len(found) != self.views:
             raise BadInputError(f"{self.views_shard}: orbit {self.orbit_id} has {len(found)} views, not {self.views}")
         return iter(found[:: self.stride])
