@@ -22,12 +22,11 @@ from .conditioning import Conditions, end_latents, image_embeddings, vector_cond
 from .edm import euler_sample, karras_sigmas
 from .guidance import GuidanceShape
 from .sampling import conditional_model_fn
-from .settings import INTERPOLATED_FRAMES, SamplingSettings
+from .settings import INTERPOLATED_FRAMES, INTERPOLATION_RATE, SamplingSettings
 
 if TYPE_CHECKING:
     from .model_directory import VideoModel
 
-RATE = INTERPOLATED_FRAMES - 1  # frames made for one that is given
 KeyFrames = Literal["given", "decoded"]
 _DEFAULTS = SamplingSettings()
 _CLIP_NOISE, _FRAME_NOISE = 0, 1  # streams that must not share bits
@@ -93,7 +92,7 @@ def interpolate(
         guidance_shape=guidance_shape, seed=seed, decode_chunk=decode_chunk, batch=batch, key_frames=key_frames,
         on_step=on_step,
     )  # fmt: skip
-    out_FHWC = np.empty((RATE * max(count - 1, 0) + 1, *frames_FHWC.shape[1:]), np.uint8)
+    out_FHWC = np.empty((INTERPOLATION_RATE * max(count - 1, 0) + 1, *frames_FHWC.shape[1:]), np.uint8)
     for place, frame_HWC in enumerate(made):
         out_FHWC[place] = frame_HWC
     return out_FHWC
@@ -134,7 +133,7 @@ def interpolated(
             ends_B2chw,
             torch.stack([torch.stack([a.embedding_D, b.embedding_D]) for a, b in pairs]),
             torch.stack([torch.stack([a.noise_chw, b.noise_chw]) for a, b in pairs]),
-            fps=RATE * fps, motion_bucket=motion_bucket, noise_aug=noise_aug,
+            fps=INTERPOLATION_RATE * fps, motion_bucket=motion_bucket, noise_aug=noise_aug,
         )  # fmt: skip
         noise_BFchw = torch.stack([clip_noise(seed, clips + i, *ends_B2chw.shape[2:]) for i in range(len(pairs))])
         before = clips // batch * steps

@@ -15,6 +15,7 @@ Kind = Literal["image", "text_to_video", "image_to_video", "multi_view", "interp
 SHIPPED_AUTOENCODER = Path(__file__).parent / "weights" / "autoencoder"
 KINDS: tuple[Kind, ...] = ("image", "text_to_video", "image_to_video", "multi_view", "interpolation")
 INTERPOLATED_FRAMES = 5  # of a clip, the first and the last of them given: four times the frame rate [SVD D.5]
+INTERPOLATION_RATE = INTERPOLATED_FRAMES - 1  # frames that come out for one that is given
 
 # what the vector conditioning holds for each kind, in order; each scalar becomes addition_time_embed_dim sinusoids.
 # Later kinds append, so that the weights of earlier ones carry over. fps_id is fps - 1, as the released models have it.

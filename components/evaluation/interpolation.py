@@ -19,7 +19,7 @@ from ..common.identity import file_sha256, identity, tree_sha256
 from ..common.report import StepReport, images, table
 from ..common.storage import DataRoot, write_atomic
 from ..common.windows import fitting_stride, stride_for
-from ..diffusion.settings import INTERPOLATED_FRAMES
+from ..diffusion.settings import INTERPOLATED_FRAMES, INTERPOLATION_RATE
 from .columns import MODEL, UNTRAINED, Source, loaders, make_videos, measured, motion_bucket, protocol_of, write_videos
 from .held_out import check_held_out, choose_samples, load_clips
 from .interpolation_figures import FIGURES, blended, middle_psnr, nearest, warped
@@ -163,7 +163,7 @@ def _sources(
 
 def _between(model: Any, card: dict[str, Any], clip: Clip, settings: InterpolationSettings) -> np.ndarray:
     from ..diffusion.device import within_memory
-    from ..diffusion.interpolating import RATE, interpolate
+    from ..diffusion.interpolating import interpolate
 
     seed = int(identity(sample=clip.sample_id, seed=settings.seed)[:8], 16)  # whichever others are chosen
     height, width = clip.frames_FHWC.shape[1:3]
@@ -171,7 +171,7 @@ def _between(model: Any, card: dict[str, Any], clip: Clip, settings: Interpolati
         return interpolate(
             model,
             clip.frames_FHWC[[0, -1]],
-            fps=clip.fps / RATE,
+            fps=clip.fps / INTERPOLATION_RATE,
             motion_bucket=motion_bucket(card, clip.motion_score),
             noise_aug=settings.noise_aug,
             steps=settings.steps,

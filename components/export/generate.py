@@ -13,6 +13,7 @@ import numpy as np
 from ..common.errors import BadInputError
 from ..common.storage import write_atomic
 from ..common.video import encode_mp4
+from ..diffusion.settings import INTERPOLATION_RATE
 from .client import VideoClient
 from .in_process import SIZE, generate_in_process
 from .interpolate import interpolate_frames, interpolation_directory
@@ -80,7 +81,7 @@ def generate_file(
             frames, parameters = client.generate(rgb, **asked), client.parameters()
     fps = asked.get("fps") or parameters["default_fps"]
     if interpolate is not None:
-        frames, fps = interpolate_frames(frames, interpolate, fps, asked), 4 * fps
+        frames, fps = interpolate_frames(frames, interpolate, fps, asked), INTERPOLATION_RATE * fps
     seconds = time.monotonic() - started
     write_atomic(out, encode_mp4(frames, fps))
     count, height, width = frames.shape[:3]

@@ -20,6 +20,7 @@ from ..common.frames import fit_frame
 from ..common.progress import Progress
 from ..common.storage import atomic_file
 from ..common.video import VideoFrame, decode, open_video, probe, write_mp4
+from ..diffusion.settings import INTERPOLATION_RATE
 from .in_process import bucket_of_score, video_size_of
 from .model_config import request_parameters
 from .request import INTERPOLATION, VideoRequest, check_fit, video_request
@@ -29,16 +30,17 @@ if TYPE_CHECKING:
     from ..diffusion.interpolating import KeyFrames
     from ..diffusion.model_directory import VideoModel
 
-_RATE = 4  # of a pass
-PASSES = {4: 1, 16: 2}  # times as many frames to passes, as Align your Latents goes from T over 4T to 16T
+# times as many frames to passes, as Align your Latents goes from T over 4T to 16T
+PASSES = {INTERPOLATION_RATE: 1, INTERPOLATION_RATE**2: 2}
+_ROUNDING_FPS = 0.5  # models know whole rates: within it a rate is one of training. Ours
 
 
 def interpolate_file(
-    video: Path, out: Path, model: Path, times: int = 4, key_frames: KeyFrames = "given", **asked: Any
+    video: Path, out: Path, model: Path, times: int = INTERPOLATION_RATE, key_frames: KeyFrames = "given", **asked: Any
 ) -> str:
     """Write a video at a multiple of its frame rate, and say so in one line.
 
-    A second line tells of a rate beyond those that the model was trained at.
+    A second line tells of a rate outside of those that the model was trained at, once however many passes there are.
 
     Args:
         video: a file in any container that is read; its sound is left out.
@@ -107,8 +109,8 @@ def interpolate_frames(frames_FHWC: np.ndarray, model: Path, fps: float, asked: 
     opened = _opened(model, asked)
     frames_FHWC = np.array(frames_FHWC)  # what came over gRPC cannot be written to, of which torch warns
     count, height, width = frames_FHWC.shape[:3]
-    with _shown(opened, count, _RATE, f"clips of 5 frames of {width}x{height} px") as on_step:
-        return np.stack(list(_passes(opened, frames_FHWC, fps, _RATE, "given", on_step)))
+    with _shown(opened, count, INTERPOLATION_RATE, f"clips of 5 frames of {width}x{height} px") as on_step:
+        return np.stack(list(_passes(opened, frames_FHWC, fps, INTERPOLATION_RATE, "given", on_step)))
 
 
 def interpolation_directory(model: Path) -> Path:
@@ -130,13 +132,20 @@ def interpolation_directory(model: Path) -> Path:
 
 
 def _beyond_training(card: Mapping[str, Any], told_fps: float) -> str:
-    """What to say of a rate beyond all of training; nothing where it is within them, or they are not known."""
-    rates = (card.get("configuration") or {}).get("fps") or (card.get("conditioning") or {}).get("fps")
-    if not rates or told_fps <= (trained := float(np.max(rates))):
+    """What to say of a rate outside of those of training by more than a rounding; nothing where they are not known.
+
+    A card that has no rates asked for tells the usual one of its windows, below which there were others.
+    """
+    if asked := (card.get("configuration") or {}).get("fps"):
+        low, high = float(np.min(asked)), float(np.max(asked))
+    elif usual := (card.get("conditioning") or {}).get("fps"):
+        low, high = 0.0, float(usual)
+    else:
         return ""
-    return (
-        f"The model was told {told_fps:g} frames a second and was trained at up to {trained:g}: judge its motion by eye"
-    )
+    if low - _ROUNDING_FPS < told_fps < high + _ROUNDING_FPS:
+        return ""
+    rates = f"up to {high:g}" if not low else f"{low:g}" if low == high else f"{low:g} to {high:g}"
+    return f"The model was told {told_fps:g} frames a second and was trained at {rates}: judge its motion by eye"
 
 
 @dataclass(frozen=True)
@@ -169,7 +178,7 @@ def _passes(
         frames = interpolated(
             opened.model,
             frames,
-            fps=fps * _RATE**turn,
+            fps=fps * INTERPOLATION_RATE**turn,
             motion_bucket=request.motion_bucket,
             noise_aug=request.noise_aug,
             steps=request.steps,
@@ -187,7 +196,7 @@ def _shown(opened: _Opened, count: int, times: int, what: str) -> Iterator[Any]:
     """Progress in denoising steps of all passes; meanwhile a GPU that is too small says what to do."""
     from ..diffusion.device import within_memory
 
-    clips = sum((count - 1) * _RATE**turn for turn in range(PASSES[times]))
+    clips = sum((count - 1) * INTERPOLATION_RATE**turn for turn in range(PASSES[times]))
     with within_memory(what), Progress("denoising steps", clips * opened.request.steps) as progress:
         yield lambda _step: progress.advance()
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import BadInputError
-from .request import INTERPOLATION, MODEL_NAME, SERVED
+from ..common.storage import write_atomic
+from .request import INTERPOLATION, MODEL_NAME, SERVED, evaluations, is_guided
 from .settings import ExportSettings
 
 WARM_UP_STEPS_FILE = "steps_1"
@@ -85,6 +86,45 @@ def request_parameters(settings: ExportSettings, name: str = MODEL_NAME) -> dict
         values["guidance"] = values["interpolation_guidance"]
         bounds += ["max_key_frames", "max_video_pixels", "max_evaluations"]
     return {f"default_{name}": values[name] for name in names} | {name: values[name] for name in bounds}
+
+
+def raise_bounds(repository: Path) -> dict[str, tuple[int, int]]:
+    """Raise an interpolation model's bounds to what its own repository asks of it.
+
+    That is one request at its defaults: with the video that the model beside it makes, as the serving check sends it
+    and ``interpolate`` of a request for a video, or with two frames where there is none.
+
+    Returns:
+        Bound to what it was set to and what it is now, of those that were too low.
+
+    Raises:
+        BadInputError: a configuration cannot be read.
+        StorageError: it cannot be written.
+    """
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2 as pb
+
+    models = exported_models(repository)
+    if INTERPOLATION not in models:
+        return {}
+    told = read_parameters(repository, INTERPOLATION)
+    video = read_parameters(repository) if MODEL_NAME in models else told | {"frames": 2}
+    frames, picture = max(2, video["frames"]), video["height"] * video["width"]
+    needed = {
+        "max_key_frames": frames,
+        "max_image_pixels": picture,
+        "max_video_pixels": frames * picture,
+        "max_evaluations": evaluations(frames, told["default_steps"], is_guided(told["default_guidance"])),
+    }
+    set_to = ExportSettings().model_dump(include=set(needed)) | told  # a repository of before tells not all
+    raised = {name: (set_to[name], value) for name, value in needed.items() if value > set_to[name]}
+    if raised:
+        path = repository / INTERPOLATION / "config.pbtxt"
+        config = text_format.Parse(path.read_text(), pb.ModelConfig())
+        for name, (_, value) in raised.items():
+            config.parameters[name].string_value = json.dumps(value)
+        write_atomic(path, text_format.MessageToString(config).encode())
+    return raised
 
 
 def exported_models(repository: Path) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from ..common.identity import file_sha256, identity, tree_sha256
 from ..common.report import StepReport, table
 from ..common.storage import link_or_copy, write_atomic
 from ..diffusion.settings import INTERPOLATED_FRAMES
-from .model_config import WARM_UP_STEPS_FILE, model_config_text
+from .model_config import WARM_UP_STEPS_FILE, model_config_text, raise_bounds
 from .request import INTERPOLATION, SERVED
 from .settings import ExportSettings
 
@@ -62,6 +62,10 @@ def export_repository(model: Path, metrics: Path, out: Path, settings: ExportSet
     for one in wanted:  # all of them have been looked at
         _export(one, out, settings, settings.version if one is wanted[0] else None, report)
     with _disk_errors(out):
+        if raised := raise_bounds(out):
+            rows: list[list[Any]] = [[name, was, now] for name, (was, now) in raised.items()]
+            note = "To what the release asks of itself: its own videos, at its defaults."
+            report.sections.append(table("Bounds of interpolation that were raised", ["", "set to", "is"], rows, note))
         _write_contents(out)
     return report
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,6 +146,16 @@ def check_key_frames(shape: tuple[int, ...], dtype: str, parameters: Mapping[str
         )
 
 
+def is_guided(guidance: Sequence[float]) -> bool:
+    """Whether the sampler evaluates the model twice a step."""
+    return max(guidance) > 1
+
+
+def evaluations(frames: int, steps: int, guided: bool) -> int:
+    """Model evaluations that interpolation between so many frames takes, one clip for each pair."""
+    return (frames - 1) * steps * (2 if guided else 1)
+
+
 def check_interpolation(frames: int, request: VideoRequest, parameters: Mapping[str, Any]) -> None:
     """Refuse a request that would take a server for itself, or whose answer could not be sent: before any work.
 
@@ -157,8 +167,10 @@ def check_interpolation(frames: int, request: VideoRequest, parameters: Mapping[
     Raises:
         BadInputError: more model evaluations than allowed, or more bytes of frames than one answer of gRPC holds.
     """
-    pairs, guided = frames - 1, max(request.guidance) > 1  # as the sampler has it
-    of_pair, most = request.steps * (2 if guided else 1), parameters.get("max_evaluations", MAX_EVALUATIONS)
+    from ..diffusion.settings import INTERPOLATION_RATE  # here: the client's own imports are numpy and no more
+
+    pairs, guided = frames - 1, is_guided(request.guidance)
+    of_pair, most = evaluations(2, request.steps, guided), parameters.get("max_evaluations", MAX_EVALUATIONS)
     if pairs * of_pair > most:
         fewer = "ask for fewer steps" + (", or for no guidance" if guided else "")
         parts = f"send up to {most // of_pair + 1} frames at a time, in parts that share a frame, or "
@@ -168,10 +180,11 @@ def check_interpolation(frames: int, request: VideoRequest, parameters: Mapping[
             f"{parts if most >= of_pair else ''}{fewer}"
         )
     frame_bytes = parameters["height"] * parameters["width"] * 3
-    if (4 * pairs + 1) * frame_bytes > MAX_ANSWER_BYTES:
-        fitting = (MAX_ANSWER_BYTES // frame_bytes - 1) // 4 + 1
+    made = INTERPOLATION_RATE * pairs + 1
+    if made * frame_bytes > MAX_ANSWER_BYTES:
+        fitting = (MAX_ANSWER_BYTES // frame_bytes - 1) // INTERPOLATION_RATE + 1
         raise BadInputError(
-            f"{frames} frames become {4 * pairs + 1} of {parameters['width']}x{parameters['height']} px, "
-            f"{(4 * pairs + 1) * frame_bytes} bytes; an answer holds up to {MAX_ANSWER_BYTES}: send up to "
+            f"{frames} frames become {made} of {parameters['width']}x{parameters['height']} px, "
+            f"{made * frame_bytes} bytes; an answer holds up to {MAX_ANSWER_BYTES}: send up to "
             f"{fitting} frames at a time, in parts that share a frame"
         )

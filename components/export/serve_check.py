@@ -18,6 +18,7 @@ from ..common.progress import Progress
 from ..common.report import StepReport, images, table, videos
 from ..common.storage import DataRoot, write_atomic
 from ..common.video import encode_mp4
+from ..diffusion.settings import INTERPOLATION_RATE
 from .client import VideoClient
 from .input_images import InputImage, choose_images
 from .model_config import exported_models, read_parameters
@@ -164,10 +165,11 @@ def _check_interpolated(repository: Path, answers: _Answers, fps: int, settings:
     assert served is not None
     parameters = read_parameters(repository, INTERPOLATION)
     same_size = given.shape[1:3] == (parameters["height"], parameters["width"])  # else they were fitted
-    if len(served) != 4 * (len(given) - 1) + 1 or (same_size and not np.array_equal(served[::4], given)):
+    rate = INTERPOLATION_RATE
+    if len(served) != rate * (len(given) - 1) + 1 or (same_size and not np.array_equal(served[::rate], given)):
         raise ServiceError(
             f"{len(given)} frames were given for interpolation and {len(served)} came back, or others than the given "
-            "ones at every fourth place"
+            "ones where they stood"
         )
     if settings.compare:
         with _threads(settings.threads):
@@ -264,8 +266,9 @@ def _report(
     shown.append((encode_mp4(answers.other_seed, fps), f"{inputs[0].clip_id[:8]}, seed {settings.seed + 1}"))
     between = answers.interpolated
     if between is not None:
-        shown.append((encode_mp4(between, 4 * fps), f"{inputs[0].clip_id[:8]}, interpolated"))
-        facts.append(["interpolated", f"{len(between)} frames at {4 * fps} fps in {answers.interpolation_s:.3f} s"])
+        rate = INTERPOLATION_RATE * fps
+        shown.append((encode_mp4(between, rate), f"{inputs[0].clip_id[:8]}, interpolated"))
+        facts.append(["interpolated", f"{len(between)} frames at {rate} fps in {answers.interpolation_s:.3f} s"])
     return StepReport(
         step="serve",
         title="Serving check",

@@ -55,7 +55,8 @@ class ExportSettings(Settings):
     max_video_pixels: int = Field(default=64 << 20, ge=1)  # of all frames of a request together. Ours
     # Pairs of frames times model evaluations of each, one a denoising step and two with guidance: what a request may
     # take of the gateway's 600 s. 28 frames at 25 steps, as the paper's longest video, are 675. Ours: set it by what an
-    # evaluation takes on the server's device at the model's size, and below queue_timeout_s for those that wait.
+    # evaluation takes on the server's device at the model's size, and below queue_timeout_s for those that wait. As the
+    # two above it is raised to what the release's own videos need, see ``model_config.raise_bounds``.
     max_evaluations: int = Field(default=MAX_EVALUATIONS, ge=1)
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ from svdflow.common.errors import BadInputError
 from svdflow.common.frames import fit_frame
 from svdflow.common.video import VideoFrame, decode, encode_mp4, write_mp4
 from svdflow.diffusion import interpolating
-from svdflow.diffusion.model_directory import load_model
+from svdflow.diffusion.model_directory import load_model, read_card, write_card
 from svdflow.export import interpolate as interpolate_module
 from svdflow.export.interpolate import interpolate_file
 from svdflow.pipelines.cli import app
@@ -142,9 +142,12 @@ def test_frames_that_are_unevenly_spaced_stay_so_and_sound_is_left_out_and_said_
         assert not made.streams.audio
 
 
-def test_a_rate_beyond_those_of_training_is_told_and_nothing_else_is(blending, video, tmp_path):
-    def said(times: int, **card: object) -> list[str]:
-        model = write_interpolation_model(tmp_path / str(len(list(tmp_path.iterdir()))), **card)
+def test_a_rate_outside_of_those_of_training_is_told_once_and_nothing_else_is(blending, video, tmp_path):
+    model = write_interpolation_model(tmp_path / "model")
+    card = read_card(model)
+
+    def said(times: int, **told: object) -> list[str]:
+        write_card(model, card | told)
         return interpolate_file(video, tmp_path / "o.mp4", model, times).splitlines()
 
     size = {"frames": 5, "height": HEIGHT, "width": WIDTH}
@@ -153,7 +156,14 @@ def test_a_rate_beyond_those_of_training_is_told_and_nothing_else_is(blending, v
     ]  # its windows' own rate
     trained = {"configuration": size | {"fps": [7.0, 50.0]}, "conditioning": {"fps": 7.0}}
     assert len(said(4, **trained)) == 1
-    assert "told 200 frames a second and was trained at up to 50" in said(16, **trained)[1]
+    (told,) = said(16, **trained)[1:]
+    assert "told 200 frames a second and was trained at 7 to 50" in told
+    slow = {"configuration": size | {"fps": [60.0]}, "conditioning": {"fps": 60.0}}
+    assert "told 50 frames a second and was trained at 60:" in said(4, **slow)[1]
+    for rate in (49.6, 50.4):  # which rounds to what the model is told
+        assert len(said(4, configuration=size | {"fps": [rate]})) == 1
+        assert len(said(4, conditioning={"fps": rate})) == 1
+    assert len(said(4, conditioning={"fps": 60.0})) == 1, "the usual rate of windows that had others, too"
     assert len(said(16, configuration=size, conditioning={})) == 1, "no record of a rate"
 
 

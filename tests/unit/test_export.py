@@ -13,10 +13,11 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from svdflow.common.errors import BadInputError, GateRefused, StorageError
-from svdflow.common.identity import tree_sha256
+from svdflow.common.identity import file_sha256, tree_sha256
 from svdflow.export import repository as repository_module
 from svdflow.export.model_config import exported_models, read_parameters
 from svdflow.export.repository import export_repository, repository_digest
+from svdflow.export.request import check_interpolation, check_key_frames, video_request
 from svdflow.export.settings import ExportSettings
 
 SETTINGS = ExportSettings()
@@ -225,7 +226,7 @@ def beside(between: dict[str, Path], **more: object) -> ExportSettings:
 
 
 def test_an_interpolation_model_is_a_model_of_its_own_in_the_same_repository(model, metrics, between, tmp_path):
-    settings = beside(between, frames=25, interpolation_guidance=(1.0, 2.0), max_key_frames=9)
+    settings = beside(between, frames=25, interpolation_guidance=(1.0, 2.0), max_key_frames=39)
     report = export_repository(model, metrics, tmp_path / "out", settings)
     assert exported_models(tmp_path / "out") == ("image_to_video", "interpolation")
     served = tmp_path / "out/interpolation"
@@ -245,12 +246,65 @@ def test_an_interpolation_model_is_a_model_of_its_own_in_the_same_repository(mod
     (warm_up,) = config.model_warmup
     assert list(warm_up.inputs["KEY_FRAMES"].dims) == [2, 64, 96, 3]
     told = read_parameters(tmp_path / "out", "interpolation")
-    assert (told["frames"], told["height"], told["width"], told["max_key_frames"]) == (5, 64, 96, 9)
+    assert (told["frames"], told["height"], told["width"], told["max_key_frames"]) == (5, 64, 96, 39)
     assert told["default_guidance"] == [1.0, 2.0] and read_parameters(tmp_path / "out")["frames"] == 25
     assert report.summary["export"]["interpolation"]["version"] == report.summary["export"]["version"] == 1
     assert (report.done, export_repository(model, metrics, tmp_path / "out", settings).reused) == (2, 2)
     alone = export_repository(between["interpolation"], between["interpolation_metrics"], tmp_path / "b", SETTINGS)
     assert exported_models(tmp_path / "b") == ("interpolation",) and alone.summary["export"]["frames"] == 5
+
+
+def is_served(repository: Path) -> None:
+    """What the server would do with the release's own video: hold the request against the bounds."""
+    made, told = read_parameters(repository), read_parameters(repository, "interpolation")
+    check_key_frames((made["frames"], made["height"], made["width"], 3), "uint8", told)
+    check_interpolation(made["frames"], video_request({}, told), told)
+
+
+@pytest.mark.parametrize(
+    ("asked", "raised"),
+    [
+        ({"frames": 25, "steps": 33}, {}),  # 792 evaluations
+        ({"frames": 25, "steps": 34}, {"max_evaluations": 816}),
+        ({"frames": 25, "interpolation_guidance": (1.0, 1.5)}, {"max_evaluations": 1200}),
+        ({"frames": 25, "steps": 34, "max_evaluations": 5000}, {}),
+        ({"frames": 65, "steps": 1}, {"max_key_frames": 65}),
+        ({"frames": 3, "max_video_pixels": 9}, {"max_video_pixels": 3 * 96 * 128}),
+        ({"frames": 3, "max_image_pixels": 9}, {"max_image_pixels": 96 * 128}),
+    ],
+)
+def test_a_release_takes_its_own_videos_whatever_the_bounds_are_set_to(
+    model, metrics, between, tmp_path, asked, raised
+):
+    settings = beside(between, **asked)
+    report = export_repository(model, metrics, tmp_path / "out", settings)
+    is_served(tmp_path / "out")
+    told = read_parameters(tmp_path / "out", "interpolation")
+    bounds = {name: getattr(settings, name) for name in told if name.startswith("max_")}
+    assert {name: told[name] for name in bounds if told[name] != bounds[name]} == raised
+    rows = [section["rows"] for section in report.sections if "raised" in section["title"]]
+    assert rows == ([[[name, bounds[name], value] for name, value in raised.items()]] if raised else [])
+
+
+def test_bounds_follow_the_model_that_is_exported_last(model, metrics, between, tmp_path):
+    """Each by an export of its own, in either order."""
+    interpolation = between["interpolation"], between["interpolation_metrics"]
+    long = ExportSettings(frames=25, steps=40)
+    export_repository(*interpolation, tmp_path / "a", long)
+    assert read_parameters(tmp_path / "a", "interpolation")["max_evaluations"] == 800
+    export_repository(model, metrics, tmp_path / "a", long)
+    export_repository(model, metrics, tmp_path / "b", long)
+    export_repository(*interpolation, tmp_path / "b", long)
+    for out in (tmp_path / "a", tmp_path / "b"):
+        is_served(out)
+        assert read_parameters(out, "interpolation")["max_evaluations"] == 960
+        told = json.loads((out / "contents.json").read_text())["files"]
+        assert told["interpolation/config.pbtxt"] == file_sha256(out / "interpolation/config.pbtxt")
+    alone = ExportSettings(steps=50, max_evaluations=20)
+    export_repository(*interpolation, tmp_path / "c", alone)
+    told = read_parameters(tmp_path / "c", "interpolation")
+    assert told["max_evaluations"] == 50
+    check_interpolation(2, video_request({}, told), told)
 
 
 def test_an_interpolation_model_needs_a_verdict_of_its_own(model, metrics, between, tmp_path):
