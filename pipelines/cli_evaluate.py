@@ -142,7 +142,7 @@ def _write(workdir: Path, name: str, result: dict[str, Any], reports: list[Any],
     """``NAME.json``, and ``NAME.html`` in the form of a run's page."""
     import json
 
-    from svdflow.common.storage import write_atomic
+    from svdflow.common.files import write_atomic
     from svdflow.report.compose import versions
     from svdflow.report.page import render_page
 

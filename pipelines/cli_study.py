@@ -147,7 +147,7 @@ def choose(
     import yaml
 
     from svdflow.common.config import load_profile
-    from svdflow.common.storage import write_atomic
+    from svdflow.common.files import write_atomic
     from svdflow.evaluation.study.results import choose_percentage
     from svdflow.evaluation.study.study import open_study
 

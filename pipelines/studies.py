@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from svdflow.common.errors import BadInputError, SvdflowError
-from svdflow.common.storage import write_atomic
+from svdflow.common.files import write_atomic
 from svdflow.evaluation.study.notes import noted_studies
 from svdflow.evaluation.study.results import study_report, study_results
 from svdflow.evaluation.study.study import Study, open_study

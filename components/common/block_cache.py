@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from .errors import ConfigError
-from .storage import is_disk_full, storage_error
+from .files import is_disk_full, storage_error
 
 BLOCK_BYTES = 4 << 20
 _SUM_BYTES = 4

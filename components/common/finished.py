@@ -6,8 +6,9 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from .files import link_tree
 from .report import StepReport
-from .storage import DataRoot, link_tree
+from .storage import DataRoot
 
 
 def find_finished(root: DataRoot, step: str, key: str, outputs: Mapping[str, Path]) -> StepReport | None:

@@ -27,9 +27,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from .errors import ServiceError
+from .files import write_atomic
 from .ports import free_port, is_free
 from .processes import die_with_parent
-from .storage import write_atomic
 from .store_endpoint import DEFAULT_BUCKET, StoreEndpoint
 
 _START_TIMEOUT_S = 180.0  # it takes two seconds, where nothing else is at work

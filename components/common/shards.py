@@ -17,7 +17,8 @@ import numpy as np
 
 from .block_cache import BlockCache
 from .errors import BadInputError
-from .storage import DataRoot, DirectoryRoot
+from .storage import DataRoot
+from .storage_directory import DirectoryRoot
 
 _MAX_HEADER_BYTES = 100_000_000
 _DTYPES = {

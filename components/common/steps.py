@@ -19,9 +19,10 @@ from typing import Any, TypeVar
 
 from .config import Settings, load_settings
 from .errors import ConfigError, StorageError, SvdflowError
+from .files import DISK_FULL, is_disk_full, link_tree, storage_error, write_atomic
 from .progress import emit
 from .report import StepReport
-from .storage import DISK_FULL, DataRoot, is_disk_full, link_tree, storage_error, write_atomic
+from .storage import DataRoot
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 

@@ -12,12 +12,9 @@ URIs in manifests are relative to the root, so a root can be moved.
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import re
 import shutil
-import tempfile
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -25,16 +22,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import md5
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from .errors import StorageError
+from .files import link_or_copy
 from .identity import file_md5
 
-DISK_FULL = "the disk is full: free some space and run again, work already done is kept"
-_STORAGE_FAULTS = (
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EMFILE,
-    errno.ENFILE, errno.EBADF, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.EFBIG,
-)  # fmt: skip
 _OBJECT = re.compile(r"files/md5/[0-9a-f]{2}/[0-9a-f]{30}(\.dir)?")
 
 
@@ -66,6 +59,8 @@ class DataRoot(ABC):
             from .storage_s3 import S3Root
 
             return S3Root(str(location))
+        from .storage_directory import DirectoryRoot
+
         return DirectoryRoot(Path(location))
 
     # what a backend provides
@@ -214,99 +209,6 @@ class DataRoot(ABC):
         self.writes += 1
 
 
-class DirectoryRoot(DataRoot):
-    """A data root in a local (or mounted) directory."""
-
-    def __init__(self, directory: Path) -> None:
-        super().__init__()
-        self.directory = directory.resolve()
-        self.location = str(self.directory)
-        with _storage_errors(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
-
-    def exists(self, uri: str) -> bool:
-        return self._path(uri).is_file()
-
-    def read_range(self, uri: str, offset: int, length: int) -> bytes:
-        with _storage_errors(self._path(uri)), open(self._path(uri), "rb") as stream:
-            stream.seek(offset)
-            return stream.read(length)
-
-    def read(self, uri: str) -> bytes:
-        with _storage_errors(self._path(uri)):
-            return self._path(uri).read_bytes()
-
-    def size(self, uri: str) -> int:
-        return self.fetch(uri).stat().st_size
-
-    def fetch(self, uri: str) -> Path:
-        path = self._path(uri)
-        if not path.is_file():
-            raise StorageError(
-                f"{path}: the data root has no such object; it was removed, or the manifest is of another root"
-            )
-        return path
-
-    def list(self, prefix: str) -> Iterator[str]:
-        for path in (self.directory / prefix).rglob("*"):
-            if path.is_file() and ".partial-" not in path.name:
-                yield path.relative_to(self.directory).as_posix()
-
-    def entries(self, prefix: str) -> Iterator[Entry]:
-        for uri in self.list(prefix):
-            try:
-                status = self._path(uri).stat()
-            except FileNotFoundError:  # removed meanwhile
-                continue
-            yield Entry(uri, status.st_size, status.st_mtime)
-
-    def remove(self, uri: str) -> bool:
-        path = self._path(uri)
-        with _storage_errors(path):
-            try:
-                path.unlink()
-                return True
-            except FileNotFoundError:
-                return False
-
-    def scratch(self, *parts: str) -> Path:
-        path = self.directory.joinpath("scratch", *parts)
-        with _storage_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
-        return path
-
-    def _write_file(self, uri: str, path: Path) -> None:
-        with self._writing(uri) as partial:
-            shutil.copyfile(path, partial)
-
-    def _move_file(self, uri: str, path: Path) -> None:
-        with self._writing(uri) as partial:
-            shutil.move(path, partial)  # a rename: scratch lies below the same directory
-
-    def _write_bytes(self, uri: str, data: bytes) -> None:
-        with self._writing(uri) as partial:
-            partial.write_bytes(data)
-
-    @contextmanager
-    def _writing(self, uri: str) -> Iterator[Path]:
-        target = self._path(uri)
-        with _storage_errors(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f"{target.name}.partial-{uuid.uuid4().hex}")
-            try:
-                yield partial
-                if uri.startswith("files/"):
-                    partial.chmod(0o444)  # objects are linked into many places: nobody may change one in place
-                partial.replace(target)
-            finally:
-                partial.unlink(missing_ok=True)
-
-    def _path(self, uri: str) -> Path:
-        if uri.startswith("/") or ".." in uri.split("/"):
-            raise StorageError(f"{uri!r} is no URI of a data root")
-        return self.directory / uri
-
-
 def object_uri(digest: str) -> str:
     """``files/md5/ab/cdef…`` for an md5 (with ``.dir`` for a directory listing)."""
     return f"files/md5/{digest[:2]}/{digest[2:]}"
@@ -323,82 +225,5 @@ def uri_md5(uri: str) -> str:
     return uri[len("files/md5/") :].replace("/", "")
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a plain file so that readers see the old or the new content, never a part."""
-    with atomic_file(path) as stream:
-        stream.write(data)
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A stream to write a plain file with; it takes its name when all is well, and is gone otherwise.
-
-    Raises:
-        StorageError: the disk is full or not writable.
-    """
-    with _storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                yield stream
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Hard-link a file, or copy it where the file system does not allow that."""
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        return
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def link_tree(tree: Path, out: Path) -> None:
-    """Make ``out`` a directory with the files of ``tree``, hard links where that is possible."""
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    for path in sorted(p for p in tree.rglob("*") if p.is_file()):
-        target = out / path.relative_to(tree)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        link_or_copy(path, target)
-
-
 def _result_uri(kind: str, key: str) -> str:
     return f"results/{kind}/{key[:2]}/{key}.json"
-
-
-@contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise storage_error(path, error) from error
-
-
-def storage_error(path: Path | str, error: OSError) -> StorageError:
-    """An error of the operating system as one line with its remedy."""
-    remedies = {
-        errno.ENOSPC: DISK_FULL,
-        errno.EDQUOT: DISK_FULL,
-        errno.EROFS: "the file system is read-only: choose another --workdir",
-        errno.EACCES: "no permission: choose another --workdir or change its owner",
-        errno.EPERM: "no permission: choose another --workdir or change its owner",
-    }
-    return StorageError(f"{path}: {remedies.get(error.errno or 0, error.strerror or str(error))}")
-
-
-def is_storage_fault(error: BaseException) -> bool:
-    """Whether an error tells of disk, permissions or descriptors, whoever met it, and so nothing of what was read."""
-    return isinstance(error, OSError) and error.errno in _STORAGE_FAULTS
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an error says that there is no space left, whoever met it (Arrow's own errors keep only the text)."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full or os.strerror(errno.ENOSPC) in str(error)

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from ..common.config import Settings
+from ..common.files import write_atomic
 from ..common.identity import identity
 from ..common.lossless_frames import keep_once, unpack_frames
 from ..common.progress import track
-from ..common.storage import DataRoot, write_atomic
+from ..common.storage import DataRoot
 from ..common.video import encode_mp4
 from .metric import Clip, Metric, Videos
 from .sources import write_sources

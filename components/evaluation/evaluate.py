@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from ..common.errors import BadInputError
+from ..common.files import write_atomic
 from ..common.finished import find_finished, record_finished
 from ..common.identity import file_sha256, identity, tree_sha256
 from ..common.report import StepReport, images, table, videos
-from ..common.storage import DataRoot, write_atomic
+from ..common.storage import DataRoot
 from ..common.video import encode_mp4
 from .columns import MODEL, UNTRAINED, Source, loaders, make_videos, measured, motion_bucket, protocol_of, write_videos
 from .held_out import check_held_out, choose_samples, load_clips, motion_unit

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import BadInputError, GateRefused
+from ..common.files import write_atomic
 from ..common.report import StepReport, table
-from ..common.storage import write_atomic
 from .metric_frechet import FIGURE as FRECHET
 from .settings import GateSettings
 

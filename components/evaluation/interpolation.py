@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from ..common.errors import BadInputError
+from ..common.files import write_atomic
 from ..common.finished import find_finished, record_finished
 from ..common.identity import file_sha256, identity, tree_sha256
 from ..common.report import StepReport, images, table
-from ..common.storage import DataRoot, write_atomic
+from ..common.storage import DataRoot
 from ..common.windows import fitting_stride, stride_for
 from ..diffusion.settings import INTERPOLATED_FRAMES, INTERPOLATION_RATE
 from .columns import MODEL, UNTRAINED, Source, loaders, make_videos, measured, motion_bucket, protocol_of, write_videos

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..common.errors import BadInputError
-from ..common.storage import write_atomic
+from ..common.files import write_atomic
 
 SOURCES = "sources.csv"  # in a folder of videos: columns video (a name without its ending) and source (a video's id)
 _ID = re.compile(r"[0-9a-f]{64}")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..common.errors import BadInputError
-from ..common.storage import write_atomic
+from ..common.files import write_atomic
 from ..common.video import encode_mp4
 from ..diffusion.settings import INTERPOLATION_RATE
 from .client import VideoClient

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..common.errors import BadInputError
+from ..common.files import atomic_file
 from ..common.frames import fit_frame
 from ..common.progress import Progress
-from ..common.storage import atomic_file
 from ..common.video import VideoFrame, decode, open_video, probe, write_mp4
 from ..diffusion.settings import INTERPOLATION_RATE
 from .in_process import bucket_of_score, video_size_of

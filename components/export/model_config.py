@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import BadInputError
-from ..common.storage import write_atomic
+from ..common.files import write_atomic
 from .request import INTERPOLATION, MODEL_NAME, SERVED, evaluations, is_guided
 from .settings import ExportSettings
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from .. import __version__
 from ..common.errors import BadInputError, GateRefused, StorageError
+from ..common.files import link_or_copy, write_atomic
 from ..common.identity import file_sha256, identity, tree_sha256
 from ..common.report import StepReport, table
-from ..common.storage import link_or_copy, write_atomic
 from ..diffusion.settings import INTERPOLATED_FRAMES
 from .model_config import WARM_UP_STEPS_FILE, model_config_text, raise_bounds
 from .request import INTERPOLATION, SERVED

@@ -13,10 +13,11 @@ import numpy as np
 
 from .. import __version__
 from ..common.errors import ServiceError
+from ..common.files import write_atomic
 from ..common.identity import file_sha256, identity
 from ..common.progress import Progress
 from ..common.report import StepReport, images, table, videos
-from ..common.storage import DataRoot, write_atomic
+from ..common.storage import DataRoot
 from ..common.video import encode_mp4
 from ..diffusion.settings import INTERPOLATION_RATE
 from .client import VideoClient

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from ..common.config import Settings
 from ..common.errors import StorageError
-from ..common.storage import write_atomic
+from ..common.files import write_atomic
 
 _CHUNK_BYTES = 1 << 18
 _FIRST_PAUSE_S = 0.5

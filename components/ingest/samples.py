@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import IO
 
 from ..common.errors import ServiceError, SvdflowError
+from ..common.files import write_atomic
 from ..common.identity import file_sha256
-from ..common.storage import write_atomic
 
 _TIMEOUT_S = 900
 

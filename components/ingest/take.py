@@ -25,8 +25,9 @@ from typing import Any
 
 from ..common.errors import BadInputError, StorageError
 from ..common.fanout import in_pods
+from ..common.files import write_atomic
 from ..common.identity import CHUNK_BYTES, identity
-from ..common.storage import DataRoot, write_atomic
+from ..common.storage import DataRoot
 from .examine import ProbeSettings
 from .fetch import FetchSettings, Unfetchable, connect_patiently, download
 from .fetch_http import connect_http

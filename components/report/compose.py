@@ -11,9 +11,9 @@ from typing import Any
 
 from .. import __version__
 from ..common.config import merge
+from ..common.files import write_atomic
 from ..common.report import StepReport
 from ..common.steps import steps_directory
-from ..common.storage import write_atomic
 from .overview import curation_overview
 from .page import render_page
 

@@ -24,9 +24,10 @@ from rich.console import Console
 
 from svdflow.common.config import sendable
 from svdflow.common.errors import BadInputError, ConfigError, StorageError
+from svdflow.common.files import DISK_FULL, write_atomic
 from svdflow.common.report import StepReport
 from svdflow.common.steps import steps_directory
-from svdflow.common.storage import DISK_FULL, DataRoot, write_atomic
+from svdflow.common.storage import DataRoot
 
 from ..registry import compiled_path, parameters, require_chain, resolve_settings, task_count
 from .display import View

@@ -18,7 +18,8 @@ import pytest
 from svdflow.common.errors import StorageError
 from svdflow.common.identity import file_md5
 from svdflow.common.object_store import StoreEndpoint
-from svdflow.common.storage import DataRoot, DirectoryRoot, object_uri
+from svdflow.common.storage import DataRoot, object_uri
+from svdflow.common.storage_directory import DirectoryRoot
 from svdflow.common.storage_s3 import S3Root
 from tests.integration.flaky_door import FlakyDoor
 

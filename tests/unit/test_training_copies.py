@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from svdflow.common.errors import StorageError
-from svdflow.common.storage import DirectoryRoot
+from svdflow.common.storage_directory import DirectoryRoot
 from svdflow.training.train import checkpoint_store
 from svdflow.training.train.checkpoint import best_sound, newest_sound, save_checkpoint
 from svdflow.training.train.checkpoint_store import CheckpointStore

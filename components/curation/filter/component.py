@@ -29,8 +29,8 @@ def filter_clips(
     import json
     from pathlib import Path
 
+    from svdflow.common.files import write_atomic
     from svdflow.common.steps import run_step
-    from svdflow.common.storage import write_atomic
     from svdflow.curation.filter.filter import filter_clips as decide
     from svdflow.curation.filter.settings import FilterSettings
 

@@ -9,7 +9,7 @@ from typing import Any
 import av
 
 from ...common.errors import BadInputError
-from ...common.storage import is_storage_fault, storage_error
+from ...common.files import is_storage_fault, storage_error
 from ...common.video import codec_name, open_video
 from .scan import SECOND_FIELD, Scan
 

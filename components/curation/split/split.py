@@ -18,11 +18,12 @@ import pyarrow.compute as pc
 
 from ...common.errors import BadInputError, ConfigError
 from ...common.fanout import chosen_executor, in_pods, map_units
+from ...common.files import is_storage_fault, storage_error
 from ...common.identity import CHUNK_BYTES, file_sha256, identity
 from ...common.manifest_spool import ManifestSpool
 from ...common.manifests import read_blocks
 from ...common.report import StepReport
-from ...common.storage import DataRoot, is_storage_fault, storage_error
+from ...common.storage import DataRoot
 from .clip_check import is_the_source
 from .clipping import Plan, Span, cut_clips, plan_spans
 from .cuts import CutFinder, Transition, merge_detections, shots_between

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...common.errors import ConfigError, ValidationFailed
+from ...common.files import write_atomic
 from ...common.identity import file_sha256, identity
 from ...common.manifests import SCHEMAS
 from ...common.report import StepReport, table
-from ...common.storage import DataRoot, write_atomic
+from ...common.storage import DataRoot
 from . import drift
 from .expectations import Expectations
 from .findings import failing_rows, make_report

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import BadInputError
+from ...common.files import write_atomic
 from ...common.identity import identity
 from ...common.progress import track
 from ...common.report import StepReport, table
-from ...common.storage import DataRoot, object_uri, write_atomic
+from ...common.storage import DataRoot, object_uri
 from . import dvc_files
 from .card import MANIFESTS
 from .datasets import open_version_store, resolve

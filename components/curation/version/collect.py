@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 
 from ...common.fanout_files import PLACE, resting
 from ...common.progress import track
-from ...common.storage import DataRoot, DirectoryRoot, Entry
+from ...common.storage import DataRoot, Entry
+from ...common.storage_directory import DirectoryRoot
 from . import claims
 from .references import (
     OBJECTS,

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import BadInputError, StorageError
+from ...common.files import write_atomic
 from ...common.manifests import current_file
 from ...common.object_store import EmbeddedStore, StoreEndpoint, open_store
 from ...common.progress import track
 from ...common.report import StepReport, table
-from ...common.storage import DataRoot, uri_md5, write_atomic
+from ...common.storage import DataRoot, uri_md5
 from ...common.storage_s3 import S3Root
 from . import claims, dvc_files
 from .card import MANIFESTS, Members, make_card, next_number, read_members

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ...common.files import write_atomic
 from ...common.manifest_views import open_views, row_groups
 from ...common.manifests import SCHEMA_VERSIONS, SCHEMAS, write_in_order
-from ...common.storage import write_atomic
 
 _SAYS = ("caption_image", "caption_video", "caption_summary")
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ...common.errors import BadInputError
+from ...common.files import write_atomic
 from ...common.identity import identity
-from ...common.storage import write_atomic
 
 _NOTES, _GENERATED, _MANIFESTS = "studies", "generated", "manifests"
 

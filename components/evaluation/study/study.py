@@ -16,7 +16,7 @@ from itertools import combinations
 from pathlib import Path
 
 from ...common.errors import BadInputError
-from ...common.storage import write_atomic
+from ...common.files import write_atomic
 from .settings import Category, StudySettings
 
 FORMAT = 1

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...common.errors import BadInputError
-from ...common.storage import storage_error
+from ...common.files import storage_error
 from .create import sweep_begun
 from .study import Check, Item, Study, open_study, save_study
 from .votes import alone_with, read_votes

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 from ...common.errors import BadInputError
+from ...common.files import write_atomic
 from ...common.identity import identity
 from ...common.progress import track
-from ...common.storage import write_atomic
 from ...common.video import encode_mp4
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

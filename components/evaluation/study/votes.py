@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ...common.errors import BadInputError
-from ...common.storage import storage_error
+from ...common.files import storage_error
 
 _LONGEST = 4096  # bytes of a line
 

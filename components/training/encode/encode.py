@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ...common.files import write_atomic
 from ...common.manifests import read_rows
 from ...common.report import StepReport, text
-from ...common.storage import DataRoot, write_atomic
+from ...common.storage import DataRoot
 from ...common.windows import stride_for
 from .samples import encode_units
 from .settings import EncodeSettings

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ...common.report import StepReport, histogram, images, table
-from ...common.storage import DataRoot, DirectoryRoot
+from ...common.storage import DataRoot
+from ...common.storage_directory import DirectoryRoot
 from .settings import EncodeSettings
 from .units import Unit
 

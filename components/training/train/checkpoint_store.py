@@ -15,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...common.errors import StorageError
-from ...common.storage import DataRoot, link_tree
+from ...common.files import link_tree
+from ...common.storage import DataRoot
 from .checkpoint import STATE, Checkpoint, directories, read_checkpoint
 
 _PAUSES_S = (2.0, 10.0, 30.0, 120.0)  # between attempts; the last one again and again

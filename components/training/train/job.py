@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...common.storage import write_atomic
+from ...common.files import write_atomic
 from .settings import StageSettings
 
 GRID = "grid.jpg"  # in a folder of samples: all of them in one picture

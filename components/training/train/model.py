@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from ...common.block_cache import BlockCache
 from ...common.errors import BadInputError
 from ...common.sample_tensors import CLIP
-from ...common.storage import DataRoot, DirectoryRoot
+from ...common.storage import DataRoot
+from ...common.storage_directory import DirectoryRoot
 from ...diffusion import conditioning
 from ...diffusion.autoencoder import load_autoencoder, spatial_factor
 from ...diffusion.hub import resolve_model

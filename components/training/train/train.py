@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from ...common.errors import BadInputError, SvdflowError
+from ...common.files import link_tree
 from ...common.identity import file_sha256, identity, tree_sha256
 from ...common.report import StepReport, curves, images, small_jpeg, table, text, videos
-from ...common.storage import DataRoot, link_tree
+from ...common.storage import DataRoot
 from ...diffusion.hub import resolve_model
 from .checkpoint_store import CheckpointStore
 from .datasets import Datasets, manifests_of, read_datasets, resolve_mix

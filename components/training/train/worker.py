@@ -14,8 +14,8 @@ import traceback
 from pathlib import Path
 
 from ...common.errors import SvdflowError
+from ...common.files import write_atomic
 from ...common.processes import die_with_parent
-from ...common.storage import write_atomic
 from .endings import INTERRUPTED, line_of
 from .heartbeat import Heartbeat
 from .job import Job

@@ -15,7 +15,7 @@ from ....common.cluster.errors import AlreadyThere, Changed, NotThere
 from ....common.cluster.kinds import PODS, TRAINJOBS, Object, holds
 from ....common.cluster.names import ATTEMPT_LABEL, KEY_LABEL, short_key
 from ....common.cluster.owners import Workflow, adopt, owners
-from ....common.storage import write_atomic
+from ....common.files import write_atomic
 from ..endings import TrainingFailed, TrainingInterrupted
 from ..job import Job
 from .budget import Budget

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ....common.errors import StorageError
-from ....common.storage import write_atomic
+from ....common.files import write_atomic
 from ..endings import TrainingFailed
 
 _WRITE_S = 30.0

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ....common.errors import ConfigError
-from ....common.storage import link_tree
+from ....common.files import link_tree
 from ..job import Job
 
 _MODELS = ("base", "autoencoder", "text_encoder", "image_encoder")  # settings that may name a directory
