@@ -163,6 +163,18 @@ def test_a_killed_takedown_is_finished_by_the_next(study, monkeypatch):
     assert {path.stem for path in (study.folder / "videos").iterdir()} == open_study(study.folder).shown()
 
 
+def test_a_work_directory_that_takes_no_note_is_told_and_the_study_made_all_the_same(tmp_path, workdirs, capfd):
+    (workdirs["theirs"] / "studies").write_text("not a folder")
+    folders = {name: workdir / "generated" / "held_out" for name, workdir in workdirs.items()}
+    made = create_study(tmp_path / "t", folders, StudySettings())
+    said = capfd.readouterr().err
+    assert (
+        f"{workdirs['theirs']}: takes no note of this study" in said and f"name it then: --study {made.folder}" in said
+    )
+    assert noted_studies(workdirs["ours"]) == [made.folder] and noted_studies(workdirs["theirs"]) == []
+    assert "1 of the 3" in forget_in_all(workdirs["theirs"], [made.folder], DOG)[0][0]
+
+
 def test_a_work_directory_knows_its_studies_and_says_which_it_cannot_reach(tmp_path, study, workdirs):
     assert [noted_studies(workdir) for workdir in workdirs.values()] == [[study.folder]] * 2
     assert noted_studies(tmp_path) == []

@@ -54,8 +54,7 @@ def create_study(
     Raises:
         BadInputError: fewer than two contestants or no item, a video that one has and another has not, one that cannot
             be read, a text that is missing.
-        StorageError: others removed what was begun, again and again; or the disk is full, or a work directory that
-            videos come from takes no note of the study.
+        StorageError: others removed what was begun, again and again; or the disk is full.
     """
     if folder.exists():
         raise BadInputError(f"{folder}: is there already; votes belong to one study, so give another folder")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from ...common.errors import BadInputError
+from ...common.errors import BadInputError, StorageError
 from ...common.files import write_atomic
 from ...common.identity import identity
 
@@ -16,17 +17,24 @@ _NOTES, _GENERATED, _MANIFESTS = "studies", "generated", "manifests"
 def note_study(study: Path, folders: Iterable[Path]) -> list[Path]:
     """Note a study in the work directories that its videos come from; folders of other places are passed over.
 
+    Of one that cannot be written, as another team's, a line on stderr tells what its takedowns will not find.
+
     Returns:
         The notes.
-
-    Raises:
-        StorageError: a work directory cannot be written.
     """
     place = str(study.absolute())
     notes = []
     for workdir in sorted({found for folder in folders if (found := _workdir_of(folder.resolve()))}):
-        notes.append(workdir / _NOTES / f"{identity(study=place)[:16]}.json")
-        write_atomic(notes[-1], json.dumps({"study": place}).encode())
+        note = workdir / _NOTES / f"{identity(study=place)[:16]}.json"
+        try:
+            write_atomic(note, json.dumps({"study": place}).encode())
+            notes.append(note)
+        except StorageError as error:
+            print(
+                f"{workdir}: takes no note of this study ({error}), so that `svdflow data forget` there will not find "
+                f"it; name it then: --study {place}",
+                file=sys.stderr,
+            )
     return notes
 
 
