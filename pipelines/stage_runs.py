@@ -16,7 +16,7 @@ from svdflow.diffusion.hub import resolve_model
 from svdflow.training.encode.settings import EncodeImagesSettings, EncodeSettings, with_image_section
 from svdflow.training.train.presets import GROWN_FROM, MODEL_KIND, Preset, load_preset, stage_overrides
 from svdflow.training.train.settings import StageSettings, stage_settings
-from svdflow.training.train.start import check_start
+from svdflow.training.train.start import check_adapter, check_start
 
 from .datasets import last_settings
 from .local.run import RunResult, run_pipeline
@@ -262,6 +262,8 @@ def forecast(
     asked = _checked_settings(preset, profile, sets)
     start = _checked_init(preset, init, weights=False) if init else None
     settings, overrides = resolve_stage(preset, profile, asked, start, weights=False)
+    if settings.lora:
+        check_adapter(preset.kind, start, settings)
     sections = load_profile(profile, overrides)
     section = "encode_orbits" if preset.kind == "multi_view" else "encode"
     encode = validate_settings(EncodeSettings, section, sections.get(section) or {})

@@ -16,6 +16,7 @@ from svdflow.diffusion.network import unet_model_fn
 from svdflow.diffusion.settings import KINDS, TINY_UNET, LoraSettings, UNetSettings, kind_in
 from svdflow.diffusion.unet import build_image_unet, build_video_unet, to_image_to_video
 from svdflow.pipelines.registry import require_chain, resolve_settings
+from svdflow.pipelines.stage_runs import forecast
 from svdflow.training.train.forecast import build_unet
 from svdflow.training.train.heartbeat import Heartbeat
 from svdflow.training.train.job import Job
@@ -227,6 +228,8 @@ def test_an_adapter_on_a_start_that_the_stage_would_grow_is_refused_with_what_to
     assert f"without lora first, and start the adapter from the model that it leaves (kind {MODEL_KIND[stage]})" in str(
         why.value
     )
+    with pytest.raises(ConfigError, match=rf"train_{stage}.lora: .*could never act"):
+        forecast(stage, "local", [f"train_{stage}.lora.rank=2"], configured / GROWN_FROM[stage], 0.4, 989)
     check_start(stage, configured / MODEL_KIND[stage], settings)
     check_start(stage, configured / GROWN_FROM[stage], stage_settings(stage, {}))
 

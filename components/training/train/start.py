@@ -25,7 +25,7 @@ def check_start(stage: str, init: Path | None, settings: StageSettings) -> None:
         BadInputError: the start's configuration cannot be read.
     """
     if settings.lora:
-        _check_lora(stage, init, settings)
+        check_adapter(stage, init, settings)
     if init is None:
         if stage == "image" and not settings.base:
             _check_channels(stage, settings)
@@ -93,7 +93,7 @@ def _check_channels(stage: str, settings: StageSettings) -> None:
         )
 
 
-def _check_lora(stage: str, init: Path | None, settings: StageSettings) -> None:
+def check_adapter(stage: str, init: Path | None, settings: StageSettings) -> None:
     """An adapter needs the layers that it sits on, in a model that has its inputs already; shapes are enough to tell.
 
     Raises:
