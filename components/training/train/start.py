@@ -10,6 +10,7 @@ from ...common.errors import BadInputError, ConfigError
 from ...diffusion.json_files import read_json
 from ...diffusion.model_directory import CARD, parameterisation_of
 from ...diffusion.settings import SHIPPED_AUTOENCODER, UNetSettings
+from .presets import WITH_DECODER
 from .settings import StageSettings
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ def check_start(stage: str, init: Path | None, settings: StageSettings) -> None:
         ConfigError: names the setting.
         BadInputError: the start's configuration cannot be read.
     """
+    if stage == "decoder":
+        _check_decoder(init, settings)
+        return
     if settings.lora:
         _check_lora(stage, init, settings)
     if init is None:
@@ -42,7 +46,7 @@ def check_motion_unit(stage: str, init: Path | None, settings: StageSettings, un
     Raises:
         BadInputError: they are in another unit.
     """
-    if stage == "image" or settings.refit_motion or init is None or not (init / CARD).is_file():
+    if stage in ("image", "decoder") or settings.refit_motion or init is None or not (init / CARD).is_file():
         return
     known = (read_json(init / CARD).get("motion_calibration") or {}).get("unit", "")
     if known and unit and known != unit:
@@ -79,6 +83,23 @@ def _check_channels(stage: str, settings: StageSettings) -> None:
             f"train_{stage}.autoencoder: {settings.autoencoder} has {of_latents} latent channels, and the U-Net would "
             f"take {unet.latent_channels} (train_{stage}.unet.latent_channels). Start from Stable Diffusion 2.1, as "
             f"the paper does (--init or train_{stage}.base), or make the two agree"
+        )
+
+
+def _check_decoder(init: Path | None, settings: StageSettings) -> None:
+    """Its losses need LPIPS where they weigh it; and what it starts from needs a decoder that has a use for videos."""
+    losses = settings.losses
+    if losses.perceptual_weight and not (losses.lpips_backbone and losses.lpips_heads):
+        raise ConfigError(
+            "train_decoder.losses.lpips_backbone and lpips_heads: name the safetensors files of LPIPS (python -m "
+            "svdflow.curation.annotate.convert_weights makes them), or set train_decoder.losses.perceptual_weight=0 "
+            "to learn from the absolute error alone"
+        )
+    if init is None or not (init / CARD).is_file():
+        return
+    if (kind := read_json(init / CARD).get("kind")) not in WITH_DECODER:
+        raise BadInputError(
+            f"{init}: a model of kind {kind} cannot start stage decoder, which takes {', '.join(WITH_DECODER)}"
         )
 
 
