@@ -39,6 +39,7 @@ SETTINGS = {
     "encode_orbits": "svdflow.training.encode.settings:EncodeSettings",
     "train_multi_view": "svdflow.training.train.settings:stage_settings",
     "train_interpolation": "svdflow.training.train.settings:stage_settings",
+    "train_decoder": "svdflow.training.train.settings:stage_settings",
     "multiview": "svdflow.multiview.settings:MeasureSettings",
     "evaluate": "svdflow.evaluation.settings:EvaluateSettings",
     "measure_interpolation": "svdflow.evaluation.settings:InterpolationSettings",

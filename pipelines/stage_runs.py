@@ -14,7 +14,7 @@ from svdflow.curation.version.registry import Registry
 from svdflow.curation.version.settings import VersionSettings
 from svdflow.diffusion.hub import resolve_model
 from svdflow.training.encode.settings import EncodeImagesSettings, EncodeSettings, with_image_section
-from svdflow.training.train.presets import GROWN_FROM, MODEL_KIND, Preset, load_preset, stage_overrides
+from svdflow.training.train.presets import Preset, load_preset, may_start, stage_overrides
 from svdflow.training.train.settings import StageSettings, stage_settings
 from svdflow.training.train.start import check_adapter, check_start
 
@@ -101,6 +101,8 @@ def resolve_stage(
                 f"encode.{name}: the stage {preset.name} asks for {wanted}, not {found}; set train_{preset.kind}.{name}"
             )
         overrides[f"encode.{name}"] = found
+    if preset.kind == "decoder":  # learns from frames, which the cache does not keep
+        overrides["encode.cache"] = given.get("encode.cache", False)
     limit = (sections.get("encode") or {}).get("max_fps")
     if settings.fps and limit and limit < max(settings.fps):  # no window is faster than the frames that are encoded
         faster = dict.fromkeys(("encode.max_fps", "encode.fps"), max(settings.fps))  # a reference window has to fit too
@@ -229,7 +231,7 @@ def _checked_init(preset: Preset, init: Path | None, weights: bool = True) -> Pa
         kind = json.loads(card.read_text())["kind"]
     except (ValueError, KeyError, TypeError):
         raise BadInputError(f"--init {init}: svdflow.json is damaged; it tells no kind") from None
-    if kind not in (may := {MODEL_KIND[preset.kind], GROWN_FROM.get(preset.kind, "image")}):
+    if kind not in (may := set(may_start(preset.kind))):
         raise BadInputError(
             f"--init {init}: a model of kind {kind} cannot start the stage {preset.name}, which takes "
             f"{' or '.join(sorted(may))}"
@@ -259,6 +261,8 @@ def forecast(
     from svdflow.training.train.forecast import TEXT_TOKENS, forecast_stage, unet_settings_of
 
     preset = load_preset(stage)
+    if preset.kind == "decoder":
+        raise ConfigError("--dry-run: predicts what U-Nets take; for the decoder there is no forecast")
     asked = _checked_settings(preset, profile, sets)
     start = _checked_init(preset, init, weights=False) if init else None
     settings, overrides = resolve_stage(preset, profile, asked, start, weights=False)

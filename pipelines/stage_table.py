@@ -34,7 +34,7 @@ def print_presets() -> None:
         numbers = [_cell(preset, name) for name, _ in _COLUMNS]
         table.add_row(
             f"[bold]{preset.name}[/]", preset.row, preset.kind, preset.after or "Stable Diffusion 2.1", frames, size,
-            *numbers, f"SVD {preset.source}",
+            *numbers, preset.source if preset.kind == "decoder" else f"SVD {preset.source}",
         )  # fmt: skip
     console = _console()
     console.print(table)

@@ -157,6 +157,18 @@ class LoraSettings(Settings):
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
 
+class DecoderLosses(Settings):
+    """What a decoder is finetuned against. Neither paper gives a figure: all are ours."""
+
+    perceptual_weight: float = Field(1.0, ge=0)  # of LPIPS beside the absolute error, as in latent diffusion
+    lpips_backbone: str = ""  # safetensors file of torchvision's VGG-16 or AlexNet
+    lpips_heads: str = ""  # safetensors file of the package lpips' heads for it
+    adversarial_weight: float = Field(0.5, ge=0)  # of the ratio of both losses' gradients, as in latent diffusion
+    adversarial_from: int = Field(0, ge=0)  # step from which decoder and discriminator learn from each other
+    discriminator_width: int = Field(64, ge=4, multiple_of=4)  # channels of its first layer
+    discriminator_layers: int = Field(3, ge=1)  # that halve the sides
+
+
 class SamplingSettings(Settings):
     """How videos are sampled; the released scripts' figures."""
 

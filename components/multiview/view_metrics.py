@@ -67,8 +67,8 @@ def _psnr(truth_VHWC: np.ndarray, made: Views) -> dict[str, float]:
 
 
 def _lpips(settings: MeasureSettings) -> ViewMetric:
+    from ..common.lpips import load_lpips
     from ..diffusion.device import default_device
-    from .lpips import load_lpips
 
     network = load_lpips(settings.lpips_backbone, settings.lpips_heads, default_device())
 

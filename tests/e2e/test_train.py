@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from svdflow.common.manifests import read_rows
+from svdflow.common.video import probe
 from tests.e2e.conftest import Run, svdflow
 
 
@@ -55,6 +57,29 @@ def test_a_second_run_finds_everything_without_asking_the_store(finished, traine
     again = train(finished, trained.workdir)
     assert again.status == 0, again.err[-2000:]
     assert {step: work["done"] for step, work in again.summary["work"].items() if work["done"]} == {}
+
+
+def test_the_decoder_is_finetuned_on_the_version_s_frames_and_the_rest_of_the_model_stays(finished, tmp_path):
+    sets = {"version.registry": finished.workdir / "registry", "version.store": finished.workdir / "store"}
+    start, workdir = finished.workdir / "models/image_to_video", tmp_path / "w"
+    command = ["train", "decoder", "--profile", "test", "-w", workdir]
+    done = svdflow(*command, "--init", start, *(part for n, v in sets.items() for part in ("--set", f"{n}={v}")))
+    assert done.returncode == 0, done.stderr[-3000:]
+    model, summary = workdir / "models/decoder", json.loads((workdir / "summary.json").read_text())
+    kept = {path.relative_to(start) for path in start.rglob("*") if path.is_file()} - {Path("svdflow.json")}
+    assert {path.relative_to(model) for path in model.rglob("*") if path.is_file()} - {Path("svdflow.json")} == kept
+    other = {str(path) for path in kept if (start / path).read_bytes() != (model / path).read_bytes()}
+    assert other == {"vae/diffusion_pytorch_model.safetensors"}
+    found = summary["training"]["decoder"]
+    assert found["steps"] == 4 and found["held_out"]["after"]["psnr_db"] != found["held_out"]["before"]["psnr_db"]
+    assert "Held-out clips" in (workdir / "report.html").read_text()
+    Image.new("RGB", (96, 96), "navy").save(tmp_path / "picture.png")
+    made = svdflow("generate", tmp_path / "picture.png", "-o", tmp_path / "o.mp4", "--model", model, "--steps", "1")
+    assert made.returncode == 0 and probe(tmp_path / "o.mp4").frames > 1, made.stderr
+    refused = svdflow(*command, "--init", finished.workdir / "models/image")
+    assert refused.returncode == 1 and "a model of kind image cannot start the stage decoder" in refused.stderr
+    unknown = svdflow(*command, "--init", start, "--dry-run")
+    assert unknown.returncode == 1 and "for the decoder there is no forecast" in unknown.stderr
 
 
 def test_what_does_not_fit_is_refused_before_anything_starts(finished, tmp_path):

@@ -22,6 +22,7 @@ PAPER = {
     "I2V-25": ("image_to_video", "I2V-base", 25, 576, 1024, 50_000, 768, 3e-5, 1.0, 1.6, 0.9999, None),
     "LoRA": ("image_to_video", "I2V-14", None, None, None, 5_000, None, None, None, None, None, None),  # rank 16
     "interp": ("interpolation", "III-T2V", 5, 576, 1024, 10_000, 256, 1e-4, 1.0, 1.2, 0.9999, None),  # 4.4, D.5
+    "dec": ("decoder", "I2V-14", None, None, None, None, None, None, None, None, None, None),  # AYL 3.1.1
     "MV": ("multi_view", "I2V-25", 21, 576, 576, 12_000, 16, 1e-5, None, None, None, None),
 }
 FIELDS = ("frames", "height", "width", "steps", "batch", "lr", "p_mean", "p_std", "ema", "text_dropout")

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from svdflow.common.errors import BadInputError, ConfigError
-from svdflow.multiview.lpips import load_lpips
+from svdflow.common.lpips import load_lpips
 from svdflow.multiview.measure import _scores
 from svdflow.multiview.settings import MeasureSettings
 from svdflow.multiview.view_metrics import view_metrics

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import BadInputError
-from ...common.sample_tensors import WINDOW
+from ...common.sample_tensors import CLIP, WINDOW
 from .settings import StageSettings
 
 Bucket = tuple[int, int, int]  # frames, height, width
@@ -84,6 +84,8 @@ def check_samples(rows: Sequence[dict[str, Any]], stage: str, settings: StageSet
         )
     if stage == "interpolation" and any(is_window(row) for row in rows):
         raise BadInputError(f"{path}: holds a sample that interpolation cannot be learned from: {NO_LAST_EMBEDDING}")
+    if stage == "decoder" and any(row.get("layout") != CLIP for row in rows):
+        raise BadInputError(f"{path}: holds encoded samples, and a decoder learns from frames; set encode.cache=false")
     for row in compress(rows, usable):
         for name, asked in (("height", settings.height), ("width", settings.width)):
             if asked not in (None, row[name]):

@@ -62,7 +62,7 @@ class Gathering:
         return Gathering(
             window_lengths(stage, settings),
             settings.fps,
-            anywhere=stage in ("image", "video", "interpolation"),
+            anywhere=stage in ("image", "video", "interpolation", "decoder"),
             sampled=training and settings.latent == "sample",
         )
 

@@ -53,7 +53,7 @@ class LiveSource(SampleSource):
     def encode(self, draw: Draw, reading: Reading, kind: str) -> Reading:
         if reading.frames is None:
             return reading
-        latents = self._encoded(draw, reading.frames)
+        latents = self.encoded(draw, reading.frames)
         if kind in ("image", "text_to_video"):
             return replace(reading, latents=latents, context=self.text(draw))
         seen = reading.frames[[0, -1]] if kind == "interpolation" else reading.frames[:1]
@@ -62,7 +62,7 @@ class LiveSource(SampleSource):
     def latents(self, draw: Draw, single_frame: bool = False) -> np.ndarray:
         if not self._is_live(draw):
             return super().latents(draw, single_frame)
-        return self._encoded(draw, self._frames(draw.row, self.window(draw, single_frame).indices))
+        return self.encoded(draw, self._frames(draw.row, self.window(draw, single_frame).indices))
 
     def text(self, draw: Draw) -> np.ndarray:
         if not self._is_live(draw):
@@ -91,6 +91,10 @@ class LiveSource(SampleSource):
             return super().latent_channels
         return int(self.model.vae.config.latent_channels)
 
+    def frames(self, draw: Draw) -> np.ndarray:
+        """The frames of the draw's window, uint8 [F, H, W, 3]."""
+        return self._frames(draw.row, self.window(draw).indices)
+
     def _is_live(self, draw: Draw) -> bool:
         return self.rows[draw.row].get("layout") == CLIP
 
@@ -102,7 +106,8 @@ class LiveSource(SampleSource):
             return self.root.read_range(uri, offset, length)
         return self.cache.read(uri, offset, length, lambda at, size: self.root.read_range(uri, at, size))
 
-    def _encoded(self, draw: Draw, frames_FHWC: np.ndarray) -> np.ndarray:
+    def encoded(self, draw: Draw, frames_FHWC: np.ndarray) -> np.ndarray:
+        """Scaled latents [F, C, h, w] of a draw's frames: drawn from their posterior, or its mean."""
         chunks = [frames_FHWC[at : at + _CHUNK] for at in range(0, len(frames_FHWC), _CHUNK)]
         moments = [scaled_moments(self.model.vae, chunk) for chunk in chunks]
         mean, logvar = (np.concatenate(part) for part in zip(*moments, strict=True))

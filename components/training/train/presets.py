@@ -17,15 +17,17 @@ import yaml
 from ...common.errors import ConfigError
 
 STAGES = Path(__file__).resolve().parents[1] / "stages"
-KINDS = ("image", "video", "image_to_video", "multi_view", "interpolation")
+KINDS = ("image", "video", "image_to_video", "multi_view", "interpolation", "decoder")
 # the kind of model that a stage of each kind trains, and the kind that it grows out of its own where it starts from one
-MODEL_KIND = {kind: kind for kind in KINDS} | {"video": "text_to_video"}
+MODEL_KIND = {kind: kind for kind in KINDS if kind != "decoder"} | {"video": "text_to_video"}
 GROWN_FROM = {
     "video": "image",
     "image_to_video": "text_to_video",
     "multi_view": "image_to_video",
     "interpolation": "text_to_video",
 }
+# of the stage decoder, which trains a part of a model that makes videos of clips, and leaves it of the kind that it is
+WITH_DECODER = ("text_to_video", "image_to_video", "interpolation")
 _ABOUT = {"title", "kind", "row", "after", "source", "ours", "implied"}
 _REQUIRED = {"title", "kind", "row", "source"}
 
@@ -37,7 +39,7 @@ class Preset:
     Attributes:
         name: of its file.
         title: one line.
-        kind: which model it trains: one of KINDS.
+        kind: what it trains: one of KINDS.
         row: the stage in the paper's order, as II-b.
         after: the preset whose model it starts from; None for the first.
         source: section of the paper.
@@ -94,6 +96,11 @@ def kind_of(stage: str) -> str:
         ConfigError: it is neither.
     """
     return stage if stage in KINDS else load_preset(stage, "stage").kind
+
+
+def may_start(kind: str) -> tuple[str, ...]:
+    """Kinds of model that a stage of a kind may start from."""
+    return WITH_DECODER if kind == "decoder" else (MODEL_KIND[kind], GROWN_FROM.get(kind, "image"))
 
 
 def stage_overrides(stage: str, overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ...common.config import Settings, fault_of, load_profile, merge, validate_settings
 from ...common.errors import ConfigError
-from ...diffusion.settings import INTERPOLATED_FRAMES, LoraSettings
+from ...diffusion.settings import INTERPOLATED_FRAMES, DecoderLosses, LoraSettings
 from .presets import KINDS, load_preset
 
 
@@ -105,6 +105,9 @@ class StageSettings(Settings):
     # noise on conditioning frames: ln sigma ~ N(-3, 0.5^2), in pixel space [P D.4], in interpolation on latents [P D.5]
     augment_mean: float = -3.0
     augment_std: float = Field(0.5, ge=0)
+
+    # the decoder's finetuning
+    losses: DecoderLosses = Field(default_factory=DecoderLosses)
 
     # how it runs
     processes: int = Field(8, ge=1)  # ours: as many as there are GPUs
@@ -268,12 +271,28 @@ def stage_settings(stage: str, values: Mapping[str, Any], section: str | None = 
             f"{section}.{field}: interpolation is learned on windows of {five} frames, the first and the last of them "
             f"given; leave frames at {five} and short_frames empty"
         )
+    if stage == "decoder":
+        _refuse_for_decoder(settings, section)
     if settings.frames == 1 and stage != "image":
         raise ConfigError(
             f"{section}.frames: windows of one frame teach the temporal layers nothing; take more, and put 1 into "
             f"{section}.short_frames to train on images too"
         )
     return settings
+
+
+def _refuse_for_decoder(settings: StageSettings, section: str) -> None:
+    """What the decoder's finetuning has no use for, or cannot do."""
+    reasons: dict[str, tuple[bool, str]] = {
+        "lora": (settings.lora is not None, "adapters are for U-Nets; leave it at null"),
+        "compile": (settings.compile, "is for U-Nets; leave it at false"),
+        "zero_stage": (settings.zero_stage == 3, "the discriminator is looked through, whole, twice a step; take 2"),
+        "short_frames": (bool(settings.short_frames), "windows are of one length; leave it empty"),
+        "trainable": (settings.trainable != "all", "the whole decoder learns; leave it at all"),
+    }
+    for name, (wrong, why) in reasons.items():
+        if wrong:
+            raise ConfigError(f"{section}.{name}: {why}")
 
 
 def load_stage_settings(stage: str, profile: str, overrides: Mapping[str, Any] | None = None) -> StageSettings:

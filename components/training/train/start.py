@@ -10,7 +10,7 @@ from ...common.errors import BadInputError, ConfigError
 from ...diffusion.json_files import read_json
 from ...diffusion.model_directory import CARD, parameterisation_of
 from ...diffusion.settings import SHIPPED_AUTOENCODER, Kind, UNetSettings, kind_in
-from .presets import GROWN_FROM, MODEL_KIND
+from .presets import GROWN_FROM, MODEL_KIND, WITH_DECODER
 from .settings import StageSettings
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ def check_start(stage: str, init: Path | None, settings: StageSettings) -> None:
         ConfigError: names the setting.
         BadInputError: the start's configuration cannot be read.
     """
+    if stage == "decoder":
+        _check_decoder(init, settings)
+        return
     if settings.lora:
         check_adapter(stage, init, settings)
     if init is None:
@@ -43,7 +46,7 @@ def check_motion_unit(stage: str, init: Path | None, settings: StageSettings, un
     Raises:
         BadInputError: they are in another unit.
     """
-    if stage == "image" or settings.refit_motion or init is None or not (init / CARD).is_file():
+    if stage in ("image", "decoder") or settings.refit_motion or init is None or not (init / CARD).is_file():
         return
     known = (read_json(init / CARD).get("motion_calibration") or {}).get("unit", "")
     if known and unit and known != unit:
@@ -90,6 +93,21 @@ def _check_channels(stage: str, settings: StageSettings) -> None:
             f"train_{stage}.autoencoder: {settings.autoencoder} has {of_latents} latent channels, and the U-Net would "
             f"take {unet.latent_channels} (train_{stage}.unet.latent_channels). Start from Stable Diffusion 2.1, as "
             f"the paper does (--init or train_{stage}.base), or make the two agree"
+        )
+
+
+def _check_decoder(init: Path | None, settings: StageSettings) -> None:
+    """Its losses need LPIPS where they weigh it; and what it starts from needs a decoder that has a use for videos."""
+    losses = settings.losses
+    if losses.perceptual_weight and not (losses.lpips_backbone and losses.lpips_heads):
+        raise ConfigError(
+            "train_decoder.losses.lpips_backbone and lpips_heads: name the safetensors files of LPIPS (python -m "
+            "svdflow.curation.annotate.convert_weights makes them), or set train_decoder.losses.perceptual_weight=0 "
+            "to learn from the absolute error alone"
+        )
+    if init is not None and (kind := _kind_of(init)) not in WITH_DECODER:
+        raise BadInputError(
+            f"{init}: a model of kind {kind} cannot start stage decoder, which takes {', '.join(WITH_DECODER)}"
         )
 
 

@@ -20,15 +20,13 @@ from .divergence import Divergence
 from .draws import Draw
 from .engine import Engine, start_processes, weights_of
 from .heartbeat import Heartbeat
-from .held_out import held_out_loss
 from .job import Job
-from .model import prepare_model, save_trained
-from .objective import Objective
 from .read_ahead import ReadAhead
 from .resume import agree_on_checkpoint
-from .samples import write_grid, write_samples
+from .samples import write_grid
 from .signals import Asked, Interrupted
 from .tensorboard_log import TensorBoardLog
+from .work import open_work
 
 T = TypeVar("T")
 _UPLOAD_S = 5.0  # of the grace, kept for the end of the process
@@ -51,7 +49,7 @@ class Trainer:
         self.job, self.settings, self.asked, self.beat = job, job.settings, asked, beat
         self.rank, self.processes, self.device = start_processes()
         beat.at("reading the model and the samples")
-        self.model, self.train, self.held_out, self.plan = prepare_model(job)
+        self.work = open_work(job)
         self.store = self._open_store()
         resume = agree_on_checkpoint(job.checkpoints, self.store, self.rank, self.device, beat)
         self.state: dict[str, Any] = {
@@ -61,10 +59,10 @@ class Trainer:
         if resume:
             self.state |= resume.state["kept"]
         beat.at("setting up the engine")
-        self.engine = Engine(self.model.unet, self.settings, resume)
+        self.engine = Engine(self.work.net, self.settings, resume)
         self.started_at = self.engine.step
-        self.objective = Objective(self.model, self.train, self.engine.net, self.device, self.settings.offset_noise)
-        self.judge = Objective(self.model, self.held_out, self.engine.net, self.device)
+        self.work.attach(self.engine, self.device)
+        self.objective = self.work.objective
         self.reading = ReadAhead(self._upcoming(), self.objective.read, self.settings.readers)
         self.divergence = Divergence(self.settings.diverged_ratio, self.settings.diverged_steps)
         self.divergence.remember(self.state["loss"], self.state["gradient_norm"])
@@ -116,7 +114,7 @@ class Trainer:
         s = self.settings
         for step in range(self.engine.step, s.steps):
             for index in range(s.accumulation):
-                yield self.plan.micro_batch(step, index, self.rank, self.processes)
+                yield self.work.plan.micro_batch(step, index, self.rank, self.processes)
 
     def _step(self, progress: Progress) -> tuple[bool, bool]:
         """One optimiser step. Returns whether to stop, and whether a checkpoint was asked for."""
@@ -193,7 +191,7 @@ class Trainer:
         return bool(every) and self.engine.step % every == 0  # type: ignore[operator]
 
     def _held_out_loss(self) -> dict[str, Any] | None:
-        return held_out_loss(self.judge, self.settings, self.rank, self.processes, self._interrupted)
+        return self.work.held_out_loss(self.rank, self.processes, self._interrupted)
 
     def _interrupted(self) -> bool:
         self.beat.at("measuring the held-out loss")
@@ -203,10 +201,7 @@ class Trainer:
         folder = self.job.samples_out / f"step_{self.engine.step:08d}"
         folder.mkdir(parents=True, exist_ok=True)
         self.beat.at("generating samples")
-        source = self.held_out if self.held_out.rows else self.train
-        write_samples(
-            folder, self.model, self.engine.net, self.device, source, self.settings, self.rank, self.processes
-        )
+        self.work.write_samples(folder, self.rank, self.processes)
         torch.distributed.barrier()
         grid = write_grid(folder) if self.rank == 0 else None
         if self.log and grid is not None:
@@ -232,13 +227,13 @@ class Trainer:
             "samples_per_second": s.steps * s.batch / max(self.state["trained_s"], 1e-9),
             "waiting_share": self.state["waited_s"] / max(self.state["trained_s"], 1e-9),
             "parameters": sum(math.prod(self.engine.masters.shape(name)) for name in self.engine.masters.parameters),
-            "train_samples": len(self.train.rows),
-            "held_out_samples": len(self.held_out.rows),
+            "train_samples": len(self.work.train.rows),
+            "held_out_samples": len(self.work.held_out.rows),
             "uploads": {"sent": self.store.sent, "failed": self.store.failures} if self.store else None,
         }
         if self.rank == 0:
             loss = better.state["held_out"] if better else after["mean"] if after else None
-            save_trained(self.job, self.model, self.train, weights, result, loss)
+            self.work.save(weights, result, loss)
         if self.log:
             if after:
                 self.log.scalars(self.engine.step, {"held_out/mean": after["mean"]})

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..common.errors import BadInputError
+from .errors import BadInputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of pictures from -1 to 1, as the authors have it
 _EPSILON = 1e-10
+_TINY = 1e-30  # below what float32 can tell from 0 in a sum of squares that counts
 _HEAD_NAMES = ("lin{}.model.1.weight", "lin{}.model.0.weight", "lin{}.weight")
 
 
@@ -129,13 +130,29 @@ class Lpips:
         import torch
 
         x = torch.from_numpy(np.concatenate([a_NHWC, b_NHWC])).permute(0, 3, 1, 2).to(self.heads[0].device)
-        shift, scale = (x.new_tensor(v, dtype=torch.float32)[None, :, None, None] for v in (_SHIFT, _SCALE))
-        layers = self._layers((x.float() / 127.5 - 1 - shift) / scale)
-        total = torch.zeros(len(a_NHWC), device=x.device)
+        a_NCHW, b_NCHW = (x.float() / 127.5 - 1).split(len(a_NHWC))
+        return self.differences(a_NCHW, b_NCHW)
+
+    def differences(self, a_NCHW: Tensor, b_NCHW: Tensor) -> Tensor:
+        """The distance of each pair, float32 [N], with gradients where the pictures have them.
+
+        Args:
+            a_NCHW: pictures from -1 to 1, float32 [N, 3, H, W].
+            b_NCHW: the same shape.
+
+        Raises:
+            BadInputError: the pictures are too small for the network.
+        """
+        import torch
+
+        shift, scale = (a_NCHW.new_tensor(v)[None, :, None, None] for v in (_SHIFT, _SCALE))
+        layers = self._layers((torch.cat([a_NCHW, b_NCHW]) - shift) / scale)
+        total = torch.zeros(len(a_NCHW), device=a_NCHW.device)
         for layer_NChw, head_C in zip(layers, self.heads, strict=True):
-            unit = layer_NChw / (layer_NChw.square().sum(1, keepdim=True).sqrt() + _EPSILON)
-            a, b = unit.split(len(a_NHWC))
-            total += torch.einsum("nchw,c->nhw", (a - b).square(), head_C).mean((1, 2))
+            # The root's slope at 0, where a layer sees nothing, is infinite.
+            length = (layer_NChw.square().sum(1, keepdim=True) + _TINY).sqrt()
+            a, b = (layer_NChw / (length + _EPSILON)).split(len(a_NCHW))
+            total = total + torch.einsum("nchw,c->nhw", (a - b).square(), head_C).mean((1, 2))
         return total
 
     def _layers(self, x_NCHW: Tensor) -> list[Tensor]:
@@ -158,20 +175,21 @@ class Lpips:
 
 
 @lru_cache(maxsize=2)
-def load_lpips(backbone: str, heads: str, device: Any) -> Lpips:
+def load_lpips(backbone: str, heads: str, device: Any, section: str = "multiview") -> Lpips:
     """A network out of two safetensors files; which of the two architectures it is, its first layer tells.
 
     Args:
         backbone: torchvision's AlexNet or VGG-16; what comes after the convolutions is not read.
         heads: of the package lpips, for the same network.
         device: where it is to compute.
+        section: of the settings that name the files, for errors.
 
     Raises:
         BadInputError: a file is missing, is no safetensors file, or does not hold the weights of such a network.
     """
-    for what, path in (("multiview.lpips_backbone", backbone), ("multiview.lpips_heads", heads)):
+    for what, path in (("lpips_backbone", backbone), ("lpips_heads", heads)):
         if not Path(path).is_file():
-            raise BadInputError(f"{what}: {path!r} is no file; {_REMEDY}")
+            raise BadInputError(f"{section}.{what}: {path!r} is no file; {_REMEDY}")
     with _opened(backbone, device) as of_net:
         first = of_net.shapes.get("features.0.weight", ())
         architecture = _ALEXNET if first[-1:] == (_ALEXNET.convs[0].kernel,) else _VGG16
