@@ -158,7 +158,7 @@ def test_the_overview_tells_what_is_left_after_every_stage_in_count_and_hours():
     assert aside["rows"] == [["c.mp4", "Ingest", EVIL]]
     html = render_page(reports, RUN, curation_overview(reports, summarize(reports, RUN)))
     assert "script" not in parse(html).tags
-    for said in ("1,200", "40.0 h", "50.0 %", "33.3 %", "width:12.5%"):
+    for said in ('class="scroll"><table class="funnel"', "1,200", "40.0 h", "50.0 %", "33.3 %", "width:12.5%"):
         assert said in html
 
 
