@@ -88,7 +88,7 @@ def _require_values(cuts: Iterable[Cut], clips: int) -> None:
             asked += [f"filter.{cut.axis}_top=null"] if cut.asked_top is not None else []
             asked += [f"filter.{limit_name(cut.axis)}=null"] if cut.limit is not None else []
             raise BadInputError(
-                f"annotations manifest: clips are to be dropped by {cut.axis}, of which not one of {clips} has a value, "
+                f"annotations manifest: clips shall be dropped by {cut.axis}, none of {clips} has a value of it, "
                 f"so that all would go; annotate it (annotate.{cut.axis}), or set {' and '.join(asked)}"
             )
 
