@@ -267,5 +267,6 @@ def frame_checksum(frame: Any) -> int:
 
 
 def _reason(error: BaseException, path: Path | None = None) -> str:
-    line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    told = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    line = told.splitlines()[0]
     return line.replace(str(path), "the file") if path else line
