@@ -123,6 +123,8 @@ def _fault(model: type[Settings], section: str, details: Mapping[str, Any]) -> s
     message = details["msg"].removeprefix("Value error, ")
     if details["type"] == "extra_forbidden":
         message = "there is no such setting" + _meant(model, details["loc"])
+    elif details["type"] in ("tuple_type", "list_type"):
+        message = f"Input should be a list; write [{details['input']}]"
     return f"{'.'.join([section, *map(str, details['loc']), *named])}: {message}"
 
 

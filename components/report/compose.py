@@ -46,7 +46,7 @@ def compose_report(
         "id": run_id,
         "pipeline": pipeline,
         "profile": profile,
-        "settings_changed": dict(overrides),
+        "settings_changed": {key: _whole(value) for key, value in overrides.items()},
         "failed": [f"{r.step}: {r.error}" for r in reports if r.error],
         "versions": versions(reports),
     }
@@ -56,6 +56,11 @@ def compose_report(
     for folder in (Path(workdir), steps):
         write_atomic(folder / "report.html", html.encode())
     return html
+
+
+def _whole(value: Any) -> Any:
+    """A whole number as one: pipelines know no others than floats."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def summarize(reports: list[StepReport], run: Mapping[str, Any]) -> dict[str, Any]:

@@ -140,9 +140,8 @@ def _funnel(section: Mapping[str, Any]) -> str:
         '<tr><th></th><th></th><th class="n">count</th><th class="n">length</th><th class="n">of the footage</th>'
         '<th class="n">of the stage before</th></tr>'
     )
-    return _figure(
-        section, f'<table class="funnel"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>', wide=True
-    )
+    table = f'<table class="funnel"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
+    return _figure(section, f'<div class="scroll">{table}</div>', wide=True)
 
 
 def _text(section: Mapping[str, Any]) -> str:

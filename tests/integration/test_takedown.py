@@ -274,6 +274,9 @@ def test_the_work_directory_is_gone_through(shared, tmp_path):
     (work / "artifacts" / "run").mkdir(parents=True)
     (work / "artifacts" / "run" / "annotations").write_bytes(manifests["annotations"].read_bytes())
     (work / "report.html").write_text("clip010")
+    (work / "validation_selection.html").write_text("<td>clip010</td>")
+    (work / "validation.html").write_text("<td>nothing failed</td>")
+    (work / "validation_failing_rows.jsonl").write_text(json.dumps({"row": {"video_id": GONE, "name": "1.mp4"}}))
     (work / "steps" / "run" / "filter.json").write_text('{"sections": [{"src": "data:image/jpeg;base64,AAAA"}]}')
     for folder in ("generated/held_out", "artifacts/run/evaluate/generated"):
         (work / folder).mkdir(parents=True)
@@ -287,7 +290,8 @@ def test_the_work_directory_is_gone_through(shared, tmp_path):
         write_manifest("samples", [row], work / "artifacts" / "run" / name)
     receipt = _forget(bench, workdir=work)
     assert {p.relative_to(work).as_posix() for p in work.rglob("*") if p.is_file()} == {
-        "steps/run/train.json", "artifacts/run/others", *(f"manifests/{kind}.parquet" for kind in manifests),
+        "steps/run/train.json", "artifacts/run/others", "validation.html",
+        *(f"manifests/{kind}.parquet" for kind in manifests),
     }  # fmt: skip
     assert len(read_rows("clips", work / "manifests/clips.parquet")) == 4
     assert "report.html" in receipt.workdir_files and "steps/run/train.json" not in receipt.workdir_files

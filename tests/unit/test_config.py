@@ -75,6 +75,7 @@ def test_a_file_that_is_no_profile_is_told_in_one_line(text, says, tmp_path):
         ({"example.colour": "red"}, r"example\.colour: there is no such setting$"),
         ({"example.motion.percent": "many"}, "example.motion.percent"),
         ({"example.motion": 3}, "example.motion"),
+        ({"example.names": "b"}, r"example\.names: .*a list; write \[b\]$"),
         ({"example": 3}, "example is no mapping of settings: 3"),
     ],
 )

@@ -73,6 +73,16 @@ def test_what_is_missing_has_its_own_reason_on_the_axes_that_are_filtered(tmp_pa
     assert rows[gone["clip_id"]]["reasons"] == ["missing_motion", "missing_text"]
 
 
+def test_an_axis_that_nobody_annotated_is_named_before_it_drops_every_clip(tmp_path: Path, root: DataRoot) -> None:
+    notes = [{**note, "text_area": None} for note in annotations()]
+    with pytest.raises(
+        BadInputError, match=r"text.*annotate\.text.*filter\.text_percent=0 and filter\.text_max_area=null"
+    ):
+        run(tmp_path, root, notes, text_percent=10)
+    _, rows = run(tmp_path, root, notes, text_max_area=None)
+    assert any(row["keep"] for row in rows.values())
+
+
 def test_rows_in_another_order_give_identical_bytes(tmp_path: Path, root: DataRoot) -> None:
     run(tmp_path, root)
     first = (tmp_path / "selection.parquet").read_bytes()

@@ -158,7 +158,7 @@ def test_the_overview_tells_what_is_left_after_every_stage_in_count_and_hours():
     assert aside["rows"] == [["c.mp4", "Ingest", EVIL]]
     html = render_page(reports, RUN, curation_overview(reports, summarize(reports, RUN)))
     assert "script" not in parse(html).tags
-    for said in ("1,200", "40.0 h", "50.0 %", "33.3 %", "width:12.5%"):
+    for said in ('class="scroll"><table class="funnel"', "1,200", "40.0 h", "50.0 %", "33.3 %", "width:12.5%"):
         assert said in html
 
 
@@ -180,7 +180,8 @@ def test_a_page_names_its_pipeline_and_is_written_with_its_summary(tmp_path):
     folder.mkdir(parents=True)
     for report in curation_reports():
         (folder / f"{report.step}.json").write_bytes(report.to_json())
-    html = compose_report(str(tmp_path), "r7", "test", {}, "curation")
+    html = compose_report(str(tmp_path), "r7", "test", {"a.count": 3.0, "a.share": 0.5}, "curation")
+    assert "a.count=3, a.share=0.5" in html
     assert "<title>svdflow · curation · test</title>" in html and "From footage to dataset" in html
     assert (tmp_path / "report.html").read_text() == html
     assert json.loads((tmp_path / "summary.json").read_text())["run"]["pipeline"] == "curation"

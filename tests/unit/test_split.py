@@ -251,6 +251,24 @@ def test_damage_in_the_middle_costs_the_gop_it_lies_in(tmp_path):
     assert len(clips) >= 2
 
 
+def test_damage_leaves_no_hole_in_the_clip_before_it(tmp_path):
+    """The decoder that fails on a packet forgets the picture it was about to show, whose packet came before."""
+    whole = encode(shots([48], 11)[0], g="24", bf="3", b_strategy="0")
+    path = tmp_path / "v.mp4"
+    path.write_bytes(whole)
+    places = {frame.tobytes(): place for place, frame in enumerate(decoded(path))}
+    with av.open(str(path)) as source:
+        packets = [(packet.pos, packet.size) for packet in source.demux(video=0) if packet.size > 30]
+    kept = 0
+    for at, size in packets[1:]:
+        path.write_bytes(whole[: at + 5] + b"\xff" * (size - 5) + whole[at + size :])
+        for span, clip in cut_everything(path)[1]:
+            found = [places.get(frame.tobytes(), -1) for frame in decoded(clip)]
+            assert found == list(range(found[0], found[0] + span.last - span.first + 1))
+            kept += len(found)
+    assert len(packets) > 12 and kept > 12 * 24
+
+
 def test_a_full_disk_is_not_kept_as_a_verdict_on_the_video(tmp_path, monkeypatch):
     """The shard cannot be written; when there is space again the video has its clips."""
     videos = write_videos(tmp_path, {"v.mp4": encode(shots([30], 3)[0], g="6")})

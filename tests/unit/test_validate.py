@@ -337,6 +337,15 @@ def test_dangling_ids_are_found_one_for_one(ids, there) -> None:
         assert Counter(row[0] for row in broken) == Counter(each for each in ids if each not in there)
 
 
+def test_a_row_of_a_list_that_names_no_place_is_set_aside_and_no_fault() -> None:
+    nowhere = {"video_id": "a", "name": "row 2", "sources": [{"name": "row 2", "uri": ""}]}
+    with link_on(
+        "sources have a name and a place, sorted by name",
+        videos=[{**nowhere, "status": "set_aside"}, {**nowhere, "video_id": "b", "status": "ok"}],
+    ) as broken:
+        assert [video_id for video_id, *_ in broken] == ["b"]
+
+
 # as a step
 
 

@@ -21,7 +21,7 @@ from ...common.report import StepReport
 from ...common.storage import DataRoot
 from .duplicates import Duplicates, find_duplicates
 from .inputs import Manifest, content_of, open_tables, shards_of
-from .settings import FilterSettings
+from .settings import FilterSettings, limit_name
 from .show import fill_report
 from .sides import bar_from_training, divide
 from .tally import BARRED, bit, count, count_per_video, reasons_of
@@ -47,7 +47,7 @@ def filter_clips(
         settings: what to drop.
 
     Raises:
-        BadInputError: a manifest cannot be used.
+        BadInputError: a manifest cannot be used, or an axis that is asked about has no value on any clip.
         StorageError: memory or disk do not suffice.
     """
     manifests = {"videos": videos, "clips": clips, "annotations": annotations}
@@ -63,8 +63,10 @@ def filter_clips(
             return report
         with open_tables(shards, scratch, settings) as connection:
             cuts = [find_cut(connection, axis, settings) for axis in ANNOTATED]
+            clips_in = cuts[0].there + cuts[0].missing + cuts[0].nan
+            _require_values(cuts, clips_in)
             duplicates = _judge(connection, cuts, root, scratch, settings)
-            cuts.append(_duplicate_cut(duplicates, cuts[0].there + cuts[0].missing + cuts[0].nan, settings))
+            cuts.append(_duplicate_cut(duplicates, clips_in, settings))
             count_per_video(connection, "judged")
             sides = divide(connection, root, settings)
             _decide(connection)
@@ -76,6 +78,19 @@ def filter_clips(
                 fill_report(report, connection, tally, cuts, duplicates, sides, root, settings)
         root.record("filter", key, {"selection": stored.result(), "report": root.put_bytes(report.to_json())})
     return report
+
+
+def _require_values(cuts: Iterable[Cut], clips: int) -> None:
+    """An axis that is asked about and has no value at all would drop every clip, and nobody would see why."""
+    for cut in cuts:
+        if clips and cut.active and not cut.there:
+            asked = [f"filter.{cut.axis}_percent=0"] if cut.asked_percent else []
+            asked += [f"filter.{cut.axis}_top=null"] if cut.asked_top is not None else []
+            asked += [f"filter.{limit_name(cut.axis)}=null"] if cut.limit is not None else []
+            raise BadInputError(
+                f"annotations manifest: clips shall be dropped by {cut.axis}, none of {clips} has a value of it, "
+                f"so that all would go; annotate it (annotate.{cut.axis}), or set {' and '.join(asked)}"
+            )
 
 
 def _judge(connection: Any, cuts: list[Cut], root: DataRoot, scratch: Path, settings: FilterSettings) -> Duplicates:

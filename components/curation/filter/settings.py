@@ -74,9 +74,14 @@ class FilterSettings(Settings):
 
     def limit(self, axis: str) -> float | None:
         """The absolute limit of an axis, if any."""
-        names = {"text": "text_max_area", "watermark": "watermark_max", "nsfw": "nsfw_max"}
-        return getattr(self, names.get(axis, f"{axis}_min"))
+        return getattr(self, limit_name(axis))
 
     def asked(self) -> dict[str, object]:
         """What decides on the clips, as plain values: what only costs time, memory or pictures is left out."""
         return self.model_dump(mode="json", exclude={"memory_limit", "threads", "shown"})
+
+
+def limit_name(axis: str) -> str:
+    """The setting that is the absolute limit of an axis."""
+    names = {"text": "text_max_area", "watermark": "watermark_max", "nsfw": "nsfw_max"}
+    return names.get(axis, f"{axis}_min")

@@ -135,6 +135,7 @@ class _Reader:
         self.size: tuple[int, int] | None = None
         self.packet_pts = array("q")
         self.damaged: set[int] = set()
+        self.awaited: dict[int, int] = {}  # the frame that was to be shown next when a damaged packet came
         self.later = array("b")  # whether a packet may be the second field of the one before
         self.interlaced = False  # any frame
         self.untimed = untimed
@@ -157,12 +158,14 @@ class _Reader:
             packet.opaque = number
             if packet.is_corrupt:
                 self.damaged.add(number)
+                self.awaited[number] = len(self.scan.pts)
         try:
             for frame in packet.decode():  # the last packet of all is empty: it flushes the decoder
                 self.show(frame)
         except av.error.FFmpegError as error:
             if packet.size:
                 self.damaged.add(number)
+                self.awaited[number] = len(self.scan.pts)
             self.note_fault(f"damaged near frame {len(self.scan.pts)} ({_reason(error)})")
 
     def show(self, frame: Any) -> None:
@@ -212,7 +215,11 @@ class _Reader:
             self.shown_pts *= 2
 
     def damage(self) -> list[Detection]:
-        """The frames that are not to be trusted: from each damaged packet to the next key frame that decodes."""
+        """The frames that are not to be trusted: from each damaged packet to the next key frame that decodes.
+
+        Those that were still to be shown when it came are among them, though their packets came before: its own picture
+        may be missing between them, and so may the next one, which a decoder that fails forgets to give.
+        """
         packets, finds = self.scan.packets, []
         done, last_key = -1, 0
         for number, key in enumerate(packets.keys):
@@ -227,7 +234,7 @@ class _Reader:
                     end = packets.shown[last_key]
                 else:
                     end = packets.shown[done] if done < len(packets) else len(self.scan.pts)
-                first = min([*shown, end])
+                first = min([*shown, end, self.awaited.get(number, end)])
                 finds.append(Detection("damage", first, end))
                 if first:
                     nominal_s = self.scan.times_s[first - 1] + self.frame_pts * self.seconds
@@ -260,5 +267,6 @@ def frame_checksum(frame: Any) -> int:
 
 
 def _reason(error: BaseException, path: Path | None = None) -> str:
-    line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    told = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    line = told.splitlines()[0]
     return line.replace(str(path), "the file") if path else line

@@ -32,7 +32,7 @@ from .settings import SplitSettings
 from .show import Tally
 from .tar_shard import TarShard
 
-VERSION = "4"  # of the detection and the cutting together
+VERSION = "5"  # of the detection and the cutting together
 CUTTER_VERSION = "3"  # of the cutting alone: names the clips
 ENDS = ("key_frame", "cut")
 _CHECKSUMS: dict[str, Checksums] = {"packets": "packets", "ends": "frames", "every_frame": "frames", "off": "off"}

@@ -112,7 +112,8 @@ LINKS: list[Link] = [
         "videos",
         ("videos",),
         """SELECT video_id, name, sources FROM videos
-            WHERE list_contains([coalesce(s.name, '') = '' OR coalesce(s.uri, '') = '' for s in sources], true)
+            WHERE list_contains([coalesce(s.name, '') = '' for s in sources], true)
+               OR status = 'ok' AND list_contains([coalesce(s.uri, '') = '' for s in sources], true)
                OR [s.name for s in sources] <> list_sort([s.name for s in sources])""",
     ),
     Link(

@@ -27,7 +27,7 @@ from .settings import ValidateSettings
 from .structure import COLUMNS, READABLE, TYPES, batches, faults_of_file
 from .suites import SUITES, expected_sound
 
-VERSION = "2"
+VERSION = "3"
 SAME_MAKERS = "axes are measured as in the previous version"
 _NAMED_IN_REFUSAL = 6
 

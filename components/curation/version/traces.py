@@ -28,11 +28,11 @@ from .subject import Subject
 _SHOW_CLIPS = ("filter", "validate", "serve", "evaluate", "evaluation_video", "measure_interpolation", "checkout")
 _SHOWN_IN = {"train": ("samples", "logs")}  # fields of records that stay: a model's samples, and their true frames
 _PASSING = ("artifacts", "steps", "logs")  # what runs leave in a work directory; the newest run writes it again
-_TEXTS = ("", ".json", ".html", ".log", ".events", ".txt", ".md", ".yaml", ".csv")
+_TEXTS = ("", ".json", ".jsonl", ".html", ".log", ".events", ".txt", ".md", ".yaml", ".csv")
 _MAX_TEXT_BYTES = 256 << 20
 _SHOWN = "generated"  # true and generated videos of held-out clips
 _PICTURES = (b"data:image/", b"data:video/")  # within reports
-_TOP = ("report.html", "summary.json")
+_TOP = ("report.html", "summary.json", "selection.json", "validation*.html", "validation*_failing_rows.jsonl")
 # in scratch: what unfinished trainings show of held-out clips, and what they keep of shards of an object store; folders
 # stay, since a training in progress writes on into them
 _REMADE = ("training/*/samples/**/*", "training/*/tensorboard/**/*", "blocks/??/*")
@@ -178,7 +178,7 @@ def forget_in_workdir(workdir: Path, subject: Subject, remove: bool) -> list[str
 def _left_by_runs(workdir: Path) -> Iterator[Path]:
     for place in ("manifests", _SHOWN, *_PASSING):
         yield from sorted(path for path in (workdir / place).rglob("*") if path.is_file() and not path.is_symlink())
-    yield from (path for name in _TOP if (path := workdir / name).is_file())
+    yield from (path for pattern in _TOP for path in sorted(workdir.glob(pattern)) if path.is_file())
 
 
 def _tells_of(path: Path, subject: Subject, tokens: Iterable[bytes]) -> bool:
