@@ -24,10 +24,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Before a test's fixtures: what it draws is the same in every run, whatever was drawn before it.
+    """Before a test's fixtures: what it finds is the same in every run, whatever came before it.
 
-    PyTorch begins at another seed in each process.
+    PyTorch begins at another seed in each process, and a step that a test was in names itself for good.
     """
+    os.environ.pop("SVDFLOW_STEP", None)
     if torch := sys.modules.get("torch"):
         torch.manual_seed(0)
 

@@ -57,7 +57,6 @@ def test_versions_and_pictures_of_the_mix_are_encoded_and_reach_the_job_with_the
     assert tag == "demo@v1.0.0" and overrides["version.mix"] == ["more@v1.0.0"]
     assert overrides["train_image.mix"] == [{"dataset": "more@v1.0.0", "weight": 2.0}]
     monkeypatch.setenv("SVDFLOW_DATA_ROOT", str(workdir / "data"))
-    monkeypatch.setenv("SVDFLOW_STEP", "")  # a step is its process's; here the next test's too
     common = {"workdir": str(workdir), "run_id": "run", "profile": "test", "overrides": overrides}
     names = (
         "videos",
@@ -134,7 +133,6 @@ def test_datasets_of_two_registries_that_share_videos_are_held_apart_by_video(be
     other.register_these(theirs)
 
     monkeypatch.setenv("SVDFLOW_DATA_ROOT", str(tmp_path / "data"))
-    monkeypatch.setenv("SVDFLOW_STEP", "")  # a step is its process's; here the next test's too
     samples = []
     for each, name in ((bench, "demo"), (other, "more")):
         workdir = tmp_path / name

@@ -346,10 +346,7 @@ def run_step_of(workdir: Path, paths: dict[str, Path]) -> None:
     validate_step("validate_selection", files, page, rows, str(workdir), "run", "test", {})
 
 
-def test_a_hard_failure_stops_the_step_with_one_line_and_leaves_page_and_rows(
-    tmp_path: Path, capfd, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SVDFLOW_STEP", "")  # a step is its process's; here the next test's too
+def test_a_hard_failure_stops_the_step_with_one_line_and_leaves_page_and_rows(tmp_path: Path, capfd) -> None:
     kinds = ("videos", "clips", "annotations", "selection")
     with pytest.raises(SystemExit) as stopped:
         run_step_of(tmp_path, write(tmp_path / "m", kinds, clips=put(10, {"bytes": 0})))
