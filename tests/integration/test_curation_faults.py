@@ -13,6 +13,7 @@ from svdflow.common.storage import uri_md5
 from tests import curation_runs
 from tests.footage_sets import write_good_videos
 from tests.integration.flaky_door import FlakyDoor
+from tests.waiting import wait_for
 
 KILLS = 3
 AWAY_S = 30.0
@@ -64,11 +65,12 @@ def test_a_store_that_goes_away_for_half_a_minute_is_ridden_out(tmp_path, source
         annotating = lambda seen: any(e["step"] == "annotate" and e.get("what") for e in seen)  # noqa: E731
         assert curation_runs.wait_until(process, tmp_path / "run", annotating), process.stderr.read()
         door.shut()
+        log = next((tmp_path / "run" / "logs").glob("*.log"))
+        told = "the object store does not answer; waiting"
+        assert wait_for(lambda: process.poll() is not None or told in log.read_text(), 600), "it asks for nothing"
         time.sleep(AWAY_S)
         assert process.poll() is None, "the run ended while the store was away"
         door.open()
         _, err = process.communicate(timeout=900)
         assert process.returncode == 0, err[-3000:]
-    log = next((tmp_path / "run" / "logs").glob("*.log")).read_text()
-    assert "the object store does not answer; waiting" in log
     assert curation_runs.manifests(tmp_path / "run") == curation_runs.manifests(undisturbed)

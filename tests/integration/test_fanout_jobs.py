@@ -215,7 +215,7 @@ def test_credentials_that_expire_half_way_are_read_anew(lab):
         return at_once(container)
 
     def connect() -> Cluster:
-        return Cluster(lambda: lab.api.configuration("new" if renewed.is_set() else "token"), NAMESPACE, patience_s=20)
+        return Cluster(lambda: lab.api.configuration("new" if renewed.is_set() else "token"), NAMESPACE, patience_s=120)
 
     with pods_do(lab, held_back):
         found: list[Outcome] = []

@@ -13,7 +13,7 @@ import pytest
 from kfp import compiler, dsl
 
 from svdflow.common.manifests import read_rows
-from tests.holding import holding
+from tests.holding import Point, holding
 from tests.waiting import wait_for
 
 MB = 1000**2
@@ -100,12 +100,12 @@ def test_a_disk_that_fills_in_mid_run_gives_one_line_loses_nothing_and_the_next_
 ):
     workdir = small_disk / "run"
     kept = workdir / "data" / "results" / "annotate"
-    environment, go_on = holding(tmp_path / "hold", r"/results/annotate/.*\.json$", after=3)
-    process = start(curation, workdir, source, **environment)
+    hold = holding(tmp_path / "hold", Point(r"/results/annotate/.*\.json$", after=3))
+    process = start(curation, workdir, source, **hold.environment)
     assert wait_for(lambda: process.poll() is not None or len(list(kept.rglob("*.json"))) >= 3, 600)
     assert process.poll() is None, process.communicate()
     fill(small_disk / "filler")
-    go_on.touch()
+    hold.go_on.touch()
     out, err = process.communicate(timeout=600)
     assert process.returncode == 1
     assert out.count("\n") == 1 and "annotate" in out and "full" in out and "run again" in out, out

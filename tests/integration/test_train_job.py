@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from svdflow.common.cluster.api import Cluster
 from svdflow.common.cluster.owners import release_all
 from svdflow.common.errors import ConfigError
 from svdflow.training.train.endings import TrainingFailed
-from svdflow.training.train.trainjob import attempts
+from svdflow.training.train.trainjob import attempts, launch
+from svdflow.training.train.trainjob.budget import Budget
 from tests.fakes.kube_kubelet import TERM, until_told
 from tests.fakes.kube_rules import PODS, TRAINJOBS, WORKFLOWS
 from tests.fakes.kube_store import wait_for
@@ -323,13 +325,13 @@ def test_the_budget_counts_all_attempts_and_steps(make):
     assert len(site.created()) == 1
 
 
-def test_a_budget_runs_on_while_no_step_watches(make):
+def test_a_budget_runs_on_while_no_step_watches(make, monkeypatch):
     site = make(until_told, second=1000.0)
-    settings = site.settings(gpu_hours=4 * 0.6 / 3600)  # of four GPUs
+    settings = site.settings(gpu_hours=4)  # an hour of four GPUs
     first = site.step("run-a", settings)
     site.running()
     first.kill()
-    time.sleep(0.8)
+    monkeypatch.setattr(launch, "Budget", partial(Budget, calendar=lambda: time.time() + 3601))
     failed(site.step("run-a", settings), TrainingFailed, "GPU-hours is used up")
 
 

@@ -15,7 +15,7 @@ from tests.fakes.kube_controllers import Controllers
 from tests.fakes.kube_kubelet import Container, as_process
 from tests.fakes.kube_rules import TRAINJOBS
 from tests.fakes.kube_store import wait_for
-from tests.holding import holding
+from tests.holding import Point, holding
 from tests.ports import free_port
 from tests.train_job_site import kubeconfig
 from tests.training_runs import make_autoencoder, make_samples, settings_for
@@ -46,15 +46,15 @@ def test_a_stage_is_trained_on_two_nodes_and_goes_on_after_a_failure(tmp_path, m
     with KubeAPI() as api, Controllers(api.store, nodes_here) as site:
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig(api, tmp_path / "kubeconfig")))
         checkpoints = root.scratch("training")
-        environment, go_on = holding(tmp_path / "hold", r"/checkpoints/step_\d+$", after=1)
-        for name, value in environment.items():
+        hold = holding(tmp_path / "hold", Point(r"/checkpoints/step_\d+$", after=1))
+        for name, value in hold.environment.items():
             monkeypatch.setenv(name, value)
 
         def kill_a_node() -> None:
             wait_for(lambda: any(checkpoints.glob("*/checkpoints/step_*")), 1200)
             pid = int(next(checkpoints.glob("*/attempts/*/beat-1.txt")).read_text().split()[0])
             os.kill(pid, signal.SIGKILL)
-            go_on.touch()
+            hold.go_on.touch()
 
         thread = threading.Thread(target=kill_a_node, daemon=True)
         thread.start()

@@ -379,12 +379,13 @@ download(part, connect, connect_patiently(part, connect, settings, 1e12), settin
 
 
 def test_a_killed_fetch_is_gone_on_with_in_the_next_run(server, part):
-    held = threading.Event()
+    all_is_sent, held = threading.Event(), threading.Event()
     page = server.file("/a.mp4", DATA, breaks=[400_000])
-    page.after_break = lambda: held.wait(300)  # the connection stays open while the fetching process is killed
+    # the connection stays open while the fetching process is killed
+    page.after_break = lambda: all_is_sent.set() or held.wait(300)
     process = subprocess.Popen([sys.executable, "-c", FETCH, f"{server.url}/a.mp4", str(part)])
     deadline = time.monotonic() + 120
-    while not (part.is_file() and part.stat().st_size):
+    while not (all_is_sent.is_set() and part.is_file() and part.stat().st_size):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
     process.kill()

@@ -161,7 +161,7 @@ def train(data, folder, stop_at=0, **values):
 
 @pytest.fixture
 def signals():
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -126,7 +126,7 @@ def test_runs_with_and_without_readers_and_resumed_end_bit_identical(tmp_path):
 
     root, samples = make_samples(tmp_path)
     autoencoder = make_autoencoder(tmp_path / "vae")
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
 
     def train(name: str, stop_at: int = 0, **values) -> dict:
         folder = tmp_path / name

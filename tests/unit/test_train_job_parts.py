@@ -155,7 +155,8 @@ def test_on_one_node_mpirun_would_take_a_second_one_so_it_is_torchrun():
 
 def test_a_worker_takes_its_ranks_from_open_mpi_and_from_torchrun_first(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that what is set below does not outlive this test
+        monkeypatch.delenv(name)
     worker.take_ranks_from_mpi()
     assert "RANK" not in worker.os.environ
     for name, value in (("RANK", "9"), ("SIZE", "16"), ("LOCAL_RANK", "1"), ("LOCAL_SIZE", "8")):

@@ -128,7 +128,7 @@ def test_motion_that_is_not_known_is_told_as_the_released_models_default(data):
 def chain(data, tmp_path):
     """Runs stages of no steps, one from another, on samples whose motion scores are multiplied."""
     root, samples, vae = data
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
 
     def run(name, stage, init, times=1.0, **values):
         folder = tmp_path / name

@@ -191,7 +191,7 @@ def test_a_run_hands_on_a_model_that_interpolates(data, start, tmp_path):
     job = Job("interpolation", settings, samples, root.location, start, tmp_path / "checkpoints", None,
               tmp_path / "logs", tmp_path / "samples", tmp_path / "model",
               {"init": None, "configuration": {}})  # fmt: skip
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
     try:
         with one_process():
             result = Trainer(job, Asked(), Heartbeat(tmp_path, 0)).run()

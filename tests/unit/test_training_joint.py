@@ -85,7 +85,7 @@ def test_an_image_s_loss_does_not_depend_on_what_the_temporal_layers_have_learne
 
 
 def test_a_joint_run_hands_on_a_video_model_told_by_its_videos(job, tmp_path):
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
     try:
         with one_process():
             result = Trainer(job, Asked(), Heartbeat(tmp_path, 0)).run()

@@ -204,9 +204,9 @@ def answered(port: int) -> bool:
 
 
 def test_scrapers_that_hang_do_not_pile_up_and_let_go_in_time(port, monkeypatch, capsys):
-    monkeypatch.setattr(prometheus_metrics._Handler, "timeout", 0.3)
     with served(a_run()):
         scrape(port)
+        monkeypatch.setattr(prometheus_metrics._Handler, "timeout", 0.3)  # short for those who mean to answer, too
         before = threading.active_count()
         hanging = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]
         for connection in hanging[::2]:

@@ -40,7 +40,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def asked():
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
     yield Asked()
     signal.alarm(0)
     for number, handler in before.items():
