@@ -150,7 +150,8 @@ def test_annotate_and_filter_write_the_same_manifests_models_included_and_show_t
         root, clips = places[place.name], given[place.name]
         notes, selection = place / "annotations.parquet", place / "selection.parquet"
         annotated = annotate_clips(clips.videos, clips.clips, notes, root, settings)
-        filtered = filter_clips(clips.videos, clips.clips, notes, selection, root, FilterSettings(shown=2))
+        asked = FilterSettings(shown=2, text_percent=0, text_max_area=None, aesthetic_percent=0, similarity_percent=0)
+        filtered = filter_clips(clips.videos, clips.clips, notes, selection, root, asked)
         assert len(pictures_of(annotated)) == 3 and pictures_of(filtered)
         return notes.read_bytes(), selection.read_bytes(), pictures_of(annotated), sorted(pictures_of(filtered))
 

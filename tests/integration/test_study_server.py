@@ -257,10 +257,12 @@ async def in_a_browser(port: int) -> dict:
     """Begin, watch, press the right arrow; what was seen."""
     import aiohttp
 
-    with tempfile.TemporaryDirectory() as profile:
+    # A browser is many processes, and some write on while others have ended: all are killed, before the folder goes.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
         command = [CHROMIUM, *options, "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"]
-        browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        browser = subprocess.Popen(command, start_new_session=True, **quiet)
         try:
             told = Path(profile) / "DevToolsActivePort"
             assert await asyncio.to_thread(wait_for, lambda: told.exists() and told.read_text().count("\n"), 300)
@@ -270,7 +272,7 @@ async def in_a_browser(port: int) -> dict:
                 async with session.ws_connect(page["webSocketDebuggerUrl"]) as socket_:
                     return await visit(socket_, port)
         finally:
-            browser.kill()
+            os.killpg(browser.pid, signal.SIGKILL)
             browser.wait()
 
 

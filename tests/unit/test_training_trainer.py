@@ -16,6 +16,7 @@ from svdflow.diffusion.discrete import DiscreteSchedule
 from svdflow.diffusion.edm import EDM, Parameterisation
 from svdflow.diffusion.model_directory import load_model, read_card, save_model
 from svdflow.training.train import trainer as trainer_module
+from svdflow.training.train import work as work_module
 from svdflow.training.train.checkpoint import newest_sound, save_checkpoint
 from svdflow.training.train.checkpoint_store import CheckpointStore
 from svdflow.training.train.heartbeat import Heartbeat
@@ -99,13 +100,13 @@ def test_a_run_told_to_stop_while_it_validates_keeps_its_weights_and_ends_as_an_
     assert whole["best_checkpoint"] in ("step_00000002", "step_00000004")
 
     run = trainer(data, tmp_path / "told", asked, steps=6, held_out_seeds=3, validate_every=2, checkpoint_every=100)
-    losses = run.judge.losses
+    losses = run.work.judge.losses
 
     def told(draws):
         asked.to_stop = run.engine.step == 4
         return losses(draws)
 
-    run.judge.losses = told
+    run.work.judge.losses = told
     assert run.run() is None
     kept, _ = newest_sound(tmp_path / "told" / "checkpoints")
     assert kept.step == 4
@@ -144,7 +145,7 @@ def test_the_weights_that_are_handed_on_are_the_last_or_the_best_ones_as_asked(d
     for hand_on in ("best", "last"):
         folder = tmp_path / hand_on
         run = trainer(data, folder, asked, steps=6, validate_every=2, checkpoint_every=100, hand_on=hand_on)
-        run.judge.losses = lambda draws, run=run: torch.full((len(draws),), at.get(run.engine.step, 9.0))
+        run.work.judge.losses = lambda draws, run=run: torch.full((len(draws),), at.get(run.engine.step, 9.0))
         result = run.run()
         chosen = 4 if hand_on == "best" and losses[1] == 1.0 else 6
         card = read_card(folder / "model")
@@ -172,7 +173,7 @@ def test_a_run_that_dies_while_its_end_is_looked_at_has_no_step_to_do_again(data
             raise SystemExit("killed")
         return torch.zeros(len(draws))
 
-    dies.judge.losses = losses
+    dies.work.judge.losses = losses
     with pytest.raises(SystemExit):
         dies.run()
     again = trainer(data, tmp_path / "dies", asked, steps=3)
@@ -226,7 +227,7 @@ def test_the_checkpoint_at_the_end_is_copied_to_the_store_only_for_a_run_that_is
         asked.to_stop = told and run.engine.step == 3
         return torch.zeros(len(draws))
 
-    run.judge.losses = losses
+    run.work.judge.losses = losses
     result = run.run()
     assert run.store.wait(60) and (result is None) == told
     assert run.store.steps() == ([3, 2] if told else [2])
@@ -236,7 +237,7 @@ def test_what_is_looked_at_on_the_way_is_the_running_average_and_lies_in_the_log
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = trainer(data, tmp_path, asked, steps=4, validate_every=2, sample_every=2)
-    step, judged = run.engine.train_step, run.judge.losses
+    step, judged = run.engine.train_step, run.work.judge.losses
     kept, seen = {}, []
 
     def whole(part: str) -> torch.Tensor:
@@ -256,8 +257,8 @@ def test_what_is_looked_at_on_the_way_is_the_running_average_and_lies_in_the_log
         np.save(folder / "sample_0.npy", np.full((1, 16, 16, 3), 40, np.uint8))
 
     run.engine.train_step = stepped
-    run.judge.losses = lambda draws: look("held-out loss") or judged(draws)
-    monkeypatch.setattr(trainer_module, "write_samples", write)
+    run.work.judge.losses = lambda draws: look("held-out loss") or judged(draws)
+    monkeypatch.setattr(work_module, "write_samples", write)
     result = run.run()
     looked = {(what, at) for what, at, _ in seen if at}
     assert looked == {(what, at) for what in ("samples", "held-out loss") for at in (2, 4)}
