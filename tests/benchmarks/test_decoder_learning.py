@@ -15,7 +15,6 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from svdflow.common.manifests import AXES, write_manifest
 from svdflow.common.storage import DataRoot
 from svdflow.diffusion.autoencoder import load_autoencoder
 from svdflow.diffusion.model_directory import VideoModel, save_model
@@ -27,7 +26,7 @@ from svdflow.training.encode.encode import encode_clips
 from svdflow.training.encode.settings import EncodeSettings
 from svdflow.training.train.settings import stage_settings
 from svdflow.training.train.train import train_stage
-from tests.integration.clip_sets import clip_set
+from tests.integration.clip_sets import all_kept, clip_set
 from tests.training_runs import UNET
 
 STEPS, BATCH = 100, 4
@@ -72,17 +71,8 @@ def test_decoded_clips_come_nearer_to_the_truth(tmp_path, autoencoder, lr, adver
     shots = shots_of(tmp_path / "media")
     made = clip_set(root, tmp_path, shots, fps=24.0)
     held_out = set(range(0, len(shots), 8))
-    selection = [
-        {"clip_id": clip, "video_id": clip, "keep": True, "reasons": [], "thresholds": "{}"}
-        | {"split": "held_out" if n in held_out else "train"}
-        | {f"{axis}_failed": False for axis in AXES}
-        for n, clip in enumerate(made.ids)
-    ]
-    notes = [{"clip_id": clip, "caption_image": "a clip", "annotators": "{}"} for clip in made.ids]
-    write_manifest("selection", selection, tmp_path / "selection.parquet")
-    write_manifest("annotations", notes, tmp_path / "annotations.parquet")
     encode = EncodeSettings(frames=FRAMES, fps=24, height=SIDE, width=SIDE, cache=False)
-    manifests = (made.clips, tmp_path / "annotations.parquet", tmp_path / "selection.parquet")
+    manifests = (made.clips, *all_kept(made, tmp_path, held_out))
     samples = tmp_path / "samples.parquet"
     encode_clips(*manifests, samples, root, encode)
     torch.manual_seed(0)

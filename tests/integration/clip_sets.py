@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from svdflow.common.identity import identity
-from svdflow.common.manifests import write_manifest
+from svdflow.common.manifests import AXES, write_manifest
 from svdflow.common.storage import DataRoot
 from svdflow.common.video import encode_mp4, probe
 
@@ -85,3 +86,17 @@ def clip_set(
     write_manifest("videos", videos, directory / "videos.parquet")
     write_manifest("clips", clips, directory / "clips.parquet")
     return ClipSet(directory / "videos.parquet", directory / "clips.parquet", [row["clip_id"] for row in clips])
+
+
+def all_kept(made: ClipSet, directory: Path, held_out: Collection[int] = ()) -> tuple[Path, Path]:
+    """Manifests of annotations and selection that keep every clip; those of these numbers are held out."""
+    selection = [
+        {"clip_id": clip, "video_id": clip, "keep": True, "reasons": [], "thresholds": "{}"}
+        | {"split": "held_out" if n in held_out else "train"}
+        | {f"{axis}_failed": False for axis in AXES}
+        for n, clip in enumerate(made.ids)
+    ]
+    notes = [{"clip_id": clip, "caption_image": "a clip", "annotators": "{}"} for clip in made.ids]
+    write_manifest("selection", selection, directory / "selection.parquet")
+    write_manifest("annotations", notes, directory / "annotations.parquet")
+    return directory / "annotations.parquet", directory / "selection.parquet"

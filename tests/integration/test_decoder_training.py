@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from svdflow.common.errors import BadInputError, ConfigError
 from svdflow.common.identity import tree_sha256
-from svdflow.common.manifests import AXES, read_rows, write_manifest
+from svdflow.common.manifests import read_rows, write_manifest
 from svdflow.common.sample_tensors import read_clip_frames
 from svdflow.diffusion.autoencoder import decode_latents, encode_frames, load_autoencoder
 from svdflow.diffusion.conditioning import LOCAL_TEXT_ENCODER
@@ -26,7 +26,7 @@ from svdflow.training.train.signals import Asked
 from svdflow.training.train.train import train_stage
 from svdflow.training.train.trainer import Trainer
 from tests.engine_runs import one_process
-from tests.integration.clip_sets import clip_set
+from tests.integration.clip_sets import all_kept, clip_set
 from tests.training_runs import UNET
 
 FRAMES, SIDE = 4, 32
@@ -47,17 +47,8 @@ def site(root, tmp_path) -> tuple[Path, Path]:
         np.kron(rng.integers(0, 255, (8, 4, 4, 3), dtype=np.uint8), np.ones((1, 8, 8, 1), np.uint8)) for _ in range(5)
     ]
     made = clip_set(root, tmp_path, shots)
-    selection = [
-        {"clip_id": clip, "video_id": clip, "keep": True, "reasons": [], "thresholds": "{}"}
-        | {"split": "held_out" if n < 2 else "train"}
-        | {f"{axis}_failed": False for axis in AXES}
-        for n, clip in enumerate(made.ids)
-    ]
-    notes = [{"clip_id": clip, "caption_image": "a clip", "annotators": "{}"} for clip in made.ids]
-    write_manifest("selection", selection, tmp_path / "selection.parquet")
-    write_manifest("annotations", notes, tmp_path / "annotations.parquet")
     encode = EncodeSettings(frames=FRAMES, fps=12, height=SIDE, width=SIDE, cache=False)
-    manifests = (made.clips, tmp_path / "annotations.parquet", tmp_path / "selection.parquet")
+    manifests = (made.clips, *all_kept(made, tmp_path, (0, 1)))
     encode_clips(*manifests, tmp_path / "samples.parquet", root, encode)
     torch.manual_seed(0)
     unet = build_video_unet(UNetSettings(**UNET | {"latent_channels": 8, "cross_attention_dim": 384}), "text_to_video")
