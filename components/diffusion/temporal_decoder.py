@@ -10,6 +10,7 @@ Legend: B batch, F frames, C channels, H W pixel sides, c h w latents'; T, Y and
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -93,7 +94,7 @@ class PatchDiscriminator(torch.nn.Module):
         parts: list[torch.nn.Module] = []
         for n, (before, after) in enumerate(zip([3, *widths], widths, strict=False)):
             parts.append(torch.nn.Conv3d(before, after, (3, 4, 4), (1, 2, 2), 1))
-            parts += [torch.nn.GroupNorm(min(32, after // 4), after)] * (n > 0) + [torch.nn.LeakyReLU(0.2)]
+            parts += [torch.nn.GroupNorm(math.gcd(32, after // 4), after)] * (n > 0) + [torch.nn.LeakyReLU(0.2)]
         parts.append(torch.nn.Conv3d(widths[-1], 1, 3, 1, 1))
         self.layers = torch.nn.Sequential(*parts)
 
@@ -103,7 +104,7 @@ class PatchDiscriminator(torch.nn.Module):
 
 
 class DecoderFinetuning(torch.nn.Module):
-    """A decoder and its discriminator, which one optimiser moves at the same time.
+    """A decoder and its discriminator, if its loss has a weight; one optimiser moves both at the same time.
 
     Each learns from its own loss alone: the decoder's goes through the discriminator without touching its weights, the
     discriminator's looks at frames that the decoder is no longer behind.
@@ -117,12 +118,14 @@ class DecoderFinetuning(torch.nn.Module):
     def __init__(self, decoder: torch.nn.Module, losses: DecoderLosses, perceptual: Lpips | None = None) -> None:
         super().__init__()
         self.decoder, self.settings, self._perceptual = decoder, losses, perceptual
-        self.discriminator = PatchDiscriminator(losses.discriminator_width, losses.discriminator_layers)
+        self.discriminator: PatchDiscriminator | None = None
+        if losses.adversarial_weight:
+            self.discriminator = PatchDiscriminator(losses.discriminator_width, losses.discriminator_layers)
 
     def forward(
-        self, latents_BFchw: torch.Tensor, frames_BFCHW: torch.Tensor | None = None, adversarial: bool = True
+        self, latents_BFchw: torch.Tensor, frames_BFCHW: torch.Tensor, adversarial: bool = True
     ) -> tuple[torch.Tensor, ...]:
-        """Decode, and tell the losses where the true frames are given.
+        """Decode, and tell the losses.
 
         Args:
             latents_BFchw: not scaled, as the decoder takes them.
@@ -130,24 +133,24 @@ class DecoderFinetuning(torch.nn.Module):
             adversarial: whether decoder and discriminator learn from each other.
 
         Returns:
-            The decoded frames [B, F, C, H, W], float32; and with true frames the loss per video and its parts, [B]
-            each. The loss has the value of the reconstruction's: a decoder's and a discriminator's against each other
-            would tell nothing of how far training is. Its gradient is that of all of them.
+            The decoded frames [B, F, C, H, W], float32; the loss, the absolute error and, with gradients and a
+            discriminator, that one's own loss, [B] each. The loss has the value of the reconstruction's: a decoder's
+            and a discriminator's against each other would tell nothing of how far training is. Its gradient is that of
+            all of them.
         """
         made_BFCHW = self._decoded(latents_BFchw)
-        if frames_BFCHW is None:
-            return (made_BFCHW,)
         absolute_B = (made_BFCHW - frames_BFCHW).abs().flatten(1).mean(1)
         reconstruction_B = absolute_B
         if self._perceptual is not None:
             apart_BF = self._perceptual.differences(made_BFCHW.flatten(0, 1), frames_BFCHW.flatten(0, 1))
             perceptual_B = apart_BF.view(made_BFCHW.shape[:2]).mean(1)
             reconstruction_B = absolute_B + self.settings.perceptual_weight * perceptual_B
-        if not torch.is_grad_enabled():
+        if self.discriminator is None or not torch.is_grad_enabled():
             return made_BFCHW, reconstruction_B, absolute_B
-        against_B = -self._judged(made_BFCHW, learns=False).flatten(1).mean(1)
+        fixed = {name: tensor.detach() for name, tensor in self.discriminator.named_parameters()}
+        against_B = -_judged(self.discriminator, made_BFCHW, fixed).flatten(1).mean(1)
         weight_B = self.settings.adversarial_weight * _ratio(reconstruction_B, against_B, made_BFCHW)
-        real, made = self._judged(frames_BFCHW, True), self._judged(made_BFCHW.detach(), True)
+        real, made = (_judged(self.discriminator, video) for video in (frames_BFCHW, made_BFCHW.detach()))
         apart_B = 0.5 * (F.relu(1 - real) + F.relu(1 + made)).flatten(1).mean(1)
         learned_B = (weight_B * against_B + apart_B) * float(adversarial)
         return made_BFCHW, reconstruction_B + learned_B - learned_B.detach(), absolute_B, apart_B
@@ -166,12 +169,13 @@ class DecoderFinetuning(torch.nn.Module):
         made = self.decoder(latents_BFchw.flatten(0, 1).to(dtype), images_BF, frames)
         return made.float().unflatten(0, (batch, frames))
 
-    def _judged(self, video_BFCHW: torch.Tensor, learns: bool) -> torch.Tensor:
-        video_BFCHW = video_BFCHW.to(next(self.discriminator.parameters()).dtype)
-        if learns:
-            return self.discriminator(video_BFCHW).float()
-        fixed = {name: tensor.detach() for name, tensor in self.discriminator.named_parameters()}
-        return torch.func.functional_call(self.discriminator, fixed, (video_BFCHW,)).float()
+
+def _judged(
+    discriminator: PatchDiscriminator, video_BFCHW: torch.Tensor, weights: dict[str, torch.Tensor] | None = None
+) -> torch.Tensor:
+    """What a discriminator says, with its own weights or others, [B, T, Y, X] in float32."""
+    video_BFCHW = video_BFCHW.to(next(discriminator.parameters()).dtype)
+    return torch.func.functional_call(discriminator, weights or {}, (video_BFCHW,)).float()
 
 
 def _ratio(reconstruction_B: torch.Tensor, against_B: torch.Tensor, made_BFCHW: torch.Tensor) -> torch.Tensor:

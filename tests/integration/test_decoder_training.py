@@ -134,6 +134,9 @@ def test_what_a_decoder_cannot_learn_from_is_refused_with_the_remedy(site, root,
     write_manifest("samples", rows, tmp_path / "encoded.parquet")
     with pytest.raises(BadInputError, match=r"learns from frames; set encode\.cache=false"):
         train_stage("decoder", tmp_path / "encoded.parquet", start, tmp_path / "out", root, settings_for(), {})
+    absent = settings_for(losses={"lpips_backbone": "absent", "lpips_heads": "absent"})
+    with pytest.raises(ConfigError, match=r"train_decoder\.losses\.lpips_backbone: absent: there is no such file"):
+        train_stage("decoder", samples, start, tmp_path / "out", root, absent, {})
     with pytest.raises(ConfigError, match=r"train_decoder\.losses\.lpips_backbone.*perceptual_weight=0"):
         train_stage("decoder", samples, start, tmp_path / "out", root, settings_for(losses={}), {})
     config = json.loads((start / "unet/config.json").read_text())

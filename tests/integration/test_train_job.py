@@ -372,6 +372,10 @@ def test_what_training_pods_would_not_see_is_copied_or_refused(make, tmp_path):
     for wrong, says in (
         (replace(given, root=str(tmp_path / "data")), "data root .*: training pods do not see it"),
         (replace(given, settings=site.job(autoencoder=str(init)).settings), "train_image.autoencoder"),
+        (
+            replace(given, stage="decoder", settings=site.job(losses={"lpips_heads": str(mine)}).settings),
+            "train_decoder.losses.lpips_heads: .*not on the work volume",
+        ),
     ):
         with pytest.raises(ConfigError, match=says):
             shared(wrong, site.folder, site.work)

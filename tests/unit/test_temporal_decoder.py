@@ -122,6 +122,19 @@ def test_without_the_adversary_the_error_alone_teaches_and_the_discriminator_res
     assert not any(grad.any() for name, grad in found.items() if name.startswith("discriminator."))
 
 
+def test_without_a_weight_there_is_no_discriminator_and_every_width_makes_one():
+    net = tiny(LOSSES.model_copy(update={"adversarial_weight": 0.0}))
+    assert net.discriminator is None and not any("discriminator" in name for name in net.state_dict())
+    latents, frames = clips()
+    net(latents, frames)[1].sum().backward()
+    plain = tiny()
+    plain(latents, frames, adversarial=False)[1].sum().backward()
+    for name, grad in gradients(net).items():
+        torch.testing.assert_close(grad, gradients(plain)[name], rtol=1e-5, atol=1e-8, msg=name)
+    for width in (4, 36, 60, 64):
+        assert PatchDiscriminator(width, 4)(torch.zeros(1, 1, 3, 16, 16)).shape == (1, 1, 1, 1)
+
+
 def test_what_a_video_teaches_does_not_depend_on_the_others_of_its_batch():
     net, (latents, frames) = tiny(), clips(3)
     net(latents, frames)[1].mean().backward()

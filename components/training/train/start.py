@@ -105,6 +105,9 @@ def _check_decoder(init: Path | None, settings: StageSettings) -> None:
             "svdflow.curation.annotate.convert_weights makes them), or set train_decoder.losses.perceptual_weight=0 "
             "to learn from the absolute error alone"
         )
+    for name in ("lpips_backbone", "lpips_heads"):
+        if losses.perceptual_weight and not Path(path := getattr(losses, name)).is_file():
+            raise ConfigError(f"train_decoder.losses.{name}: {path}: there is no such file")
     if init is not None and (kind := _kind_of(init)) not in WITH_DECODER:
         raise BadInputError(
             f"{init}: a model of kind {kind} cannot start stage decoder, which takes {', '.join(WITH_DECODER)}"

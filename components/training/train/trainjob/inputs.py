@@ -13,6 +13,7 @@ from ....common.files import link_tree
 from ..job import Job
 
 _MODELS = ("base", "autoencoder", "text_encoder", "image_encoder")  # settings that may name a directory
+_LPIPS = ("lpips_backbone", "lpips_heads")  # that name files
 
 
 def shared(job: Job, folder: Path, work: Path) -> Job:
@@ -33,9 +34,11 @@ def shared(job: Job, folder: Path, work: Path) -> Job:
         raise ConfigError(
             f"data root {job.root}: training pods do not see it; take one below {work}, or s3:// (SVDFLOW_DATA_ROOT)"
         )
-    for name in _MODELS:
-        value = getattr(job.settings, name)
-        if value and Path(value).is_dir() and not _inside(Path(value), work):
+    named = {name: getattr(job.settings, name) for name in _MODELS}
+    if job.stage == "decoder":
+        named |= {f"losses.{name}": getattr(job.settings.losses, name) for name in _LPIPS}
+    for name, value in named.items():
+        if value and Path(value).exists() and not _inside(Path(value), work):
             raise ConfigError(
                 f"train_{job.stage}.{name}: {value} is not on the work volume {work}: training pods do not see it"
             )
